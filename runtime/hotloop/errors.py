@@ -1,0 +1,36 @@
+"""Errors that name the place, the rule and the value, in one line."""
+
+from __future__ import annotations
+
+__all__ = ["BundleError", "HotloopError", "InputError", "NonFiniteError", "TruncationWarning"]
+
+_NOTHING = object()
+_LONGEST = 120
+
+
+class HotloopError(Exception):
+    """Base of every error that hotloop raises on purpose: `[place] rule, got value`."""
+
+    def __init__(self, place: str, rule: str, got: object = _NOTHING) -> None:
+        self.place, self.rule = place, rule
+        message = f"[{place}] {rule}"
+        if got is not _NOTHING:
+            shown = repr(got)
+            message += f", got {shown if len(shown) <= _LONGEST else shown[:_LONGEST] + '…'}"
+        super().__init__(message)
+
+
+class InputError(HotloopError, ValueError):
+    """An argument, a prompt, an image or an option that breaks a rule. The CLI exits with code 2."""
+
+
+class BundleError(HotloopError, RuntimeError):
+    """A bundle whose files are missing, altered, malformed or not for this machine."""
+
+
+class NonFiniteError(HotloopError, ArithmeticError):
+    """A result with NaN or infinity in it: raised instead of showing a black image."""
+
+
+class TruncationWarning(UserWarning):
+    """A prompt was longer than the text encoder takes and was cut."""
