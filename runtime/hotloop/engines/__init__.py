@@ -1,0 +1,114 @@
+"""The Engine protocol: one network that can run, and the table of engine kinds.
+
+    engine = open_engine("onnx", path, network, device="cpu")
+    with engine.contexts.lease(B=2, h=64, w=64, T=77) as ctx:
+        ctx.inputs["sample"][:] = ...
+        ctx.run()
+        ctx.outputs["out"]                      # valid until the next run of this context
+
+Engines never import each other, and nothing above this package can tell them apart.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import InputError
+from ..spec import Network
+
+__all__ = ["KINDS", "Context", "ContextPool", "Engine", "available", "open_engine"]
+
+# kind -> (module, class, what to install when its library is missing)
+KINDS: dict[str, tuple[str, str, str]] = {
+    "onnx": (".onnx", "OnnxEngine", "pip install onnxruntime"),
+}
+
+
+class Context(Protocol):
+    """Inputs and outputs bound at fixed addresses for one shape."""
+
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+
+    def run(self, stream: int | None = None) -> None:
+        """Read `inputs`, fill `outputs`; outputs are valid until the next run."""
+
+
+class Engine(Protocol):
+    """One network that can run. Several contexts share one set of weights."""
+
+    kind: str
+    device: str
+    network: Network
+    contexts: ContextPool
+
+    def context(self, **dims: int) -> Context:
+        """A new context; `dims` gives every symbol of the network's shapes (B, T, h, w, H, W)."""
+
+    def prepare(self, shapes: Iterable[Mapping[str, int]]) -> None:
+        """Warm up: allocate and run once at each shape."""
+
+
+class ContextPool:
+    """Idle contexts of one engine by shape, least recently used shapes dropped first. Safe across threads."""
+
+    def __init__(self, engine: Engine, *, shapes: int = 8) -> None:
+        self._engine, self._shapes = engine, shapes
+        self._idle: OrderedDict[tuple[tuple[str, int], ...], list[Context]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def acquire(self, **dims: int) -> Context:
+        key = tuple(sorted(dims.items()))
+        with self._lock:
+            idle = self._idle.get(key)
+            if idle:
+                self._idle.move_to_end(key)
+                return idle.pop()
+        return self._engine.context(**dims)
+
+    def release(self, context: Context, **dims: int) -> None:
+        key = tuple(sorted(dims.items()))
+        with self._lock:
+            self._idle.setdefault(key, []).append(context)
+            self._idle.move_to_end(key)
+            while len(self._idle) > self._shapes:
+                self._idle.popitem(last=False)
+
+    @contextmanager
+    def lease(self, **dims: int) -> Iterator[Context]:
+        context = self.acquire(**dims)
+        try:
+            yield context
+        finally:
+            self.release(context, **dims)
+
+
+def available() -> dict[str, str | None]:
+    """Each engine kind with None when it can run here, else the command that installs what is missing."""
+    found: dict[str, str | None] = {}
+    for kind, (module, _, install) in KINDS.items():
+        try:
+            import_module(module, __name__).library()
+            found[kind] = None
+        except ImportError:
+            found[kind] = install
+    return found
+
+
+def open_engine(kind: str, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None) -> Engine:
+    """Open the engine file at `path` that runs `network`. Raises InputError for an unknown kind or a missing library."""
+    if kind not in KINDS:
+        raise InputError("engine", "kind must be one of " + ", ".join(KINDS), kind)
+    module, name, install = KINDS[kind]
+    try:
+        cls = getattr(import_module(module, __name__), name)
+        engine: Engine = cls(path, network, device=device, threads=threads)
+    except ImportError as error:
+        raise InputError("engine", f"{kind} needs a library that is not installed: {install} ({error})") from error
+    return engine
