@@ -1,0 +1,52 @@
+"""Convolutional pieces that the UNet and the VAE share; attribute names are the checkpoints' keys."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Downsample", "ResBlock", "Upsample"]
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions with a skip; the UNet's also take the time embedding [B, time_dim]."""
+
+    def __init__(self, c_in: int, c_out: int, *, groups: int, eps: float, time_dim: int = 0) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_dim, c_out) if time_dim else None
+        self.norm2 = nn.GroupNorm(groups, c_out, eps)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.time_emb_proj is not None and time is not None:
+            h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution of stride 2. Padding 0 means the VAE's: one row below and one column to the right."""
+
+    def __init__(self, channels: int, *, padding: int) -> None:
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour to twice the size, or to `size` where a skip has an odd one; then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        x = F.interpolate(x, size=size) if size is not None else F.interpolate(x, scale_factor=2.0)
+        return self.conv(x)

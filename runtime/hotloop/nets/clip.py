@@ -1,0 +1,120 @@
+"""The text encoder of CLIP (Radford et al. 2021): token ids -> hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Net
+
+__all__ = ["CLIPText"]
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": _quick_gelu, "gelu": F.gelu}
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, *, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [B, T, C] -> [B, H, T, D]
+        q, k, v = (
+            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class _MLP(nn.Module):
+    def __init__(self, width: int, hidden: int, *, activation: str) -> None:
+        super().__init__()
+        self.activation = _ACTIVATIONS[activation]
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, hidden: int, *, heads: int, activation: str, eps: float) -> None:
+        super().__init__()
+        self.self_attn = _Attention(width, heads=heads)
+        self.layer_norm1 = nn.LayerNorm(width, eps)
+        self.mlp = _MLP(width, hidden, activation=activation)
+        self.layer_norm2 = nn.LayerNorm(width, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, vocabulary: int, tokens: int, width: int) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocabulary, width)
+        self.position_embedding = nn.Embedding(tokens, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+class _Encoder(nn.Module):
+    def __init__(self, layers: list[_Layer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+
+class CLIPText(Net):
+    """CLIP's text transformer of any size; keys as in transformers' CLIPTextModel."""
+
+    class_name = "CLIPTextModel"
+    stem = "model"
+    prefix = "text_model."
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"hidden_act": tuple(_ACTIVATIONS)}
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        width = config.get("hidden_size", 512)
+        self.embeddings = _Embeddings(config.get("vocab_size", 49408), config.get("max_position_embeddings", 77), width)
+        self.encoder = _Encoder(
+            [
+                _Layer(
+                    width, config.get("intermediate_size", 2048), heads=config.get("num_attention_heads", 8),
+                    activation=config.get("hidden_act", "quick_gelu"), eps=config.get("layer_norm_eps", 1e-5),
+                )
+                for _ in range(config.get("num_hidden_layers", 12))
+            ]
+        )  # fmt: skip
+        self.final_layer_norm = nn.LayerNorm(width, config.get("layer_norm_eps", 1e-5))
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids [B, T] -> the last and the last but one hidden states [B, T, C], both through the final norm."""
+        x = penultimate = self.embeddings(input_ids)
+        for layer in self.encoder.layers:
+            penultimate, x = x, layer(x)
+        return self.final_layer_norm(x), self.final_layer_norm(penultimate)
+
+    @classmethod
+    def rename(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Older checkpoints store the positions 0..76 as well."""
+        return {key: value for key, value in tensors.items() if key != "embeddings.position_ids"}
+
+    def identity(self, dtype: torch.dtype) -> dict[str, Any]:
+        name = str(dtype).removeprefix("torch.")
+        return {"architectures": [self.class_name], "model_type": "clip_text_model", "torch_dtype": name}
