@@ -1,0 +1,59 @@
+# Two environments: .venv holds the runtime as a user gets it, .venv-dev everything the tests compare with.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long lint bench format clean
+
+SUITABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+            $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
+DEV := .venv-dev/bin/python
+# One thread per test process: the processes fill the cores.
+PYTEST := OMP_NUM_THREADS=1 $(DEV) -m pytest -n auto
+BUILD := pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
+INSTALLED := $(BUILD) $(shell find runtime export kernels/hotloop_kernels -type f \
+               -not -name '*.pyc' -not -name '* *' 2>/dev/null)
+
+help:                  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: .venv/installed  ## install hotloop into .venv (no torch) and draw faces with the built-in model
+	.venv/bin/python examples/demo.py
+
+test: lint             ## install everything the tests need into .venv-dev and run the everyday suite
+	$(PYTEST) $(ARGS)
+
+test-long: .venv-dev/installed  ## the full-size and slow tests
+	$(PYTEST) -m "long and not gpu" $(ARGS)
+
+lint: .venv-dev/installed  ## ruff and mypy
+	$(DEV) -m ruff check .
+	$(DEV) -m mypy
+
+bench: .venv-dev/installed  ## time hotloop against stock diffusers, outputs checked
+	$(DEV) benchmarks/txt2img.py $(ARGS)
+
+format: .venv-dev/installed  ## format Python, and C++ where clang-format is installed
+	$(DEV) -m ruff check --fix .
+	$(DEV) -m ruff format .
+	@if command -v clang-format >/dev/null; then clang-format -i kernels/csrc/*.cpp kernels/csrc/*.h; fi
+
+clean:                 ## remove the environments, build folders and caches
+	rm -rf .venv .venv-dev build dist .pytest_cache .mypy_cache .ruff_cache
+	find runtime export kernels benchmarks tests examples models -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed: $(INSTALLED)
+	@$(call need-python)
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check .
+	@touch $@
+
+# Editable: a changed .py file is seen without installing again; changed build files and C++ sources rebuild.
+.venv-dev/installed: $(BUILD)
+	@$(call need-python)
+	$(PYTHON) -m venv .venv-dev
+	$(DEV) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+define need-python
+$(or $(PYTHON),false) -c '$(SUITABLE)' 2>/dev/null || { \
+  echo "hotloop needs Python 3.11 or 3.12 with venv; name one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+endef
