@@ -1,0 +1,94 @@
+// The compiled operators as a Python module: arrays to views, nothing else. <op>.py has checked every argument.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+
+#include "common.h"
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using hotloop::Images;
+using Floats = py::array_t<float, 0>;
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+using Rows = py::array_t<int32_t, py::array::c_style>;
+using Optional = std::optional<Floats>;
+
+// [N, ...] with contiguous images.
+Images<const float> images(const Floats& array) { return {array.data(), array.strides(0) / 4}; }
+Images<const float> images(const Optional& array) { return array ? images(*array) : Images<const float>{}; }
+const float* data(const Optional& array) { return array ? array->data() : nullptr; }
+
+void cfg_step(Floats state, const Floats& m_c, const Optional& m_u, const Rows& rows, const Floats& guidance,
+              const Floats& update, const Floats& p_x, const Floats& p_m, const Optional& z, const Optional& mask,
+              const Optional& known, const Optional& eps, const Optional& k_img, const Optional& k_eps,
+              const Optional& residual) {
+    hotloop::CfgStep s{};
+    s.states = static_cast<int>(state.shape(0));
+    s.images = state.shape(1);
+    s.channels = state.shape(2);
+    s.pixels = state.shape(3) * state.shape(4);
+    for (int k = 0; k < s.states; ++k)
+        s.state[k] = {state.mutable_data() + k * (state.strides(0) / 4), state.strides(1) / 4};
+    s.m_c = images(m_c);
+    s.m_u = images(m_u);
+    s.z = images(z);
+    s.mask = images(mask);
+    s.known = images(known);
+    s.eps = images(eps);
+    s.rows = rows.data();
+    s.guidance = guidance.data();
+    s.update = update.data();
+    s.p_x = p_x.data();
+    s.p_m = p_m.data();
+    s.k_img = data(k_img);
+    s.k_eps = data(k_eps);
+    s.residual = data(residual);
+    py::gil_scoped_release release;
+    hotloop::cfg_step(s);
+}
+
+bool rgb_pack(const Floats& in, Bytes out) {
+    uint8_t* bytes = out.mutable_data();
+    py::gil_scoped_release release;
+    return hotloop::rgb_pack(images(in), bytes, in.shape(0), in.shape(1), in.shape(2) * in.shape(3));
+}
+
+void rgb_unpack(const Bytes& in, Floats out) {
+    float* x = out.mutable_data();
+    py::gil_scoped_release release;
+    hotloop::rgb_unpack(in.data(), x, in.shape(0), in.shape(3), in.shape(1) * in.shape(2));
+}
+
+std::string compiler() {
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#elif defined(__GNUC__)
+    return "gcc " __VERSION__;
+#elif defined(_MSC_VER)
+    return "msvc " + std::to_string(_MSC_VER);
+#else
+    return "unknown";
+#endif
+}
+
+}  // namespace
+
+// noconvert: an array of another type would be updated as a copy, silently.
+PYBIND11_MODULE(_ops, m) {
+    m.attr("max_states") = hotloop::kMaxStates;
+    m.attr("compiler") = compiler();
+    m.attr("isa") = hotloop::isa();
+    m.def("cfg_step", &cfg_step, py::arg("state").noconvert(), py::arg("m_c").noconvert(), py::arg("m_u"),
+          py::arg("rows").noconvert(), py::arg("guidance").noconvert(), py::arg("update").noconvert(),
+          py::arg("p_x").noconvert(), py::arg("p_m").noconvert(), py::arg("z"), py::arg("mask"), py::arg("known"),
+          py::arg("eps"), py::arg("k_img"), py::arg("k_eps"), py::arg("residual"));
+    m.def("rgb_pack", &rgb_pack, py::arg("in").noconvert(), py::arg("out").noconvert());
+    m.def("rgb_unpack", &rgb_unpack, py::arg("in").noconvert(), py::arg("out").noconvert());
+}

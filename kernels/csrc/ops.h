@@ -1,0 +1,31 @@
+// The operators: pointers, sizes and strides in, no framework types. Arguments were checked in <op>.py.
+#pragma once
+
+#include <cstdint>
+
+#include "tensor.h"
+
+namespace hotloop {
+
+// The state holds x and K saved tensors: K + 1 rows. An update matrix has two more columns: d and z.
+constexpr int kMaxStates = 8;
+
+struct CfgStep {
+    int64_t images, channels, pixels;  // pixels = h w
+    int states;                        // K + 1 <= kMaxStates
+    Images<float> state[kMaxStates];   // [K+1][N][C h w], updated in place
+    Images<const float> m_c, m_u, z, mask, known, eps;
+    const int32_t* rows;    // [N]
+    const float* guidance;  // [N]
+    const float* update;    // [E][K+1][K+3]
+    const float *p_x, *p_m, *k_img, *k_eps;  // [E]
+    const float* residual;                   // [E][K+1] or null
+};
+void cfg_step(const CfgStep& step);
+
+// f32 [N][C][pixels] in [-1, 1] -> u8 [N][pixels][C]. False when a value is not finite.
+bool rgb_pack(Images<const float> in, uint8_t* out, int64_t images, int64_t channels, int64_t pixels);
+// u8 [N][pixels][C] -> f32 [N][C][pixels] in [-1, 1].
+void rgb_unpack(const uint8_t* in, float* out, int64_t images, int64_t channels, int64_t pixels);
+
+}  // namespace hotloop
