@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
@@ -37,6 +38,7 @@ class UNetDenoiser:
         self._engine = engine
         self._context: Context | None = None
         self._dims: dict[str, int] = {}
+        self.seconds = 0.0  # spent inside the engine since begin()
 
     def __enter__(self) -> UNetDenoiser:
         return self
@@ -52,6 +54,7 @@ class UNetDenoiser:
         self._dims = {"B": n * self._halves, "T": context.shape[1], "h": h, "w": w}
         self._context = self._engine.contexts.acquire(**self._dims)
         self._table, self._n = table, n
+        self.seconds = 0.0
         inputs = self._context.inputs
         inputs["context"][:] = context if negative is None else np.concatenate([negative, context])
         for half in range(self._halves):
@@ -67,7 +70,9 @@ class UNetDenoiser:
         if self._halves == 2:
             sample[n:, : self._channels] = sample[:n, : self._channels]
             inputs["timestep"][n:] = inputs["timestep"][:n]
+        began = time.perf_counter()
         self._context.run()
+        self.seconds += time.perf_counter() - began
         out = self._context.outputs["out"]
         return (out, None) if self._halves == 1 else (out[n:], out[:n])
 

@@ -1,0 +1,85 @@
+"""What this machine has: Python, engines, kernels, the built-in model; and what to install for the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import hotloop_kernels
+
+from . import engines
+from .bundle import Bundle, builtin
+from .errors import HotloopError
+
+__all__ = ["Finding", "examine"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: what was looked at, whether it is there, what was found, what to do if not."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at everything once; never raises."""
+    return [_host(), *_engines(), _kernels(), _compiler(), _gpu(), _model()]
+
+
+def _host() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("machine", True, f"Python {platform.python_version()}, {platform.machine()}, {cores} usable cores")
+
+
+def _engines() -> list[Finding]:
+    findings = []
+    for kind, install in engines.available().items():
+        found = "not installed"
+        if install is None:
+            try:
+                from .engines.onnx import devices
+
+                found = f"{version('onnxruntime')} on {', '.join(devices())}"
+            except PackageNotFoundError:
+                found = "installed"
+        findings.append(Finding(f"engine {kind}", install is None, found, install or ""))
+    return findings
+
+
+def _kernels() -> Finding:
+    if hotloop_kernels.compiled():
+        return Finding("kernels", True, f"compiled ({hotloop_kernels.build_info()})")
+    return Finding(
+        "kernels", False, "NumPy fallbacks", "install a C++ compiler and Python's headers, then reinstall hotloop"
+    )
+
+
+def _compiler() -> Finding:
+    found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    return Finding("C++ compiler", found is not None, found or "none", "" if found else "apt install g++ python3-dev")
+
+
+def _gpu() -> Finding:
+    from .engines.onnx import devices
+
+    try:
+        cuda = "cuda" in devices()
+    except ImportError:
+        cuda = False
+    if cuda:
+        return Finding("CUDA", True, "onnxruntime can use it")
+    return Finding("CUDA", False, "not used", "pip install onnxruntime-gpu on a machine with an NVIDIA GPU")
+
+
+def _model() -> Finding:
+    try:
+        bundle = Bundle.open(builtin())
+    except HotloopError as error:
+        return Finding("built-in model", False, str(error), "reinstall hotloop")
+    return Finding("built-in model", True, f"{bundle.family.name}, verified, {bundle.id[:12]}")

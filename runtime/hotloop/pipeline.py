@@ -1,0 +1,514 @@
+"""txt2img, img2img and inpaint: a few lines each over tokenizer, samplers, noise, loop and engines."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import image as images
+from . import loop, samplers
+from .bundle import Bundle, builtin
+from .denoiser import UNetDenoiser
+from .engines import Engine, open_engine
+from .errors import InputError, NonFiniteError
+from .noise import Streams, seeds_for
+from .samplers import StepTable
+from .schedule import Schedule
+from .tokenizer import Tokenizer, apply_weights
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["MAX_IMAGES", "Pipeline", "Result", "load"]
+
+MAX_IMAGES = 64  # per call: more are asked for in several calls, each reproducible from its own seeds
+MAX_PROMPT = 100_000  # characters
+MIN_CELLS = 8  # latent cells per side: below that the UNet's deepest level has no picture left
+
+Callback = Callable[[loop.Progress], object]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call made.
+
+    images   PIL images, the prompts' in order, num_images_per_prompt of each
+    seeds    the seed of each image: alone, with that seed, it comes out the same
+    timings  seconds: text, prepare, loop (of which engine inside the UNet engine), vae, total
+    latents  f32 [N, C, h, w], as they left the loop
+    """
+
+    images: list[Image]
+    seeds: list[int]
+    timings: dict[str, float]
+    latents: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A call's checked arguments; one prompt, negative prompt and seed per image."""
+
+    place: str
+    prompts: list[str]
+    negatives: list[str] | None
+    seeds: list[int]
+    steps: int
+    guidance: float
+    sampler: str
+    options: Mapping[str, Any]
+    rng: str
+    syntax: str
+    long_prompt: str
+    clip_skip: int
+    callback: Callback | None
+
+
+class _Clock:
+    """Seconds per named stage."""
+
+    def __init__(self) -> None:
+        self._begin = self._last = time.perf_counter()
+        self.timings: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.timings[stage] = self.timings.get(stage, 0.0) + now - self._last
+        self.timings["total"] = now - self._begin
+        self._last = now
+
+
+def load(
+    bundle: str | Path | None = None, *, engine: str = "auto", device: str = "auto", threads: int | None = None
+) -> Pipeline:
+    """Open a bundle directory (the built-in model by default) and its engines.
+
+    engine: "auto" or a kind of `hotloop.engines.KINDS`; device: "auto", "cpu" or "cuda"; threads: engine threads,
+    all usable cores by default. Raises BundleError for a damaged bundle, InputError for an unknown engine or device.
+    """
+    return Pipeline(Bundle.open(bundle or builtin()), engine=engine, device=device, threads=threads)
+
+
+class Pipeline:
+    """A loaded model. `txt2img`, `img2img` and `inpaint` take diffusers' argument names; several threads may call."""
+
+    def __init__(
+        self, bundle: Bundle, *, engine: str = "auto", device: str = "auto", threads: int | None = None
+    ) -> None:
+        self.bundle, self.family = bundle, bundle.family
+        self.engine = _choose_engine(bundle, engine)
+        self.device = device if device != "auto" else "cpu"
+        self._threads = threads
+        self.schedule = Schedule.from_config(bundle.scheduler_config, self.family.schedule)
+        self.tokenizer = Tokenizer.from_dir(bundle.path / "tokenizer")
+        self.text_encoder = self._open("text_encoder")
+        self.unet = self._open("unet")
+        self.vae_decoder = self._open("vae_decoder")
+        # A schedule is fixed for the pipeline's life, so its compiled tables can be kept.
+        self._table = lru_cache(maxsize=64)(self._build_table)
+
+    @cached_property
+    def vae_encoder(self) -> Engine:
+        """Opened when an image comes in for the first time."""
+        return self._open("vae_encoder")
+
+    def _open(self, network: str) -> Engine:
+        spec = self.family.networks[network]
+        return open_engine(
+            self.engine, self.bundle.network_file(network), spec, device=self.device, threads=self._threads
+        )
+
+    # Pipelines.
+
+    def txt2img(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        width: int | None = None,
+        height: int | None = None,
+        latents: np.ndarray | None = None,
+        **options: Any,
+    ) -> Result:
+        """Draw images from words.
+
+        prompt, negative_prompt: text or a list of texts. width, height: pixels, multiples of the family's factor.
+        latents: f32 [N, C, h, w] of unit noise, in place of the seed's own.
+        options: num_inference_steps, guidance_scale, sampler (None = the bundle's own default), seed (None = a fresh
+        one, told in the result), num_images_per_prompt (or num_images), clip_skip (0 or 1), callback (called with a
+        `loop.Progress` after every row; raise from it to cancel), sampler_options (eta, spacing, sigmas...),
+        rng ("torch" or "philox"), prompt_syntax ("a1111" or "plain"), long_prompt ("truncate" or "chunk").
+        Raises InputError for an argument out of range, NonFiniteError instead of returning a broken image.
+        """
+        clock = _Clock()
+        request = self._request("txt2img", prompt, negative_prompt, **options)
+        width, height = self._size(request.place, width, height)
+        table = self.table(request.sampler, request.steps, **request.options)
+        cond = self._encode_prompts(request)
+        clock.lap("text")
+        streams = Streams(request.seeds, request.rng)
+        shape = self._latent_shape(width, height)
+        noise = streams.normal(shape) if latents is None else self._given_latents(latents, len(request.seeds), shape)
+        return self._finish(request, table, noise * np.float32(table.init_scale), cond, streams, clock)
+
+    def img2img(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        image: Any,
+        strength: float = 0.6,
+        width: int | None = None,
+        height: int | None = None,
+        **options: Any,
+    ) -> Result:
+        """Redraw an image after a prompt.
+
+        image: path, PIL image or uint8 [H, W, 3]; resized to width x height (its own size rounded down to the grid by
+        default). strength in (0, 1]: the share of the steps that is run, N - min(int(N * strength), N) are skipped.
+        Everything else as in `txt2img`.
+        """
+        clock = _Clock()
+        request = self._request("img2img", prompt, negative_prompt, **options)
+        source = images.open_image(image)
+        width, height = self._size(request.place, width, height, source.size)
+        start = self._start(request, strength)
+        table = self.table(request.sampler, request.steps, start=start, **request.options)
+        cond = self._encode_prompts(request)
+        clock.lap("text")
+        streams = Streams(request.seeds, request.rng)
+        shape = self._latent_shape(width, height)
+        known = self._encode_image(images.to_float(images.resize(source, (width, height))), streams, shape)
+        eps = streams.normal(shape)
+        x = np.float32(table.start_img) * known + np.float32(table.start_eps) * eps
+        return self._finish(request, table, x, cond, streams, clock)
+
+    def inpaint(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        image: Any,
+        mask_image: Any,
+        strength: float = 1.0,
+        paste: bool = True,
+        mask_blur: float | None = None,
+        padding_mask_crop: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        **options: Any,
+    ) -> Result:
+        """Repaint the white part of a mask.
+
+        image as in `img2img`; mask_image: path, PIL image or uint8 [H, W] of the image's size, white = repaint.
+        strength: 1 starts from pure noise. mask_blur: standard deviation in pixels of the image (default: 1/128 of
+        its width) by which the mask's edge is softened. paste: put the original back where the blurred mask is 0, bit
+        for bit; the result then has the original's size. padding_mask_crop: draw only the masked region, with that
+        many pixels around it, at full width x height, and paste it back ("only masked").
+        With a 4-channel UNet the known latents are blended in after every row; a 9-channel one sees them as input.
+        """
+        clock = _Clock()
+        request = self._request("inpaint", prompt, negative_prompt, **options)
+        original = images.open_image(image)
+        mask = images.open_mask(mask_image, size=original.size)
+        width, height = self._size(request.place, width, height, original.size)
+        if mask_blur is None:
+            mask_blur = original.width / 128 if paste else 0.0
+        _check_number(request.place, "mask_blur", mask_blur, 0, 256)
+        mask = images.blur(mask, mask_blur)
+        region = None
+        if padding_mask_crop is not None:
+            if not paste:
+                raise InputError(request.place, "padding_mask_crop needs paste=True", paste)
+            _check_integer(request.place, "padding_mask_crop", padding_mask_crop, 0, 4096)
+            region = images.mask_region(mask, padding=padding_mask_crop, aspect=width / height)
+        start = self._start(request, strength)
+        table = self.table(request.sampler, request.steps, start=start, **request.options)
+        cond = self._encode_prompts(request)
+        clock.lap("text")
+
+        source, source_mask = (original, mask) if region is None else (original.crop(region), mask.crop(region))
+        pixels = images.to_float(images.resize(source, (width, height)))  # [1, 3, H, W]
+        pixel_mask = images.mask_array(images.resize(source_mask, (width, height)))  # [1, 1, H, W] of 0 and 1
+        latent_mask = images.latent_mask(pixel_mask, self.family.vae_factor)  # [1, 1, h, w]
+        streams = Streams(request.seeds, request.rng)
+        shape = self._latent_shape(width, height)
+
+        # Draw order of the baseline: image posterior, noise, masked image posterior, then the steps.
+        blend = not self.family.inpaint_channels
+        known = self._encode_image(pixels, streams, shape) if blend or start else None
+        eps = streams.normal(shape)
+        masked = self._encode_image(pixels * (pixel_mask < 0.5), streams, shape)
+        # At full strength the baseline starts from pure noise, not from the image with the last step's noise on it.
+        if strength == 1.0 or known is None:
+            x = np.float32(table.init_scale) * eps
+        else:
+            x = np.float32(table.start_img) * known + np.float32(table.start_eps) * eps
+        constraint = None
+        if blend:
+            assert known is not None
+            constraint = loop.Inpaint(mask=np.repeat(latent_mask, len(x), axis=0), known=known, eps=eps)
+        else:
+            cond["extra"] = np.concatenate([np.repeat(latent_mask, len(x), axis=0), masked], axis=1)
+        result = self._finish(request, table, x, cond, streams, clock, constraint)
+        if paste:
+            box = region or (0, 0, *original.size)
+            result.images[:] = [images.paste(original, drawn, mask, box=box) for drawn in result.images]
+            clock.lap("paste")
+            result.timings.update(clock.timings)
+        return result
+
+    def table(self, sampler: str, steps: int, *, start: int = 0, **options: Any) -> StepTable:
+        """The compiled table of a sampler on this bundle's schedule; kept, since many calls share one."""
+        return self._table(sampler, steps, start, tuple(sorted(options.items())))
+
+    def warmup(
+        self, sizes: Iterable[tuple[int, int]] | None = None, batches: Iterable[int] = (1,), *, guidance: bool = True
+    ) -> None:
+        """Allocate buffers and run every network once for each (width, height) and number of images."""
+        for size in sizes or [self.family.default_size]:
+            width, height = self._size("warmup", *size)
+            for n in batches:
+                _check_integer("warmup", "batch", n, 1, MAX_IMAGES)
+                halves = 2 if guidance else 1
+                dims = self.family.dims(width=width, height=height, batch=n)
+                self.text_encoder.prepare([_pick(self.text_encoder, dims | {"B": halves * n})])
+                self.unet.prepare([_pick(self.unet, dims | {"B": halves * n})])
+                self.vae_decoder.prepare([_pick(self.vae_decoder, dims)])
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Latents f32 [N, C, h, w] as they leave the loop -> pixels uint8 [N, H, W, 3]; one launch of the decoder."""
+        n, _, h, w = latents.shape
+        factor = self.family.vae_factor
+        dims = self.family.dims(width=w * factor, height=h * factor, batch=n)
+        with self.vae_decoder.contexts.lease(**_pick(self.vae_decoder, dims)) as context:
+            np.divide(latents, np.float32(self.family.scaling_factor), out=context.inputs["latents"])
+            context.run()
+            pixels = context.outputs["image"]
+            _check_finite("vae_decoder", "image", pixels)
+            return images.to_rgb8(pixels)
+
+    # Steps the pipelines share.
+
+    def _finish(
+        self,
+        request: _Request,
+        table: StepTable,
+        x: np.ndarray,
+        cond: dict[str, np.ndarray],
+        streams: Streams,
+        clock: _Clock,
+        inpaint: loop.Inpaint | None = None,
+    ) -> Result:
+        """Draw the steps' noise, run the loop, decode."""
+        # All noise of a run is made before the loop starts.
+        draws = int(table.draws.sum())
+        noise = np.stack([streams.normal(x.shape[1:]) for _ in range(draws)]) if draws else None
+        guidance = np.full(len(x), request.guidance, np.float32)
+        clock.lap("prepare")
+        with UNetDenoiser(self.unet) as denoiser:
+            run = dict(cond=cond, guidance=guidance, noise=noise, inpaint=inpaint)
+            if request.callback is None:
+                latents = loop.run(denoiser, table, x, **run)
+            else:
+                for progress in loop.denoise(denoiser, table, x, **run):
+                    request.callback(progress)
+                latents = progress.latents.copy()
+            clock.lap("loop")
+            clock.timings["engine"] = denoiser.seconds
+        _check_finite(request.place, "latents", latents)
+        pixels = self.decode(latents)
+        made = images.from_array(pixels)
+        clock.lap("vae")
+        return Result(made, request.seeds, clock.timings, latents)
+
+    def _encode_prompts(self, request: _Request) -> dict[str, np.ndarray]:
+        """Hidden states [N, chunks * T, C] of every prompt and, with guidance, of every negative prompt."""
+        texts = request.prompts if request.negatives is None else request.negatives + request.prompts
+        # Each text is encoded once, however many images share it.
+        unique = list(dict.fromkeys(texts))
+        tokens = self.tokenizer.encode(unique, syntax=request.syntax, long_prompt=request.long_prompt)
+        b, chunks, length = tokens.ids.shape
+        output = "penultimate_hidden_state" if request.clip_skip else "last_hidden_state"
+        hidden = np.empty((b, chunks, length, self.family.context_dim), np.float32)
+        with self.text_encoder.contexts.lease(B=chunks, T=length) as context:
+            # One text at a time: what stands beside a prompt must not reach its last bits.
+            for i in range(b):
+                context.inputs["input_ids"][:] = tokens.ids[i]
+                context.run()
+                hidden[i] = context.outputs[output]
+        if np.any(tokens.weights != 1):
+            flat = hidden.reshape(b * chunks, length, -1)
+            hidden = apply_weights(flat, tokens.weights.reshape(b * chunks, length)).reshape(hidden.shape)
+        states = hidden.reshape(b, chunks * length, -1)
+        _check_finite("text_encoder", "hidden states", states)
+        rows = states[[unique.index(text) for text in texts]]
+        n = len(request.prompts)
+        return {"context": rows} if request.negatives is None else {"negative_context": rows[:n], "context": rows[n:]}
+
+    def _encode_image(self, pixels: np.ndarray, streams: Streams, shape: tuple[int, ...]) -> np.ndarray:
+        """Pixels [1, 3, H, W] -> a posterior sample per image, scaled: f32 [N, C, h, w]."""
+        _, _, height, width = pixels.shape
+        dims = self.family.dims(width=width, height=height, batch=1)
+        with self.vae_encoder.contexts.lease(**_pick(self.vae_encoder, dims)) as context:
+            context.inputs["image"][:] = pixels
+            context.run()
+            mean, logvar = context.outputs["mean"].copy(), context.outputs["logvar"].copy()
+        _check_finite("vae_encoder", "latents", mean)
+        deviation = np.exp(np.float32(0.5) * np.clip(logvar, -30, 20))
+        return (mean + deviation * streams.normal(shape)) * np.float32(self.family.scaling_factor)
+
+    def _build_table(self, sampler: str, steps: int, start: int, options: tuple[tuple[str, Any], ...]) -> StepTable:
+        return samplers.build(sampler, self.schedule, steps, start=start, **dict(options))
+
+    def _start(self, request: _Request, strength: float) -> int:
+        _check_number(request.place, "strength", strength, 0, 1)
+        start = request.steps - min(int(request.steps * strength), request.steps)
+        if start == request.steps:
+            raise InputError(
+                request.place, f"strength times {request.steps} steps must leave at least one step", strength
+            )
+        return start
+
+    def _latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        return self.family.latent_channels, height // self.family.vae_factor, width // self.family.vae_factor
+
+    def _given_latents(self, latents: np.ndarray, n: int, shape: tuple[int, ...]) -> np.ndarray:
+        latents = np.asarray(latents, np.float32)
+        if latents.shape != (n, *shape):
+            raise InputError("txt2img", f"latents must have the shape {(n, *shape)}", latents.shape)
+        _check_finite("txt2img", "latents", latents)
+        return latents
+
+    def _size(
+        self, place: str, width: int | None, height: int | None, source: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
+        """The size to draw at: as asked, else the source's rounded down to the grid, else the family's default."""
+        grid, least = self.family.grid, MIN_CELLS * self.family.vae_factor
+        default = self.family.default_size if source is None else tuple(side - side % grid for side in source)
+        sides = []
+        for name, asked, fallback in (("width", width, default[0]), ("height", height, default[1])):
+            side = fallback if asked is None else asked
+            _check_integer(place, name, side, least, self.family.max_size)
+            if side % grid:
+                raise InputError(place, f"{name} must be a multiple of {grid}", side)
+            sides.append(int(side))
+        return sides[0], sides[1]
+
+    def _request(
+        self,
+        place: str,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        sampler: str | None = None,
+        sampler_options: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        num_images_per_prompt: int | None = None,
+        num_images: int | None = None,
+        rng: str = "torch",
+        prompt_syntax: str = "a1111",
+        long_prompt: str = "truncate",
+        clip_skip: int | None = None,
+        callback: Callback | None = None,
+    ) -> _Request:
+        """Check the arguments that all pipelines share, with the bundle's defaults in place of None."""
+        defaults = self.bundle.defaults
+        prompts = _texts(place, "prompt", prompt)
+        if any(not text.strip() for text in prompts):
+            raise InputError(place, "prompt must not be empty", prompt)
+        if None not in (num_images, num_images_per_prompt) and num_images != num_images_per_prompt:
+            raise InputError(place, "num_images is an alias of num_images_per_prompt; give one", num_images)
+        each = next((n for n in (num_images_per_prompt, num_images) if n is not None), 1)
+        _check_integer(place, "num_images_per_prompt", each, 1, MAX_IMAGES)
+        if len(prompts) * each > MAX_IMAGES:
+            raise InputError(place, f"images per call must be at most {MAX_IMAGES}", len(prompts) * each)
+        steps = num_inference_steps if num_inference_steps is not None else defaults.get("num_inference_steps", 50)
+        _check_integer(place, "num_inference_steps", steps, 1, self.schedule.num_train_timesteps)
+        guidance = guidance_scale if guidance_scale is not None else defaults.get("guidance_scale", 7.5)
+        _check_number(place, "guidance_scale", guidance, 0, 1000)
+        negatives = _texts(place, "negative_prompt", "" if negative_prompt is None else negative_prompt)
+        if len(negatives) not in (1, len(prompts)):
+            raise InputError(place, f"negative_prompt must be one text or {len(prompts)}", len(negatives))
+        negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
+        first = secrets.randbelow(2**32) if seed is None else seed
+        skip = 0 if clip_skip is None else clip_skip
+        _check_integer(place, "clip_skip", skip, 0, 1)
+        for name, value, allowed in (
+            ("prompt_syntax", prompt_syntax, ("a1111", "plain")),
+            ("long_prompt", long_prompt, ("truncate", "chunk")),
+            ("rng", rng, ("torch", "philox")),
+        ):
+            if value not in allowed:
+                raise InputError(place, f"{name} must be one of {', '.join(allowed)}", value)
+        return _Request(
+            place=place,
+            prompts=[text for text in prompts for _ in range(each)],
+            # At or below 1 guidance is off: the unconditional half is neither encoded nor evaluated.
+            negatives=[text for text in negatives for _ in range(each)] if guidance > 1 else None,
+            seeds=seeds_for(first, len(prompts) * each),
+            steps=int(steps),
+            guidance=float(guidance),
+            sampler=sampler if sampler is not None else defaults.get("sampler", "plms"),
+            options=dict(sampler_options or {}),
+            rng=rng,
+            syntax=prompt_syntax,
+            long_prompt=long_prompt,
+            clip_skip=skip,
+            callback=callback,
+        )
+
+
+def _choose_engine(bundle: Bundle, asked: str) -> str:
+    built = [entry["kind"] for entry in bundle.manifest["engines"]]
+    if asked == "auto":
+        return built[0]
+    if asked not in built:
+        raise InputError("load", f"engine must be auto or one this bundle was built with: {', '.join(built)}", asked)
+    return asked
+
+
+def _pick(engine: Engine, dims: Mapping[str, int]) -> dict[str, int]:
+    """The symbols that this network's shapes use."""
+    tensors = (*engine.network.inputs, *engine.network.outputs)
+    used = {symbol for tensor in tensors for symbol in tensor.shape if isinstance(symbol, str)}
+    return {symbol: dims[symbol] for symbol in used}
+
+
+def _texts(place: str, name: str, value: str | Sequence[str]) -> list[str]:
+    texts = [value] if isinstance(value, str) else list(value)
+    if not texts:
+        raise InputError(place, f"{name} must not be an empty list", value)
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(place, f"{name} must be text", text)
+        if len(text) > MAX_PROMPT:
+            raise InputError(place, f"{name} must have at most {MAX_PROMPT} characters", len(text))
+    return texts
+
+
+def _check_integer(place: str, name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+        raise InputError(place, f"{name} must be a whole number in {least}..{most}", value)
+
+
+def _check_number(place: str, name: str, value: object, least: float, most: float) -> None:
+    if not isinstance(value, Real) or not math.isfinite(value) or not least <= value <= most:
+        raise InputError(place, f"{name} must be a number in {least:g}..{most:g}", value)
+
+
+def _check_finite(place: str, name: str, array: np.ndarray) -> None:
+    if not np.isfinite(array).all():
+        raise NonFiniteError(
+            place, f"{name} must be finite; {int((~np.isfinite(array)).sum())} of {array.size} are not"
+        )
