@@ -220,7 +220,8 @@ def _draw(
     import secrets
 
     from . import image as images
-    from .pipeline import MAX_IMAGES, load
+    from .pipeline import load
+    from .request import MAX_IMAGES
 
     if not 1 <= batches <= MAX_BATCHES:
         raise InputError(command, f"batches must be in 1..{MAX_BATCHES}", batches)

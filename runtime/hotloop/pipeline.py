@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +16,9 @@ from . import loop, samplers
 from .bundle import Bundle, builtin
 from .denoiser import UNetDenoiser
 from .engines import Engine, open_engine
-from .errors import InputError, NonFiniteError
-from .noise import Streams, seeds_for
+from .errors import InputError
+from .noise import Streams
+from .request import MAX_IMAGES, Request, check_finite, check_integer, check_number
 from .samplers import StepTable
 from .schedule import Schedule
 from .tokenizer import Tokenizer, apply_weights
@@ -28,13 +26,9 @@ from .tokenizer import Tokenizer, apply_weights
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_IMAGES", "Pipeline", "Result", "load"]
+__all__ = ["Pipeline", "Result", "load"]
 
-MAX_IMAGES = 64  # per call: more are asked for in several calls, each reproducible from its own seeds
-MAX_PROMPT = 100_000  # characters
 MIN_CELLS = 8  # latent cells per side: below that the UNet's deepest level has no picture left
-
-Callback = Callable[[loop.Progress], object]
 
 
 @dataclass(frozen=True)
@@ -51,25 +45,6 @@ class Result:
     seeds: list[int]
     timings: dict[str, float]
     latents: np.ndarray = field(repr=False)
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A call's checked arguments; one prompt, negative prompt and seed per image."""
-
-    place: str
-    prompts: list[str]
-    negatives: list[str] | None
-    seeds: list[int]
-    steps: int
-    guidance: float
-    sampler: str
-    options: Mapping[str, Any]
-    rng: str
-    syntax: str
-    long_prompt: str
-    clip_skip: int
-    callback: Callback | None
 
 
 class _Clock:
@@ -149,7 +124,7 @@ class Pipeline:
         Raises InputError for an argument out of range, NonFiniteError instead of returning a broken image.
         """
         clock = _Clock()
-        request = self._request("txt2img", prompt, negative_prompt, **options)
+        request = self._checked("txt2img", prompt, negative_prompt, options)
         width, height = self._size(request.place, width, height)
         table = self.table(request.sampler, request.steps, **request.options)
         cond = self._encode_prompts(request)
@@ -177,7 +152,7 @@ class Pipeline:
         Everything else as in `txt2img`.
         """
         clock = _Clock()
-        request = self._request("img2img", prompt, negative_prompt, **options)
+        request = self._checked("img2img", prompt, negative_prompt, options)
         source = images.open_image(image)
         width, height = self._size(request.place, width, height, source.size)
         start = self._start(request, strength)
@@ -216,19 +191,19 @@ class Pipeline:
         With a 4-channel UNet the known latents are blended in after every row; a 9-channel one sees them as input.
         """
         clock = _Clock()
-        request = self._request("inpaint", prompt, negative_prompt, **options)
+        request = self._checked("inpaint", prompt, negative_prompt, options)
         original = images.open_image(image)
         mask = images.open_mask(mask_image, size=original.size)
         width, height = self._size(request.place, width, height, original.size)
         if mask_blur is None:
             mask_blur = original.width / 128 if paste else 0.0
-        _check_number(request.place, "mask_blur", mask_blur, 0, 256)
+        check_number(request.place, "mask_blur", mask_blur, 0, 256)
         mask = images.blur(mask, mask_blur)
         region = None
         if padding_mask_crop is not None:
             if not paste:
                 raise InputError(request.place, "padding_mask_crop needs paste=True", paste)
-            _check_integer(request.place, "padding_mask_crop", padding_mask_crop, 0, 4096)
+            check_integer(request.place, "padding_mask_crop", padding_mask_crop, 0, 4096)
             region = images.mask_region(mask, padding=padding_mask_crop, aspect=width / height)
         start = self._start(request, strength)
         table = self.table(request.sampler, request.steps, start=start, **request.options)
@@ -277,7 +252,7 @@ class Pipeline:
         for size in sizes or [self.family.default_size]:
             width, height = self._size("warmup", *size)
             for n in batches:
-                _check_integer("warmup", "batch", n, 1, MAX_IMAGES)
+                check_integer("warmup", "batch", n, 1, MAX_IMAGES)
                 halves = 2 if guidance else 1
                 dims = self.family.dims(width=width, height=height, batch=n)
                 self.text_encoder.prepare([_pick(self.text_encoder, dims | {"B": halves * n})])
@@ -293,14 +268,30 @@ class Pipeline:
             np.divide(latents, np.float32(self.family.scaling_factor), out=context.inputs["latents"])
             context.run()
             pixels = context.outputs["image"]
-            _check_finite("vae_decoder", "image", pixels)
+            check_finite("vae_decoder", "image", pixels)
             return images.to_rgb8(pixels)
 
     # Steps the pipelines share.
 
+    def _checked(
+        self,
+        place: str,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None,
+        options: Mapping[str, Any],
+    ) -> Request:
+        return Request.checked(
+            place,
+            prompt,
+            negative_prompt,
+            defaults=self.bundle.defaults,
+            most_steps=self.schedule.num_train_timesteps,
+            **options,
+        )
+
     def _finish(
         self,
-        request: _Request,
+        request: Request,
         table: StepTable,
         x: np.ndarray,
         cond: dict[str, np.ndarray],
@@ -324,13 +315,13 @@ class Pipeline:
                 latents = progress.latents.copy()
             clock.lap("loop")
             clock.timings["engine"] = denoiser.seconds
-        _check_finite(request.place, "latents", latents)
+        check_finite(request.place, "latents", latents)
         pixels = self.decode(latents)
         made = images.from_array(pixels)
         clock.lap("vae")
         return Result(made, request.seeds, clock.timings, latents)
 
-    def _encode_prompts(self, request: _Request) -> dict[str, np.ndarray]:
+    def _encode_prompts(self, request: Request) -> dict[str, np.ndarray]:
         """Hidden states [N, chunks * T, C] of every prompt and, with guidance, of every negative prompt."""
         texts = request.prompts if request.negatives is None else request.negatives + request.prompts
         # Each text is encoded once, however many images share it.
@@ -349,7 +340,7 @@ class Pipeline:
             flat = hidden.reshape(b * chunks, length, -1)
             hidden = apply_weights(flat, tokens.weights.reshape(b * chunks, length)).reshape(hidden.shape)
         states = hidden.reshape(b, chunks * length, -1)
-        _check_finite("text_encoder", "hidden states", states)
+        check_finite("text_encoder", "hidden states", states)
         rows = states[[unique.index(text) for text in texts]]
         n = len(request.prompts)
         return {"context": rows} if request.negatives is None else {"negative_context": rows[:n], "context": rows[n:]}
@@ -362,15 +353,15 @@ class Pipeline:
             context.inputs["image"][:] = pixels
             context.run()
             mean, logvar = context.outputs["mean"].copy(), context.outputs["logvar"].copy()
-        _check_finite("vae_encoder", "latents", mean)
+        check_finite("vae_encoder", "latents", mean)
         deviation = np.exp(np.float32(0.5) * np.clip(logvar, -30, 20))
         return (mean + deviation * streams.normal(shape)) * np.float32(self.family.scaling_factor)
 
     def _build_table(self, sampler: str, steps: int, start: int, options: tuple[tuple[str, Any], ...]) -> StepTable:
         return samplers.build(sampler, self.schedule, steps, start=start, **dict(options))
 
-    def _start(self, request: _Request, strength: float) -> int:
-        _check_number(request.place, "strength", strength, 0, 1)
+    def _start(self, request: Request, strength: float) -> int:
+        check_number(request.place, "strength", strength, 0, 1)
         start = request.steps - min(int(request.steps * strength), request.steps)
         if start == request.steps:
             raise InputError(
@@ -385,7 +376,7 @@ class Pipeline:
         latents = np.asarray(latents, np.float32)
         if latents.shape != (n, *shape):
             raise InputError("txt2img", f"latents must have the shape {(n, *shape)}", latents.shape)
-        _check_finite("txt2img", "latents", latents)
+        check_finite("txt2img", "latents", latents)
         return latents
 
     def _size(
@@ -397,76 +388,11 @@ class Pipeline:
         sides = []
         for name, asked, fallback in (("width", width, default[0]), ("height", height, default[1])):
             side = fallback if asked is None else asked
-            _check_integer(place, name, side, least, self.family.max_size)
+            check_integer(place, name, side, least, self.family.max_size)
             if side % grid:
                 raise InputError(place, f"{name} must be a multiple of {grid}", side)
             sides.append(int(side))
         return sides[0], sides[1]
-
-    def _request(
-        self,
-        place: str,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None,
-        *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        sampler: str | None = None,
-        sampler_options: Mapping[str, Any] | None = None,
-        seed: int | None = None,
-        num_images_per_prompt: int | None = None,
-        num_images: int | None = None,
-        rng: str = "torch",
-        prompt_syntax: str = "a1111",
-        long_prompt: str = "truncate",
-        clip_skip: int | None = None,
-        callback: Callback | None = None,
-    ) -> _Request:
-        """Check the arguments that all pipelines share, with the bundle's defaults in place of None."""
-        defaults = self.bundle.defaults
-        prompts = _texts(place, "prompt", prompt)
-        if any(not text.strip() for text in prompts):
-            raise InputError(place, "prompt must not be empty", prompt)
-        if None not in (num_images, num_images_per_prompt) and num_images != num_images_per_prompt:
-            raise InputError(place, "num_images is an alias of num_images_per_prompt; give one", num_images)
-        each = next((n for n in (num_images_per_prompt, num_images) if n is not None), 1)
-        _check_integer(place, "num_images_per_prompt", each, 1, MAX_IMAGES)
-        if len(prompts) * each > MAX_IMAGES:
-            raise InputError(place, f"images per call must be at most {MAX_IMAGES}", len(prompts) * each)
-        steps = num_inference_steps if num_inference_steps is not None else defaults.get("num_inference_steps", 50)
-        _check_integer(place, "num_inference_steps", steps, 1, self.schedule.num_train_timesteps)
-        guidance = guidance_scale if guidance_scale is not None else defaults.get("guidance_scale", 7.5)
-        _check_number(place, "guidance_scale", guidance, 0, 1000)
-        negatives = _texts(place, "negative_prompt", "" if negative_prompt is None else negative_prompt)
-        if len(negatives) not in (1, len(prompts)):
-            raise InputError(place, f"negative_prompt must be one text or {len(prompts)}", len(negatives))
-        negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
-        first = secrets.randbelow(2**32) if seed is None else seed
-        skip = 0 if clip_skip is None else clip_skip
-        _check_integer(place, "clip_skip", skip, 0, 1)
-        for name, value, allowed in (
-            ("prompt_syntax", prompt_syntax, ("a1111", "plain")),
-            ("long_prompt", long_prompt, ("truncate", "chunk")),
-            ("rng", rng, ("torch", "philox")),
-        ):
-            if value not in allowed:
-                raise InputError(place, f"{name} must be one of {', '.join(allowed)}", value)
-        return _Request(
-            place=place,
-            prompts=[text for text in prompts for _ in range(each)],
-            # At or below 1 guidance is off: the unconditional half is neither encoded nor evaluated.
-            negatives=[text for text in negatives for _ in range(each)] if guidance > 1 else None,
-            seeds=seeds_for(first, len(prompts) * each),
-            steps=int(steps),
-            guidance=float(guidance),
-            sampler=sampler if sampler is not None else defaults.get("sampler", "plms"),
-            options=dict(sampler_options or {}),
-            rng=rng,
-            syntax=prompt_syntax,
-            long_prompt=long_prompt,
-            clip_skip=skip,
-            callback=callback,
-        )
 
 
 def _choose_engine(bundle: Bundle, asked: str) -> str:
@@ -483,32 +409,3 @@ def _pick(engine: Engine, dims: Mapping[str, int]) -> dict[str, int]:
     tensors = (*engine.network.inputs, *engine.network.outputs)
     used = {symbol for tensor in tensors for symbol in tensor.shape if isinstance(symbol, str)}
     return {symbol: dims[symbol] for symbol in used}
-
-
-def _texts(place: str, name: str, value: str | Sequence[str]) -> list[str]:
-    texts = [value] if isinstance(value, str) else list(value)
-    if not texts:
-        raise InputError(place, f"{name} must not be an empty list", value)
-    for text in texts:
-        if not isinstance(text, str):
-            raise InputError(place, f"{name} must be text", text)
-        if len(text) > MAX_PROMPT:
-            raise InputError(place, f"{name} must have at most {MAX_PROMPT} characters", len(text))
-    return texts
-
-
-def _check_integer(place: str, name: str, value: object, least: int, most: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
-        raise InputError(place, f"{name} must be a whole number in {least}..{most}", value)
-
-
-def _check_number(place: str, name: str, value: object, least: float, most: float) -> None:
-    if not isinstance(value, Real) or not math.isfinite(value) or not least <= value <= most:
-        raise InputError(place, f"{name} must be a number in {least:g}..{most:g}", value)
-
-
-def _check_finite(place: str, name: str, array: np.ndarray) -> None:
-    if not np.isfinite(array).all():
-        raise NonFiniteError(
-            place, f"{name} must be finite; {int((~np.isfinite(array)).sum())} of {array.size} are not"
-        )

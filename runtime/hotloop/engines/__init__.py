@@ -102,7 +102,7 @@ def available() -> dict[str, str | None]:
 
 
 def open_engine(kind: str, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None) -> Engine:
-    """Open the engine file at `path` that runs `network`. Raises InputError for an unknown kind or a missing library."""
+    """Open the engine file that runs `network`. Raises InputError for an unknown kind or a missing library."""
     if kind not in KINDS:
         raise InputError("engine", "kind must be one of " + ", ".join(KINDS), kind)
     module, name, install = KINDS[kind]
