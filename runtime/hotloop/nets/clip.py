@@ -90,8 +90,10 @@ class CLIPText(Net):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
-        width = config.get("hidden_size", 512)
-        self.embeddings = _Embeddings(config.get("vocab_size", 49408), config.get("max_position_embeddings", 77), width)
+        self.width = width = config.get("hidden_size", 512)
+        self.vocabulary = config.get("vocab_size", 49408)
+        self.tokens = config.get("max_position_embeddings", 77)
+        self.embeddings = _Embeddings(self.vocabulary, self.tokens, width)
         self.encoder = _Encoder(
             [
                 _Layer(
@@ -117,4 +119,7 @@ class CLIPText(Net):
 
     def identity(self, dtype: torch.dtype) -> dict[str, Any]:
         name = str(dtype).removeprefix("torch.")
-        return {"architectures": [self.class_name], "model_type": "clip_text_model", "torch_dtype": name}
+        # transformers 5 reads `dtype`, older ones `torch_dtype`.
+        return {
+            "architectures": [self.class_name], "model_type": "clip_text_model", "dtype": name, "torch_dtype": name,
+        }  # fmt: skip

@@ -218,7 +218,8 @@ class UNet(Net):
         layers = _per_level(config.get("layers_per_block", 2), levels)
         heads = _per_level(config.get("num_attention_heads") or config.get("attention_head_dim", 8), levels)
         groups, eps = config.get("norm_num_groups", 32), config.get("norm_eps", 1e-5)
-        context_dim = config.get("cross_attention_dim", 1280)
+        self.in_channels = config.get("in_channels", 4)
+        self.context_dim = context_dim = config.get("cross_attention_dim", 1280)
         self._check_blocks(tuple(down), tuple(up), levels=levels)
         self.code_width = widths[0]
         self.flip = config.get("flip_sin_to_cos", True)
@@ -234,7 +235,7 @@ class UNet(Net):
                 linear=config.get("use_linear_projection", False),
             )  # fmt: skip
 
-        self.conv_in = nn.Conv2d(config.get("in_channels", 4), widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(self.in_channels, widths[0], 3, padding=1)
         self.time_embedding = _TimeEmbedding(widths[0], time_dim)
         self.down_blocks = nn.ModuleList(
             _Down(

@@ -125,7 +125,7 @@ class AutoencoderKL(Net):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
         widths = tuple(config.get("block_out_channels", (64,)))
-        latents = config.get("latent_channels", 4)
+        self.latent_channels = latents = config.get("latent_channels", 4)
         mid = config.get("mid_block_add_attention", True)
         layers, groups = config.get("layers_per_block", 1), config.get("norm_num_groups", 32)
         self.factor = 2 ** (len(widths) - 1)
@@ -202,7 +202,7 @@ class TinyVAE(Net):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
         pixels_in, pixels_out = config.get("in_channels", 3), config.get("out_channels", 3)
-        latents = config.get("latent_channels", 4)
+        self.latent_channels = latents = config.get("latent_channels", 4)
         widths = tuple(config.get("encoder_block_out_channels", (64, 64, 64, 64)))
         blocks = tuple(config.get("num_encoder_blocks", (1, 3, 3, 3)))
         self.factor = 2 ** (len(widths) - 1)
