@@ -104,7 +104,7 @@ def _betas(values: Mapping[str, Any]) -> NDArray[np.float32]:
 
 def _linspace32(start: float, stop: float, count: int) -> NDArray[np.float32]:
     """Evenly spaced float32, counted from the nearer end and rounded once: bit-equal to torch.linspace."""
-    first, last = np.float32(start), np.float32(stop)
+    first, last = np.float32(start), np.float32(stop if count > 1 else start)
     step = np.float64((last - first) / np.float32(max(count - 1, 1)))
     i = np.arange(count)
     return np.where(i < count // 2, first + step * i, last - step * (count - 1 - i)).astype(np.float32)
@@ -120,7 +120,7 @@ def zero_terminal_snr(alphas_cumprod: Array) -> Array:
     """Shift and scale sqrt(a_t) so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)."""
     root = np.sqrt(alphas_cumprod)
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-    return root**2
+    return np.asarray(root**2, np.float64)
 
 
 def spaced(kind: str, steps: int, num_train_timesteps: int, *, offset: int = 0) -> Array:
