@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import backend
-from .checks import require, tensor
+from .checks import KernelError, tensor
 
 __all__ = ["MAX_STATES", "cfg_step", "reference"]
 
@@ -59,21 +59,23 @@ def cfg_step(
 
     Raises KernelError.
     """
-    tensor(_OP, "state", state, ["K+1", "N", "C", "h", "w"])
+    tensor(_OP, "state", state, ("K+1", "N", "C", "h", "w"))
     states, n, c, h, w = state.shape
-    require(1 <= states <= MAX_STATES, _OP, f"state must hold 1 to {MAX_STATES} tensors", got=states)
-    require(state.flags.writeable, _OP, "state must be writable", got="a read-only array")
+    if not 1 <= states <= MAX_STATES:
+        raise KernelError(_OP, f"state must hold 1 to {MAX_STATES} tensors", states)
+    if not state.flags.writeable:
+        raise KernelError(_OP, "state must be writable", "a read-only array")
     image = (n, c, h, w)
 
     rows = np.asarray(rows)
-    is_index = rows.shape == (n,) and rows.dtype.kind in "iu"
-    require(is_index, _OP, f"rows must be integer [{n}]", got=f"{rows.dtype} {list(rows.shape)}")
+    if rows.shape != (n,) or rows.dtype.kind not in "iu":
+        raise KernelError(_OP, f"rows must be integer [{n}]", f"{rows.dtype} {list(rows.shape)}")
     update = np.ascontiguousarray(update, np.float32)
-    fits = update.ndim == 3 and update.shape[1:] == (states, states + 2)
-    require(fits, _OP, f"update must be [E, {states}, {states + 2}]", got=list(update.shape))
+    if update.ndim != 3 or update.shape[1:] != (states, states + 2):
+        raise KernelError(_OP, f"update must be [E, {states}, {states + 2}]", list(update.shape))
     table = update.shape[0]
-    in_table = n == 0 or bool((rows >= 0).all() and (rows < table).all())
-    require(in_table, _OP, f"rows must lie in 0..{table - 1}", got=rows.tolist())
+    if n and not (rows.min() >= 0 and rows.max() < table):
+        raise KernelError(_OP, f"rows must lie in 0..{table - 1}", rows.tolist())
     rows = np.ascontiguousarray(rows, np.int32)
 
     guidance = _numbers("guidance", guidance, n)
@@ -81,17 +83,17 @@ def cfg_step(
 
     m_c = _image("m_c", m_c, image)
     if m_u is not None:
-        require(residual is None, _OP, "m_u and residual exclude each other", got="both")
+        if residual is not None:
+            raise KernelError(_OP, "m_u and residual exclude each other", "both")
         m_u = _image("m_u", m_u, image)
     if residual is not None:
         residual = np.ascontiguousarray(residual, np.float32)
-        fits = residual.shape == (table, states)
-        require(fits, _OP, f"residual must be [{table}, {states}]", got=list(residual.shape))
+        if residual.shape != (table, states):
+            raise KernelError(_OP, f"residual must be [{table}, {states}]", list(residual.shape))
     if z is not None:
         z = _image("z", z, image)
-    else:
-        noisy = bool(update[rows, :, -1].any())
-        require(not noisy, _OP, "z must be given for rows with a noise column", got=rows.tolist())
+    elif update[rows, :, -1].any():
+        raise KernelError(_OP, "z must be given for rows with a noise column", rows.tolist())
     if mask is not None:
         mask = _image("mask", mask, (n, 1, h, w))
         known, eps = _image("known", known, image), _image("eps", eps, image)
@@ -159,5 +161,6 @@ def _image(name: str, value: Array | None, shape: tuple[int, ...]) -> Array:
 
 def _numbers(name: str, value: object, count: int) -> Array:
     array = np.ascontiguousarray(value, np.float32) if value is not None else np.empty(0, np.float32)
-    require(array.shape == (count,), _OP, f"{name} must be [{count}]", got=None if value is None else list(array.shape))
+    if array.shape != (count,):
+        raise KernelError(_OP, f"{name} must be [{count}]", None if value is None else list(array.shape))
     return array

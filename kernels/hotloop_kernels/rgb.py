@@ -19,7 +19,7 @@ def pack(images: np.ndarray) -> np.ndarray:
 
     Raises KernelError on NaN or infinity, which would be a silent black or white pixel.
     """
-    tensor("rgb.pack", "images", images, ["N", "C", "h", "w"])
+    tensor("rgb.pack", "images", images, ("N", "C", "h", "w"))
     if backend.ops is None:
         finite = bool(np.isfinite(images).all())
         out = reference_pack(images) if finite else None
@@ -35,7 +35,7 @@ def pack(images: np.ndarray) -> np.ndarray:
 
 def unpack(pixels: np.ndarray) -> np.ndarray:
     """uint8 [N, h, w, C] -> float32 [N, C, h, w] in [-1, 1]. Raises KernelError."""
-    tensor("rgb.unpack", "pixels", pixels, ["N", "h", "w", "C"], dtype=np.uint8)
+    tensor("rgb.unpack", "pixels", pixels, ("N", "h", "w", "C"), dtype=np.uint8)
     if backend.ops is None:
         return reference_unpack(pixels)
     n, h, w, c = pixels.shape
