@@ -112,10 +112,10 @@ class Net(nn.Module):
         file = folder / f"{self.stem}.safetensors"
         save_file(tensors, file, metadata={"format": "pt"})
         own = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        text = json.dumps(own | self.identity(dtype), indent=2, sort_keys=True)
+        text = json.dumps(own | self.identity(), indent=2, sort_keys=True)
         (folder / "config.json").write_text(text + "\n", "utf-8")
         return file
 
-    def identity(self, dtype: torch.dtype) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """The config entries by which stock loaders recognise the class."""
         return {"_class_name": self.class_name}

@@ -117,9 +117,11 @@ class CLIPText(Net):
         """Older checkpoints store the positions 0..76 as well."""
         return {key: value for key, value in tensors.items() if key != "embeddings.position_ids"}
 
-    def identity(self, dtype: torch.dtype) -> dict[str, Any]:
-        name = str(dtype).removeprefix("torch.")
-        # transformers 5 reads `dtype`, older ones `torch_dtype`.
+    def identity(self) -> dict[str, Any]:
+        """transformers 5 reads `dtype`, older ones `torch_dtype`. Stock loaders without a wish of their own must raise
+        half-precision files to float32, as they do for the other networks, or the pipeline would mix the two.
+        """
         return {
-            "architectures": [self.class_name], "model_type": "clip_text_model", "dtype": name, "torch_dtype": name,
+            "architectures": [self.class_name], "model_type": "clip_text_model",
+            "dtype": "float32", "torch_dtype": "float32",
         }  # fmt: skip
