@@ -54,7 +54,8 @@ def _engines() -> list[Finding]:
 
 def _kernels() -> Finding:
     if hotloop_kernels.compiled():
-        return Finding("kernels", True, f"compiled ({hotloop_kernels.build_info()})")
+        info = hotloop_kernels.build_info()
+        return Finding("kernels", True, f"compiled by {info['compiler']}, running on {info['isa']}")
     return Finding(
         "kernels", False, "NumPy fallbacks", "install a C++ compiler and Python's headers, then reinstall hotloop"
     )

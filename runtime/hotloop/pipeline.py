@@ -194,6 +194,10 @@ class Pipeline:
         request = self._checked("inpaint", prompt, negative_prompt, options)
         original = images.open_image(image)
         mask = images.open_mask(mask_image, size=original.size)
+        if mask.getextrema()[1] < 128:
+            raise InputError(
+                request.place, "mask_image must have white to repaint; its brightest is", mask.getextrema()
+            )
         width, height = self._size(request.place, width, height, original.size)
         if mask_blur is None:
             mask_blur = original.width / 128 if paste else 0.0
@@ -301,7 +305,7 @@ class Pipeline:
     ) -> Result:
         """Draw the steps' noise, run the loop, decode."""
         # All noise of a run is made before the loop starts.
-        draws = int(table.draws.sum())
+        draws = table.noises
         noise = np.stack([streams.normal(x.shape[1:]) for _ in range(draws)]) if draws else None
         guidance = np.full(len(x), request.guidance, np.float32)
         clock.lap("prepare")

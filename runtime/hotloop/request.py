@@ -113,6 +113,8 @@ class Request:
 
 
 def _texts(place: str, name: str, value: str | Sequence[str]) -> list[str]:
+    if not isinstance(value, Sequence):
+        raise InputError(place, f"{name} must be text or a list of texts", value)
     texts = [value] if isinstance(value, str) else list(value)
     if not texts:
         raise InputError(place, f"{name} must not be an empty list", value)
