@@ -103,9 +103,15 @@ def clip(config: dict[str, Any]) -> torch.nn.Module:
     return randomise(transformers.CLIPTextModel(transformers.CLIPTextConfig(**config, **ids)))
 
 
+def epsilons(module: torch.nn.Module, kinds: Any) -> dict[str, float]:
+    return {name: m.eps for name, m in module.named_modules() if isinstance(m, kinds)}
+
+
 def same_weights(net: torch.nn.Module, ref: torch.nn.Module) -> torch.nn.Module:
-    """Strict both ways: the keys and shapes are the reference's."""
+    """Strict both ways: the keys, shapes and norms' epsilons (too small to show in an output) are the reference's."""
     net.load_state_dict(ref.state_dict(), strict=True, assign=True)
+    norms = torch.nn.GroupNorm | torch.nn.LayerNorm
+    assert epsilons(net, norms) == epsilons(ref, norms)
     return net.eval()
 
 
