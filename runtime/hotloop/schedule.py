@@ -119,14 +119,13 @@ def noise_levels(alphas_cumprod: Array) -> Array:
 def zero_terminal_snr(alphas_cumprod: Array) -> Array:
     """Shift and scale sqrt(a_t) so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)."""
     root = np.sqrt(alphas_cumprod)
-    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-    return np.asarray(root**2, np.float64)
+    return np.asarray(((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2, np.float64)
 
 
 def spaced(kind: str, steps: int, num_train_timesteps: int, *, offset: int = 0) -> Array:
     """`steps` timesteps from noisy to clean, unrounded for linspace (Lin et al. 2023, table 2). float64 [steps]."""
     if kind == "linspace":
-        return np.linspace(0, num_train_timesteps - 1, steps)[::-1]
+        return np.linspace(0, num_train_timesteps - 1, steps, dtype=np.float64)[::-1]
     if kind == "leading":
         return np.arange(steps)[::-1] * float(num_train_timesteps // steps) + offset
     if kind == "trailing":
