@@ -127,7 +127,7 @@ def spaced(kind: str, steps: int, num_train_timesteps: int, *, offset: int = 0) 
     if kind == "linspace":
         return np.linspace(0, num_train_timesteps - 1, steps, dtype=np.float64)[::-1]
     if kind == "leading":
-        return np.arange(steps)[::-1] * float(num_train_timesteps // steps) + offset
+        return np.arange(steps, dtype=np.float64)[::-1] * (num_train_timesteps // steps) + offset
     if kind == "trailing":
         # arange can run one past the end by rounding.
         return np.arange(num_train_timesteps, 0, -num_train_timesteps / steps)[:steps].round() - 1
