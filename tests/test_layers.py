@@ -154,6 +154,11 @@ def test_every_file_parses_for_the_oldest_python():
         ast.parse(path.read_text(encoding="utf-8"), str(path), feature_version=(3, 11))
 
 
+def test_the_package_tells_the_version_it_is_distributed_as():
+    source = (ROOT / "runtime/hotloop/__init__.py").read_text(encoding="utf-8")
+    assert f'__version__ = "{PROJECT["version"]}"' in source
+
+
 def test_no_folder_shadows_a_package():
     """transformers looks up a package `kernels`; a conftest or package at the root would put the root on sys.path."""
     for path in ("kernels/__init__.py", "tests/kernels", "tests/__init__.py", "conftest.py", "__init__.py"):
