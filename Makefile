@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
             $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
 DEV := .venv-dev/bin/python
 # One thread per test process: the processes fill the cores.
-PYTEST := OMP_NUM_THREADS=1 $(DEV) -m pytest -n auto
+PYTEST := OMP_NUM_THREADS=1 $(DEV) -m pytest -n auto --dist loadgroup
 BUILD := pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
 INSTALLED := $(BUILD) $(shell find runtime export kernels/hotloop_kernels -type f \
                -not -name '*.pyc' -not -name '* *' 2>/dev/null)

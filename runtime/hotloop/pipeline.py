@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from .denoiser import UNetDenoiser
 from .engines import Engine, open_engine
 from .errors import InputError
 from .noise import Streams
-from .request import MAX_IMAGES, Request, check_finite, check_integer, check_number
+from .request import MAX_IMAGES, Options, Request, check_finite, check_integer, check_number
 from .samplers import StepTable
 from .schedule import Schedule
 from .tokenizer import Tokenizer, apply_weights
@@ -111,16 +111,13 @@ class Pipeline:
         width: int | None = None,
         height: int | None = None,
         latents: np.ndarray | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> Result:
         """Draw images from words.
 
         prompt, negative_prompt: text or a list of texts. width, height: pixels, multiples of the family's factor.
         latents: f32 [N, C, h, w] of unit noise, in place of the seed's own.
-        options: num_inference_steps, guidance_scale, sampler (None = the bundle's own default), seed (None = a fresh
-        one, told in the result), num_images_per_prompt (or num_images), clip_skip (0 or 1), callback (called with a
-        `loop.Progress` after every row; raise from it to cancel), sampler_options (eta, spacing, sigmas...),
-        rng ("torch" or "philox"), prompt_syntax ("a1111" or "plain"), long_prompt ("truncate" or "chunk").
+        options: as listed in `hotloop.request.Options`.
         Raises InputError for an argument out of range, NonFiniteError instead of returning a broken image.
         """
         clock = _Clock()
@@ -143,7 +140,7 @@ class Pipeline:
         strength: float = 0.6,
         width: int | None = None,
         height: int | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> Result:
         """Redraw an image after a prompt.
 
@@ -179,7 +176,7 @@ class Pipeline:
         padding_mask_crop: int | None = None,
         width: int | None = None,
         height: int | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> Result:
         """Repaint the white part of a mask.
 
@@ -194,10 +191,9 @@ class Pipeline:
         request = self._checked("inpaint", prompt, negative_prompt, options)
         original = images.open_image(image)
         mask = images.open_mask(mask_image, size=original.size)
-        if mask.getextrema()[1] < 128:
-            raise InputError(
-                request.place, "mask_image must have white to repaint; its brightest is", mask.getextrema()
-            )
+        brightest = int(np.max(np.asarray(mask)))
+        if brightest < 128:
+            raise InputError(request.place, "mask_image must have white (128 or more) to repaint", brightest)
         width, height = self._size(request.place, width, height, original.size)
         if mask_blur is None:
             mask_blur = original.width / 128 if paste else 0.0
@@ -282,7 +278,7 @@ class Pipeline:
         place: str,
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] | None,
-        options: Mapping[str, Any],
+        options: Options,
     ) -> Request:
         return Request.checked(
             place,
@@ -310,11 +306,11 @@ class Pipeline:
         guidance = np.full(len(x), request.guidance, np.float32)
         clock.lap("prepare")
         with UNetDenoiser(self.unet) as denoiser:
-            run = dict(cond=cond, guidance=guidance, noise=noise, inpaint=inpaint)
             if request.callback is None:
-                latents = loop.run(denoiser, table, x, **run)
+                latents = loop.run(denoiser, table, x, cond=cond, guidance=guidance, noise=noise, inpaint=inpaint)
             else:
-                for progress in loop.denoise(denoiser, table, x, **run):
+                rows = loop.denoise(denoiser, table, x, cond=cond, guidance=guidance, noise=noise, inpaint=inpaint)
+                for progress in rows:
                     request.callback(progress)
                 latents = progress.latents.copy()
             clock.lap("loop")

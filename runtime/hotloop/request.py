@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -15,12 +13,51 @@ from .errors import InputError, NonFiniteError
 from .loop import Progress
 from .noise import seeds_for
 
-__all__ = ["MAX_IMAGES", "MAX_PROMPT", "Callback", "Request", "check_finite", "check_integer", "check_number"]
+__all__ = [
+    "MAX_IMAGES",
+    "MAX_PROMPT",
+    "Callback",
+    "Options",
+    "Request",
+    "check_finite",
+    "check_integer",
+    "check_number",
+]
 
 MAX_IMAGES = 64  # per call: more are asked for in several calls, each reproducible from its own seeds
 MAX_PROMPT = 100_000  # characters
 
 Callback = Callable[[Progress], object]
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments that all pipelines share.
+
+    num_inference_steps    denoising steps [the bundle's own]
+    guidance_scale         at or below 1 guidance is off [the bundle's own]
+    sampler                a name of `hotloop.samplers.NAMES` [the bundle's own]
+    sampler_options        what that sampler takes: eta, spacing, sigmas...
+    seed                   image i has seed + i [a fresh one, told in the result]
+    num_images_per_prompt  images of each prompt; num_images is an alias [1]
+    rng                    "torch": the baseline's noise; "philox": counter-based, the same on every device ["torch"]
+    prompt_syntax          "a1111" reads (word:1.3), ((word)), [word]; "plain" takes the text as it is ["a1111"]
+    long_prompt            "truncate" warns and cuts at 75 tokens; "chunk" reads windows of 75 ["truncate"]
+    clip_skip              0: the text encoder's last layer; 1: the last but one [0]
+    callback               called with a `loop.Progress` after every row; raise from it to cancel
+    """
+
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    sampler: str | None
+    sampler_options: Mapping[str, Any] | None
+    seed: int | None
+    num_images_per_prompt: int | None
+    num_images: int | None
+    rng: str
+    prompt_syntax: str
+    long_prompt: str
+    clip_skip: int | None
+    callback: Callback | None
 
 
 @dataclass(frozen=True)
@@ -127,17 +164,18 @@ def _texts(place: str, name: str, value: str | Sequence[str]) -> list[str]:
 
 
 def check_integer(place: str, name: str, value: object, least: int, most: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= most:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value <= most:
         raise InputError(place, f"{name} must be a whole number in {least}..{most}", value)
 
 
 def check_number(place: str, name: str, value: object, least: float, most: float) -> None:
-    if not isinstance(value, Real) or not math.isfinite(value) or not least <= value <= most:
+    if (
+        not isinstance(value, (int, float, np.integer, np.floating)) or not least <= float(value) <= most
+    ):  # NaN is in no range
         raise InputError(place, f"{name} must be a number in {least:g}..{most:g}", value)
 
 
 def check_finite(place: str, name: str, array: np.ndarray) -> None:
-    if not np.isfinite(array).all():
-        raise NonFiniteError(
-            place, f"{name} must be finite; {int((~np.isfinite(array)).sum())} of {array.size} are not"
-        )
+    """Raises NonFiniteError: a broken result is never shown as a black image."""
+    if broken := int(array.size - np.isfinite(array).sum()):
+        raise NonFiniteError(place, f"{name} must be finite; {broken} of {array.size} values are not")
