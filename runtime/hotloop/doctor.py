@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 import hotloop_kernels
 
@@ -42,12 +41,7 @@ def _engines() -> list[Finding]:
     for kind, install in engines.available().items():
         found = "not installed"
         if install is None:
-            try:
-                from .engines.onnx import devices
-
-                found = f"{version('onnxruntime')} on {', '.join(devices())}"
-            except PackageNotFoundError:
-                found = "installed"
+            found = f"{engines.version(kind)} on {', '.join(engines.devices(kind))}"
         findings.append(Finding(f"engine {kind}", install is None, found, install or ""))
     return findings
 
@@ -67,13 +61,8 @@ def _compiler() -> Finding:
 
 
 def _gpu() -> Finding:
-    from .engines.onnx import devices
-
-    try:
-        cuda = "cuda" in devices()
-    except ImportError:
-        cuda = False
-    if cuda:
+    kinds = [kind for kind, install in engines.available().items() if install is None]
+    if any("cuda" in engines.devices(kind) for kind in kinds):
         return Finding("CUDA", True, "onnxruntime can use it")
     return Finding("CUDA", False, "not used", "pip install onnxruntime-gpu on a machine with an NVIDIA GPU")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -15,8 +16,8 @@ from . import image as images
 from . import loop, samplers
 from .bundle import Bundle, builtin
 from .denoiser import UNetDenoiser
-from .engines import Engine, open_engine
-from .errors import InputError
+from .engines import Engine, devices, open_engine
+from .errors import BundleError, InputError
 from .noise import Streams
 from .request import MAX_IMAGES, Options, Request, check_finite, check_integer, check_number
 from .samplers import StepTable
@@ -80,13 +81,10 @@ class Pipeline:
     ) -> None:
         self.bundle, self.family = bundle, bundle.family
         self.engine = _choose_engine(bundle, engine)
-        self.device = device if device != "auto" else "cpu"
         self._threads = threads
         self.schedule = Schedule.from_config(bundle.scheduler_config, self.family.schedule)
         self.tokenizer = Tokenizer.from_dir(bundle.path / "tokenizer")
-        self.text_encoder = self._open("text_encoder")
-        self.unet = self._open("unet")
-        self.vae_decoder = self._open("vae_decoder")
+        self._open_on(device)
         # A schedule is fixed for the pipeline's life, so its compiled tables can be kept.
         self._table = lru_cache(maxsize=64)(self._build_table)
 
@@ -94,6 +92,19 @@ class Pipeline:
     def vae_encoder(self) -> Engine:
         """Opened when an image comes in for the first time."""
         return self._open("vae_encoder")
+
+    def _open_on(self, device: str) -> None:
+        """Open what every call needs; with "auto" on the fastest device that works, and never silently on another."""
+        self.device = devices(self.engine)[0] if device == "auto" else device
+        try:
+            self.text_encoder = self._open("text_encoder")
+            self.unet = self._open("unet")
+            self.vae_decoder = self._open("vae_decoder")
+        except BundleError as error:
+            if device != "auto" or self.device == "cpu":
+                raise
+            warnings.warn(f"{error}; running on the CPU instead", RuntimeWarning, stacklevel=4)
+            self._open_on("cpu")
 
     def _open(self, network: str) -> Engine:
         spec = self.family.networks[network]

@@ -17,12 +17,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from ..errors import InputError
 from ..spec import Network
 
-__all__ = ["KINDS", "Context", "ContextPool", "Engine", "available", "open_engine"]
+__all__ = ["KINDS", "Context", "ContextPool", "Engine", "available", "devices", "open_engine", "version"]
 
 # kind -> (module, class, what to install when its library is missing)
 KINDS: dict[str, tuple[str, str, str]] = {
@@ -101,14 +102,31 @@ def available() -> dict[str, str | None]:
     return found
 
 
+def version(kind: str) -> str:
+    """The version of this kind's library. Raises InputError as `open_engine` does."""
+    return str(_module(kind).library().__version__)
+
+
+def devices(kind: str) -> list[str]:
+    """The devices this kind's library was built for, fastest first. Raises InputError as `open_engine` does."""
+    found: list[str] = _module(kind).devices()
+    return found
+
+
 def open_engine(kind: str, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None) -> Engine:
     """Open the engine file that runs `network`. Raises InputError for an unknown kind or a missing library."""
+    cls = getattr(_module(kind), KINDS[kind][1])
+    engine: Engine = cls(path, network, device=device, threads=threads)
+    return engine
+
+
+def _module(kind: str) -> ModuleType:
     if kind not in KINDS:
         raise InputError("engine", "kind must be one of " + ", ".join(KINDS), kind)
-    module, name, install = KINDS[kind]
+    name, _, install = KINDS[kind]
+    module = import_module(name, __name__)
     try:
-        cls = getattr(import_module(module, __name__), name)
-        engine: Engine = cls(path, network, device=device, threads=threads)
+        module.library()
     except ImportError as error:
         raise InputError("engine", f"{kind} needs a library that is not installed: {install} ({error})") from error
-    return engine
+    return module
