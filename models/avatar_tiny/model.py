@@ -95,11 +95,14 @@ def write_folder(
 
 
 if __name__ == "__main__":
-    # Random weights behind the real shapes and tokenizer: enough to build the rest of the path on.
-    from train_vae import make_vae
+    # Puts the folder together again: text encoder and UNet from it (random at first), the autoencoder from its stage.
+    from train_vae import load_vae, make_vae
 
-    torch.manual_seed(0)
-    parts = make_text_encoder(), make_unet(), make_vae(scaling_factor=0.8)
-    for part in parts:
-        print(type(part).__name__, sum(p.numel() for p in part.parameters()))
-    write_folder(WORK / "folder", *parts)
+    folder = WORK / "folder"
+    made = (folder / "unet").exists()
+    text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32) if made else make_text_encoder()
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet") if made else make_unet()
+    vae = load_vae() if (WORK / "vae.safetensors").exists() else make_vae()
+    if (WORK / "latents.pt").exists():
+        vae.register_to_config(scaling_factor=torch.load(WORK / "latents.pt")["scaling"])
+    write_folder(folder, text, unet, vae)

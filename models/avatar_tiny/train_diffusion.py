@@ -174,7 +174,7 @@ class _Average:
 def train(
     text: nn.Module, unet: nn.Module, reader: Reader, captions: Captions, latents: dict[str, Any],
     detail: Tensor, run: Run,
-    *, batch: int = 48, reading: float = 0.05, freeze_text: float = 0.7, predict: Any = None, on_save: Any = None,
+    *, batch: int = 32, reading: float = 0.05, freeze_text: float = 0.7, predict: Any = None, on_save: Any = None,
 ) -> list[float]:  # fmt: skip
     """Trains both networks until the run is done, the text encoder only up to `freeze_text` of it; returns the losses.
 

@@ -3,6 +3,7 @@
 python models/avatar_tiny/train_vae.py --minutes 14                                      (resumes work/vae.pt)
 python models/avatar_tiny/train_vae.py --minutes 9.5 --batch 8 --peak 1.2e-3 --restart   (second phase, small batches)
 python models/avatar_tiny/train_vae.py --fold                       (centres the latents, encodes the training set)
+python models/avatar_tiny/train_vae.py --decoder --minutes 5 --batch 8 --peak 6e-4       (any time after; then model.py)
 """
 
 from __future__ import annotations
@@ -19,7 +20,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from training import Run, batches
 
-__all__ = ["CONFIG", "encode", "fold", "load_vae", "make_vae", "reconstruct", "to_images", "to_tensor", "train"]
+__all__ = [
+    "CONFIG",
+    "encode",
+    "fold",
+    "load_vae",
+    "make_vae",
+    "reconstruct",
+    "to_images",
+    "to_tensor",
+    "train",
+    "tune_decoder",
+]
 
 CONFIG: dict[str, Any] = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 4, "sample_size": 64, "layers_per_block": 1,
@@ -34,7 +46,7 @@ def make_vae(**changes: Any) -> AutoencoderKL:
 
 def to_tensor(images: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def to_images(x: Tensor) -> np.ndarray:
@@ -46,16 +58,27 @@ def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
+def _pixel_loss(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """L1 + 2 MSE + L1 of the gradients; weight [B, 1, H, W]: more where the expression is, which covers few pixels and
+    would else be learned last."""
+    gradient = sum((a - b).abs().mean() for a, b in zip(_edges(x), _edges(y), strict=True))
+    return (weight * (x - y).abs()).mean() + 2 * (weight * (x - y) ** 2).mean() + gradient
+
+
 def _loss(vae: AutoencoderKL, x: Tensor, weight: Tensor) -> Tensor:
-    """weight [B, 1, H, W]: more where the expression is, which covers few pixels and would else be learned last."""
     with torch.autocast("cpu", torch.bfloat16):
         moments = vae.encode(x).latent_dist
         mean, logvar = moments.mean.float(), moments.logvar.float()
         y = vae.decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean)).sample
-    y = y.float()
-    gradient = sum((a - b).abs().mean() for a, b in zip(_edges(x), _edges(y), strict=True))
     divergence = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-    return (weight * (x - y).abs()).mean() + 2 * (weight * (x - y) ** 2).mean() + gradient + 0.002 * divergence
+    return _pixel_loss(x, y.float(), weight) + 0.002 * divergence
+
+
+def _batch(data: dict[str, np.ndarray], index: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Pictures float32 [B, 3, H, W] and the weights of their pixels [B, 1, H, W]."""
+    side = data["images"].shape[1]
+    detail = np.unpackbits(data["detail"][index], axis=1).reshape(-1, 1, side, side)
+    return to_tensor(data["images"][index]), 1 + 1.5 * torch.from_numpy(detail).float()
 
 
 def train(data: dict[str, np.ndarray], run: Run, *, batch: int = 32, vae: AutoencoderKL | None = None) -> list[float]:
@@ -67,13 +90,10 @@ def train(data: dict[str, np.ndarray], run: Run, *, batch: int = 32, vae: Autoen
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
     losses = []
-    side = data["images"].shape[1]
     for index in batches(len(data["images"]), batch, run.step + 1):
         if run.done:
             break
-        x = to_tensor(data["images"][index])
-        detail = np.unpackbits(data["detail"][index], axis=1).reshape(-1, 1, side, side)
-        loss = _loss(vae, x, 1 + 1.5 * torch.from_numpy(detail).float())
+        loss = _loss(vae, *_batch(data, index))
         optimizer.param_groups[0]["lr"] = run.rate()
         optimizer.zero_grad()
         loss.backward()
@@ -85,6 +105,44 @@ def train(data: dict[str, np.ndarray], run: Run, *, batch: int = 32, vae: Autoen
         if run.due():
             run.save(vae=vae.state_dict(), optimizer=optimizer.state_dict())
     run.save(vae=vae.state_dict(), optimizer=optimizer.state_dict())
+    return losses
+
+
+def tune_decoder(
+    vae: AutoencoderKL,
+    data: dict[str, np.ndarray],
+    latents: dict[str, Any],
+    run: Run,
+    *,
+    batch: int = 8,
+    noise: float = 0.04,
+) -> list[float]:
+    """Trains the decoder alone on stored latents, which stay as they are: it may follow the UNet's training.
+
+    noise: what is added to the latents (their deviation is 1), so that it also decodes the UNet's small errors."""
+    vae.train().requires_grad_(True)
+    parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=run.peak, betas=(0.9, 0.99), weight_decay=1e-4)
+    losses = []
+    for index in batches(len(data["images"]), batch, 5):
+        if run.done:
+            break
+        rows = torch.from_numpy(index)
+        means, stds = latents["means"][rows].float(), latents["stds"][rows].float()
+        z = means + (stds**2 + noise**2 * torch.rand(len(rows), 1, 1, 1)).sqrt() * torch.randn_like(means)
+        x, weight = _batch(data, index)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = vae.decode(z / latents["scaling"]).sample
+        loss = _pixel_loss(x, y.float(), weight)
+        optimizer.param_groups[0]["lr"] = run.rate()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        run.step += 1
+        losses.append(loss.item())
+        run.log(every=100, loss=np.mean(losses[-100:]))
+    vae.eval().requires_grad_(False)
     return losses
 
 
@@ -137,10 +195,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--peak", type=float, default=2e-3)
     parser.add_argument("--restart", action="store_true", help="keep the weights, begin a new phase of the schedule")
+    parser.add_argument(
+        "--decoder", action="store_true", help="train the decoder alone, the latents staying as they are"
+    )
     parser.add_argument("--fold", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = load("train")
+    if options.decoder:
+        vae = load_vae()
+        run = Run(WORK / "unused", minutes=options.minutes, peak=options.peak)
+        tune_decoder(vae, data, torch.load(WORK / "latents.pt"), run, batch=options.batch)
+        print(f"held-out {reconstruct(vae, load('heldout')['images'][:512])[1]:.2f} dB")
+        save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, WORK / "vae.safetensors")
+        return
     if not options.fold:
         if options.restart:
             torch.save(torch.load(WORK / "vae.pt", weights_only=False) | {"elapsed": 0.0}, WORK / "vae.pt")
