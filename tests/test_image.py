@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
+import warnings
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,6 +227,34 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got, np.repeat((deep // 257).astype(np.uint8)[:, :, None], 3, axis=2))
 
 
+def test_a_32_bit_image_is_8_bit_where_nothing_in_it_exceeds_255(tmp_path: Path) -> None:
+    mask = np.array([[0, 255], [128, 1]], np.int32)
+    wide = Image.fromarray(mask)
+    assert wide.mode == "I"
+    for source in (wide, write(wide, tmp_path / "mask.tiff")):
+        np.testing.assert_array_equal(np.asarray(images.open_mask(source)), mask)
+
+
+def test_dark_16_bit_files_stay_dark(tmp_path: Path) -> None:
+    dark = Image.fromarray(np.full((2, 2), 255, np.uint16))
+    assert dark.mode == "I;16"
+    for source in (dark, *(write(dark, tmp_path / f"dark.{suffix}") for suffix in ("png", "tiff", "ppm"))):
+        assert np.asarray(images.open_mask(source)).max() == 1
+
+
+@pytest.mark.parametrize("values", [[[0, 70_000]], [[-1, 255]]])
+def test_a_32_bit_image_beyond_16_bits_is_refused(values: list[list[int]]) -> None:
+    line = refused(Image.fromarray(np.array(values, np.int32)), reader=images.open_mask)
+    assert line.startswith("[mask_image] values of a 32-bit image must be from 0 to 65535, got [")
+
+
+def test_a_float_image_is_refused_not_clipped(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.full((4, 4), 0.5, np.float32))
+    for source in (grey, write(grey, tmp_path / "a.tiff"), write(grey, tmp_path / "a.pfm", format="PPM")):
+        assert "[image] image must have 8 or 16 bits a channel, or be a float array" in refused(source)
+    assert np.asarray(images.open_image(np.asarray(grey))).max() == 128
+
+
 def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
     first = Image.new("RGB", (8, 8), (255, 0, 0))
     path = write(first, tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), (0, 0, 255))])
@@ -275,12 +305,40 @@ def png_header_claiming(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [9000, 12_000, 60_000])
 def test_a_gigantic_image_is_refused_by_its_header_alone(tmp_path: Path, side: int) -> None:
     path = tmp_path / "big.png"
     path.write_bytes(png_header_claiming(side, side))  # decoding these few bytes would fail in another way
     line = refused(path)
     assert line.startswith("[image] image must have at most 64000000 pixels, got ") and "big.png" in line
+
+
+def test_a_warning_that_the_process_made_an_error_is_the_same_refusal(tmp_path: Path) -> None:
+    path = tmp_path / "big.png"
+    path.write_bytes(png_header_claiming(12_000, 12_000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert refused(path).startswith("[image] image must have at most 64000000 pixels, got ")
+
+
+def test_threads_that_open_images_leave_the_process_filters_alone(tmp_path: Path) -> None:
+    path, before = write(picture(8, 8), tmp_path / "a.png"), list(warnings.filters)
+
+    def read() -> None:
+        for _ in range(100):
+            images.open_image(path)
+
+    threads = [threading.Thread(target=read) for _ in range(6)]
+    with pytest.warns(UserWarning) as heard:
+        for thread in threads:
+            thread.start()
+        for i in range(100):
+            warnings.warn(f"warning {i}", UserWarning, stacklevel=1)
+        for thread in threads:
+            thread.join()
+    assert [str(one.message) for one in heard] == [f"warning {i}" for i in range(100)]
+    assert list(warnings.filters) == before
 
 
 def test_the_limit_counts_for_pil_images_and_arrays_too() -> None:
@@ -296,6 +354,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path: Path, suffix: str) -> Non
     assert f"cut.{suffix}" in refused(path)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 @pytest.mark.parametrize("seed", range(30))
 def test_a_corrupted_file_is_read_or_refused_and_nothing_else(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -389,10 +448,34 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_no_part(tmp_path: Path, mon
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_name_that_cannot_be_saved_is_refused(tmp_path: Path) -> None:
-    assert "must end in .png, .jpg" in refused(picture(), tmp_path / "a.exe", reader=images.save)
-    assert "[save]" in refused(picture(), tmp_path / "none" / "a.png", reader=images.save)
+@pytest.mark.parametrize("at", ["write_bytes", "replace"])
+def test_an_interrupted_save_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if at == "replace":
+        monkeypatch.setattr(images.os, "replace", interrupt)
+    else:
+        monkeypatch.setattr(Path, "write_bytes", lambda self, data: (self.touch(), interrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        images.save(picture(), tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_cannot_be_saved_is_refused(tmp_path: Path) -> None:
+    assert "must end in .png, .jpg" in refused(picture(), tmp_path / "none" / "a.exe", reader=images.save)
+    assert list(tmp_path.iterdir()) == []
+    file = images.save(picture(), tmp_path / "a.png")
+    assert "image must be writable" in refused(picture(), file / "b.png", reader=images.save)
+    assert "image must be writable" in refused(picture(), file / "folder" / "b.png", reader=images.save)
+    (tmp_path / "folder.png").mkdir()
+    assert "image must be writable" in refused(picture(), tmp_path / "folder.png", reader=images.save)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "folder.png"]
+
+
+def test_missing_folders_are_made_by_saving(tmp_path: Path) -> None:
+    path = images.save(picture(), tmp_path / "new" / "deep" / "a.png")
+    assert same(images.open_image(path), picture())
 
 
 def test_read_text_refuses_what_is_no_png(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import io
 import math
 import os
 import secrets
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -54,7 +53,8 @@ def open_image(source: Source, *, limit_pixels: int = LIMIT_PIXELS, place: str =
     """A picture as PIL RGB, upright (EXIF), on white where it was transparent; of an animation, the first frame.
 
     source: a path (PNG, JPEG, WebP, BMP, GIF, TIFF, PPM), a PIL image, or an array [H, W], [H, W, 1 | 3 | 4] of uint8,
-    uint16 (65535 is full), bool, or float in [0, 1]. 16-bit, palette, CMYK and grey pictures become 8-bit RGB.
+    uint16 (65535 is full), bool, or float in [0, 1]. 16-bit, palette, CMYK and grey pictures become 8-bit RGB;
+    PIL's mode I is 8-bit where nothing in it exceeds 255, else 16-bit; PIL's mode F is refused.
     Raises InputError (at `place`) for a file that cannot be read or is cut short, and for more than `limit_pixels`
     pixels: that check reads the header alone.
     """
@@ -78,20 +78,19 @@ def open_mask(
 
 def _open(source: Source, mode: str, matte: int, limit_pixels: int, place: str) -> Image.Image:
     name = source if isinstance(source, (str, os.PathLike)) else type(source).__name__
+    # PIL's warnings of large or odd files stay: filters belong to the whole process, and to whoever runs it.
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL warns of large or odd files; the rules here are limit and readability
-            if isinstance(source, np.ndarray):
-                return _flatten(_from_array(source, limit_pixels, place), mode, matte)
-            if isinstance(source, Image.Image):
-                _check_pixels(source.size, limit_pixels, place, name)
-                return _flatten(source, mode, matte)
-            with Image.open(source, formats=_READ) as image:
-                _check_pixels(image.size, limit_pixels, place, name)
-                return _flatten(image, mode, matte)
+        if isinstance(source, np.ndarray):
+            return _flatten(_from_array(source, limit_pixels, place), mode, matte, place)
+        if isinstance(source, Image.Image):
+            _check_pixels(source.size, limit_pixels, place, name)
+            return _flatten(source, mode, matte, place)
+        with Image.open(source, formats=_READ) as image:
+            _check_pixels(image.size, limit_pixels, place, name)
+            return _flatten(image, mode, matte, place)
     except InputError:
         raise
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning, where filters make it one
         raise InputError(place, f"image must have at most {limit_pixels} pixels", str(name)) from None
     except Image.UnidentifiedImageError:
         raise InputError(place, "file must be a " + ", ".join(_READ) + " image", str(name)) from None
@@ -132,11 +131,22 @@ def _to_bytes(array: npt.NDArray[np.generic], place: str) -> U8:
     raise InputError(place, "array must be uint8, uint16, bool or float", str(array.dtype))
 
 
-def _flatten(image: Image.Image, mode: str, matte: int) -> Image.Image:
+def _deep_to_bytes(values: npt.NDArray[np.generic], place: str, *, deep: bool) -> U8:
+    """Grey of PIL's 16- and 32-bit modes -> uint8; 32 bits hold 8 or, where a value says so or `deep`, 16."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise InputError(place, "values of a 32-bit image must be from 0 to 65535", [low, high])
+    return _to_bytes(values.astype(np.uint16 if deep or high > 255 else np.uint8), place)
+
+
+def _flatten(image: Image.Image, mode: str, matte: int, place: str) -> Image.Image:
     """Upright, 8 bits, on a matte of one grey, in `mode`, with nothing of the file left but its pixels."""
+    if image.mode == "F":
+        raise InputError(place, "image must have 8 or 16 bits a channel, or be a float array in [0, 1]", "PIL mode F")
+    deep = image.mode.startswith("I;16") or image.format == "PPM"  # PIL reads PPM's 16 bits, scaled, as 32
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits; PIL would clip them to 8
-        image = Image.fromarray(_to_bytes(np.asarray(image).clip(0, 65535).astype(np.uint16), "image"))
+    if image.mode.startswith("I"):
+        image = Image.fromarray(_deep_to_bytes(np.asarray(image), place, deep=deep))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.new("RGBA", rgba.size, (matte, matte, matte, 255))
@@ -281,7 +291,7 @@ def encode(image: Image.Image, kind: str, *, text: Mapping[str, str] | None = No
 def save(image: Image.Image, path: str | os.PathLike[str], *, text: Mapping[str, str] | None = None) -> Path:
     """Write a PNG (with `text`), JPEG or WebP file, as the suffix says; whole or not at all. Returns the path.
 
-    Raises InputError for another suffix or a place that cannot be written.
+    Folders that are missing are made. Raises InputError for another suffix or a place that cannot be written.
     """
     path = Path(path)
     kind = _WRITE.get(path.suffix.lower())
@@ -290,10 +300,13 @@ def save(image: Image.Image, path: str | os.PathLike[str], *, text: Mapping[str,
     data = encode(image, kind, text=text)
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(data)
+            os.replace(partial, path)
+        finally:  # after Ctrl-C, too
+            partial.unlink(missing_ok=True)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise InputError("save", f"image must be writable ({error.strerror})", str(path)) from error
     return path
 
