@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,17 @@ def test_a_file_named_fp16_is_found(tmp_path: Path) -> None:
     randomise(TinyVAE({})).save(tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").rename(tmp_path / "diffusion_pytorch_model.fp16.safetensors")
     assert TinyVAE.from_dir(tmp_path).factor == 8
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_weights_are_as_readable_as_the_umask_allows(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        file = TinyVAE({}).save(tmp_path)
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def edit(file: Path, change: Any) -> None:

@@ -71,8 +71,6 @@ def write_folder(
     # transformers would load in the stored type, diffusers in fp32: the text encoder is asked for fp32 too.
     config = temporary / "text_encoder" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-    for file in temporary.rglob("*.safetensors"):
-        file.chmod(0o644)
     PNDMScheduler(**SCHEDULER).save_pretrained(temporary / "scheduler")
     scheduler = temporary / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"clip_sample": False}, indent=2) + "\n")

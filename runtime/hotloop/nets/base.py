@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -113,7 +114,9 @@ class Net(nn.Module):
         save_file(tensors, file, metadata={"format": "pt"})
         own = {key: value for key, value in self.config.items() if not key.startswith("_")}
         text = json.dumps(own | self.identity(), indent=2, sort_keys=True)
-        (folder / "config.json").write_text(text + "\n", "utf-8")
+        config = folder / "config.json"
+        config.write_text(text + "\n", "utf-8")
+        shutil.copymode(config, file)  # safetensors writes 0600, whatever the umask
         return file
 
     def identity(self) -> dict[str, Any]:
