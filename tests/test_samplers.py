@@ -12,7 +12,6 @@ from hotloop.errors import InputError
 from hotloop.loop import Inpaint, denoise
 from hotloop.samplers import D, Plan, Rows, X, Z
 from hotloop.schedule import Schedule
-from hotloop.spec import Schedule as Constants
 
 # diffusers' own, about NumPy 2.
 pytestmark = [
@@ -26,25 +25,10 @@ SD15 = {
     "beta_start": 0.00085, "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True,
     "steps_offset": 1, "trained_betas": None, "clip_sample": False,
 }  # fmt: skip
-SCHEDULERS = {
-    "ddim": (diffusers.DDIMScheduler, {}),
-    "ddpm": (diffusers.DDPMScheduler, {}),
-    "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": False}),
-    "plms": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
-    "lms": (diffusers.LMSDiscreteScheduler, {}),
-    "euler": (diffusers.EulerDiscreteScheduler, {}),
-    "euler_a": (diffusers.EulerAncestralDiscreteScheduler, {}),
-    "heun": (diffusers.HeunDiscreteScheduler, {}),
-    "kdpm2": (diffusers.KDPM2DiscreteScheduler, {}),
-    "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "dpmpp_2m_sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
-    "unipc": (diffusers.UniPCMultistepScheduler, {}),
-    "lcm": (diffusers.LCMScheduler, {}),
-    "tcd": (diffusers.TCDScheduler, {}),
-}
+NAMES = tuple(samplers.NAMES)
 NO_X0 = {"pndm", "plms", "euler_a", "kdpm2"}  # diffusers has no x0 prediction for these: it gets eps from x0
 RESTARTS_WRONG = {"pndm", "plms", "lms"}  # stock img2img runs these with a history they do not have
-FREE_SPACING = [name for name in SCHEDULERS if name not in ("lcm", "tcd")]
+FREE_SPACING = [name for name in NAMES if name not in ("lcm", "tcd")]
 FREE_SIGMAS = ["lms", "euler", "heun", "kdpm2", "dpmpp_2m", "dpmpp_2m_sde", "unipc"]
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SHAPE = (2, 4, 5, 6)
@@ -76,22 +60,27 @@ KNOWN, EPS = drawn(11)[0], drawn(12)[0]
 MASK = (np.random.default_rng(13).random((2, 1, 5, 6)) < 0.5).astype(np.float32)
 
 
-def scheduler_for(name, config, steps, start=0, prediction="epsilon"):
-    """The diffusers scheduler with its timesteps from `start` on: (scheduler, timesteps)."""
-    cls, fixed = SCHEDULERS[name]
-    if prediction == "sample" and name in NO_X0:
-        prediction = "epsilon"
-    scheduler = cls.from_config({**config, **fixed, "prediction_type": prediction})
-    scheduler.set_timesteps(steps)
-    timesteps = scheduler.timesteps[start * scheduler.order :]
-    if name in ("plms", "pndm") and start:
-        timesteps = restart_pndm(scheduler, steps - start)
-    elif name == "lms" and start:
-        scheduler.sigmas, scheduler.timesteps = scheduler.sigmas[start:], timesteps
-        scheduler.set_begin_index(0)
-    elif hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(start * scheduler.order)
-    return scheduler, timesteps
+@pytest.fixture(scope="session")
+def scheduler_for(schedulers):
+    """A function: the diffusers scheduler of a sampler, with its timesteps from `start` on: (scheduler, timesteps)."""
+
+    def make(name, config, steps, start=0, prediction="epsilon"):
+        cls, fixed = schedulers[name]
+        if prediction == "sample" and name in NO_X0:
+            prediction = "epsilon"
+        scheduler = getattr(diffusers, cls).from_config({**config, **fixed, "prediction_type": prediction})
+        scheduler.set_timesteps(steps)
+        timesteps = scheduler.timesteps[start * scheduler.order :]
+        if name in ("plms", "pndm") and start:
+            timesteps = restart_pndm(scheduler, steps - start)
+        elif name == "lms" and start:
+            scheduler.sigmas, scheduler.timesteps = scheduler.sigmas[start:], timesteps
+            scheduler.set_begin_index(0)
+        elif hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(start * scheduler.order)
+        return scheduler, timesteps
+
+    return make
 
 
 def restart_pndm(scheduler, left):
@@ -156,28 +145,33 @@ def ours(table, x, inpaint=False, seed=5):
     return [(row.timestep, row.latents.copy()) for row in rows], generator
 
 
-def check(
-    name, steps, *, config=SD15, prediction="epsilon", start=0, inpaint=False, stock_config=None, step=None, **opts
-):
-    """Compiles and runs both; asserts the same timesteps, states after every row, start, and use of the generator."""
-    schedule = Schedule.from_config({**config, "prediction_type": prediction})
-    table = samplers.build(name, schedule, steps, start=start, **opts)
-    scheduler, timesteps = scheduler_for(name, {**config, **(stock_config or {})}, steps, start, prediction)
-    assert len(table) == len(timesteps)
-    begin = drawn(1)[0]
-    if start or inpaint:
-        x = table.start_img * KNOWN + table.start_eps * begin
-        expected = scheduler.add_noise(torch.from_numpy(KNOWN), torch.from_numpy(begin), timesteps[:1]).numpy()
-    else:
-        x, expected = table.init_scale * begin, begin * np.float32(scheduler.init_noise_sigma)
-    assert relative(x, expected) < 1e-5
-    mine, my_generator = ours(table, x.astype(np.float32), inpaint)
-    theirs, their_generator = stock(name, scheduler, timesteps, expected, prediction, inpaint, **(step or {}))
-    for row, ((t, latents), (t_stock, latents_stock)) in enumerate(zip(mine, theirs, strict=True)):
-        assert abs(t - t_stock) < 2e-3, (row, t, t_stock)
-        assert relative(latents, latents_stock) < TOLERANCE, (row, t)
-    assert torch.equal(my_generator.get_state(), their_generator.get_state())
-    return table
+@pytest.fixture(scope="session")
+def check(scheduler_for):
+    """A function: compiles and runs both, asserts the same timesteps, rows, start and use of the generator."""
+
+    def run(
+        name, steps, *, config=SD15, prediction="epsilon", start=0, inpaint=False, stock_config=None, step=None, **opts
+    ):
+        schedule = Schedule.from_config({**config, "prediction_type": prediction})
+        table = samplers.build(name, schedule, steps, start=start, **opts)
+        scheduler, timesteps = scheduler_for(name, {**config, **(stock_config or {})}, steps, start, prediction)
+        assert len(table) == len(timesteps)
+        begin = drawn(1)[0]
+        if start or inpaint:
+            x = table.start_img * KNOWN + table.start_eps * begin
+            expected = scheduler.add_noise(torch.from_numpy(KNOWN), torch.from_numpy(begin), timesteps[:1]).numpy()
+        else:
+            x, expected = table.init_scale * begin, begin * np.float32(scheduler.init_noise_sigma)
+        assert relative(x, expected) < 1e-5
+        mine, my_generator = ours(table, x.astype(np.float32), inpaint)
+        theirs, their_generator = stock(name, scheduler, timesteps, expected, prediction, inpaint, **(step or {}))
+        for row, ((t, latents), (t_stock, latents_stock)) in enumerate(zip(mine, theirs, strict=True)):
+            assert abs(t - t_stock) < 2e-3, (row, t, t_stock)
+            assert relative(latents, latents_stock) < TOLERANCE, (row, t)
+        assert torch.equal(my_generator.get_state(), their_generator.get_state())
+        return table
+
+    return run
 
 
 def relative(a, b):
@@ -188,10 +182,14 @@ def defined(name, steps):
     return not (name == "pndm" and steps < 4)
 
 
+def test_every_sampler_has_a_reference(schedulers):
+    assert set(schedulers) == set(NAMES)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 20, 50])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_trajectory_is_the_reference_schedulers(name, prediction, steps):
+@pytest.mark.parametrize("name", NAMES)
+def test_trajectory_is_the_reference_schedulers(check, name, prediction, steps):
     if not defined(name, steps):
         with pytest.raises(InputError, match="at least 4 steps"):
             samplers.build(name, Schedule.from_config(SD15), steps)
@@ -199,12 +197,11 @@ def test_trajectory_is_the_reference_schedulers(name, prediction, steps):
     check(name, steps, prediction=prediction)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 20])
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("name", FREE_SPACING)
-def test_spacing_named_in_the_file_and_given_as_an_option_agree_with_the_reference(name, spacing, steps):
-    if not defined(name, steps):
-        return
+@pytest.mark.parametrize(
+    "name, steps", [(name, steps) for name in FREE_SPACING for steps in (1, 2, 7, 20) if defined(name, steps)]
+)
+def test_spacing_named_in_the_file_and_given_as_an_option_agree_with_the_reference(check, name, spacing, steps):
     in_file = check(name, steps, config={**SD15, "timestep_spacing": spacing})
     option = samplers.build(name, Schedule.from_config(SD15), steps, spacing=spacing)
     assert np.array_equal(in_file.update, option.update)
@@ -214,24 +211,29 @@ def test_spacing_named_in_the_file_and_given_as_an_option_agree_with_the_referen
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("kind", ["karras", "exponential"])
 @pytest.mark.parametrize("name", FREE_SIGMAS)
-def test_sigma_kinds_agree_with_the_reference(name, kind, prediction, steps):
+def test_sigma_kinds_agree_with_the_reference(check, name, kind, prediction, steps):
     in_file = check(name, steps, config={**SD15, f"use_{kind}_sigmas": True}, prediction=prediction)
     schedule = Schedule.from_config({**SD15, "prediction_type": prediction})
     option = samplers.build(name, schedule, steps, sigmas=kind)
     assert np.array_equal(in_file.update, option.update)
 
 
-@pytest.mark.parametrize("steps, start", [(2, 1), (7, 3), (20, 8), (50, 20)])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_image_to_image_starts_where_the_reference_does(name, prediction, steps, start):
+@pytest.mark.parametrize(
+    "name, steps, start",
+    [
+        (name, steps, start)
+        for name, (steps, start) in itertools.product(NAMES, [(2, 1), (7, 3), (20, 8), (50, 20)])
+        if defined(name, steps - start)
+    ],
+)
+def test_image_to_image_starts_where_the_reference_does(check, name, prediction, steps, start):
     """For pndm, plms and lms: a reference that is given the remaining timesteps only (see RESTARTS_WRONG)."""
-    if defined(name, steps - start):
-        check(name, steps, start=start, prediction=prediction)
+    check(name, steps, start=start, prediction=prediction)
 
 
 @pytest.mark.parametrize("name", sorted(RESTARTS_WRONG))
-def test_stock_image_to_image_missteps_where_the_table_does_not_follow_it(name):
+def test_stock_image_to_image_missteps_where_the_table_does_not_follow_it(scheduler_for, name):
     """The reason for the exception above, measured: running on from a sliced list gives another trajectory."""
     steps, start = 20, 8
     table = samplers.build(name, Schedule.from_config(SD15), steps, start=start)
@@ -245,8 +247,8 @@ def test_stock_image_to_image_missteps_where_the_table_does_not_follow_it(name):
 
 
 @pytest.mark.parametrize("steps, start", [(7, 0), (7, 3), (20, 8)])
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_inpainting_blends_what_the_reference_pipeline_blends(name, steps, start):
+@pytest.mark.parametrize("name", NAMES)
+def test_inpainting_blends_what_the_reference_pipeline_blends(check, name, steps, start):
     check(name, steps, start=start, inpaint=True)
 
 
@@ -284,27 +286,27 @@ def test_inpainting_blends_what_the_reference_pipeline_blends(name, steps, start
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("steps", [7, 20])
-def test_options_agree_with_the_reference(name, config, step, options, steps):
+def test_options_agree_with_the_reference(check, name, config, step, options, steps):
     check(name, steps, stock_config=config, step=step, **options)
 
 
 @pytest.mark.parametrize(
     "name", ["ddim", "ddpm", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "lcm", "tcd"]
 )
-def test_zero_terminal_snr_agrees_with_the_reference(name):
+def test_zero_terminal_snr_agrees_with_the_reference(check, name):
     trailing = {} if name in ("lcm", "tcd") else {"timestep_spacing": "trailing"}
     check(name, 7, config={**SD15, **trailing, "rescale_betas_zero_snr": True}, prediction="v_prediction")
 
 
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("name", ["ddim", "plms", "lms", "heun", "dpmpp_2m", "unipc"])
-def test_other_beta_schedules_agree_with_the_reference(name, schedule):
+def test_other_beta_schedules_agree_with_the_reference(check, name, schedule):
     for kind in ("default", "karras") if name in FREE_SIGMAS else ("default",):
         named = {} if kind == "default" else {"use_karras_sigmas": True}
         check(name, 7, config={**SD15, **named, "beta_schedule": schedule})
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_values_the_source_scheduler_filled_in_itself_are_not_taken_for_the_files(name):
     """A live PNDM configuration says spacing = leading, by default only: Euler made from it stays at linspace."""
     live = diffusers.PNDMScheduler.from_config(SD15).config
@@ -314,8 +316,8 @@ def test_values_the_source_scheduler_filled_in_itself_are_not_taken_for_the_file
     assert np.array_equal(a.update, b.update) and np.array_equal(a.timesteps, b.timesteps)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_unit_vectors_through_the_reference_give_the_first_rows_coefficients(name):
+@pytest.mark.parametrize("name", NAMES)
+def test_unit_vectors_through_the_reference_give_the_first_rows_coefficients(scheduler_for, name):
     """Every sampler is linear: x = 1, m = 0 and x = 0, m = 1 read the coefficients off the reference."""
     for prediction in PREDICTIONS:
         if prediction == "sample" and name in NO_X0:
@@ -342,7 +344,7 @@ def test_unit_vectors_through_the_reference_give_the_first_rows_coefficients(nam
      ("lms", 50, 30), ("dpmpp_2m", 50, 30), ("unipc", 50, 30), ("ddpm", 50, 30)],
 )  # fmt: skip
 def test_fifty_steps_take_the_published_number_of_evaluations(name, evaluations, from_start_20):
-    schedule = Schedule.from_family(Constants())
+    schedule = Schedule.from_config(SD15)
     whole, part = samplers.build(name, schedule, 50), samplers.build(name, schedule, 50, start=20)
     assert (len(whole), len(part)) == (evaluations, from_start_20)
     for table, steps in ((whole, 50), (part, 30)):
@@ -350,12 +352,12 @@ def test_fifty_steps_take_the_published_number_of_evaluations(name, evaluations,
 
 
 def test_twenty_steps_take_the_published_number_of_evaluations():
-    schedule = Schedule.from_family(Constants())
+    schedule = Schedule.from_config(SD15)
     assert [len(samplers.build(name, schedule, 20)) for name in ("pndm", "plms", "ddim")] == [29, 21, 20]
 
 
 def test_lcm_runs_at_its_published_timesteps():
-    table = samplers.build("lcm", Schedule.from_family(Constants()), 4)
+    table = samplers.build("lcm", Schedule.from_config(SD15), 4)
     assert table.timesteps.tolist() == [999, 759, 499, 259]
     assert table.draws.tolist() == [True, True, True, False]
 
@@ -368,10 +370,10 @@ def test_euler_with_one_step_returns_denoised():
     assert relative(result, x - sigma * network(x / np.sqrt(sigma**2 + 1), np.float32(999))) < 1e-5
 
 
-def test_every_step_count_gives_the_reference_timesteps():
+def test_every_step_count_gives_the_reference_timesteps(schedulers):
     schedule = Schedule.from_config(SD15)
     for name in ("ddim", "dpmpp_2m", "euler"):
-        cls = SCHEDULERS[name][0]
+        cls = getattr(diffusers, schedulers[name][0])
         for spacing in ("leading", "linspace", "trailing"):
             scheduler = cls.from_config(SD15, timestep_spacing=spacing)
             for steps in (*range(1, 60), 99, 100, 128, 250, 333, 500, 998):
@@ -381,7 +383,7 @@ def test_every_step_count_gives_the_reference_timesteps():
                 assert np.array_equal(table.timesteps, expected), (spacing, steps)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_tables_are_float32_read_only_and_of_one_state_size(name):
     table = samplers.build(name, Schedule.from_config(SD15), 7)
     assert table.update.shape == (len(table), samplers.K + 1, samplers.K + 3)
