@@ -23,13 +23,13 @@ from .errors import BundleError, InputError, TruncationWarning
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["LONG_PROMPT", "SYNTAX", "Tokenizer", "Tokens", "apply_weights", "parse_weights"]
+__all__ = ["LONG_PROMPTS", "MAX_CHARACTERS", "SYNTAXES", "Tokenizer", "Tokens", "apply_weights", "parse_weights"]
 
 MAX_CHARACTERS = 100_000
 MAX_DEPTH = 100
 MAX_WEIGHT = 100.0
-LONG_PROMPT = ("truncate", "chunk")
-SYNTAX = ("a1111", "plain")
+LONG_PROMPTS = ("truncate", "chunk")
+SYNTAXES = ("a1111", "plain")
 
 _LENGTH = 77  # where tokenizer_config.json states none
 _EMPHASIS = 1.1
@@ -98,9 +98,9 @@ class Tokenizer:
         syntax: "a1111" reads weights, `(word:1.3)`, `((word))`, `[word]` (see parse_weights); "plain" takes the text as
         it is. long_prompt: "truncate" keeps the first 75 tokens and warns (TruncationWarning) with the words that were
         dropped; "chunk" makes windows of 75 tokens, as many for every prompt as the longest needs.
-        Raises InputError for what is no text, is longer than 100,000 characters, or breaks a rule of parse_weights.
+        Raises InputError for what is no text, is longer than MAX_CHARACTERS, or breaks a rule of parse_weights.
         """
-        for name, value, known in (("prompt_syntax", syntax, SYNTAX), ("long_prompt", long_prompt, LONG_PROMPT)):
+        for name, value, known in (("prompt_syntax", syntax, SYNTAXES), ("long_prompt", long_prompt, LONG_PROMPTS)):
             if value not in known:
                 raise InputError("prompt", f"{name} must be one of " + ", ".join(known), value)
         texts = [text] if isinstance(text, str) else list(text)
