@@ -12,9 +12,8 @@ from hotloop import loop, samplers
 from hotloop.errors import InputError
 from hotloop.loop import Inpaint, denoise, run
 from hotloop.schedule import Schedule
-from hotloop.spec import Schedule as Constants
 
-SCHEDULE = Schedule.from_family(Constants())
+SCHEDULE = Schedule.from_config({"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False})
 SHAPE = (3, 4, 5, 7)
 GUIDANCE = np.array([1.5, 7.5, 3.0], np.float32)
 

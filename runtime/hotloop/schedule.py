@@ -28,9 +28,7 @@ Array = NDArray[np.float64]
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "linspace", "trailing")
-
-# What Stable Diffusion checkpoints say in their scheduler file; used when a family is all that is known.
-_STABLE_DIFFUSION = {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True}
+_LONGEST = 1_000_000  # training timesteps; beyond it is a mistake, and memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,25 +51,23 @@ class Schedule:
         """From a diffusers scheduler_config.json as it lies in a bundle.
 
         Keys that diffusers filled in by itself (`_use_default_values`) are dropped, as its `from_config` does.
-        Training constants that the file does not name are the family's. Raises InputError on a value out of range.
+        Training constants that the file does not name are the family's. Raises InputError, naming the key, for a
+        value out of range or of the wrong type.
         """
         filled_in = config.get("_use_default_values", ())
+        if not isinstance(filled_in, (list, tuple)):
+            raise InputError("schedule._use_default_values", "must be a list of names", filled_in)
         named = {k: v for k, v in config.items() if k not in filled_in and not k.startswith("_")}
         values = {**asdict(family_schedule or spec.Schedule()), **named}
         steps, prediction = values["num_train_timesteps"], values["prediction_type"]
-        if not isinstance(steps, int) or steps < 1:
-            raise InputError("schedule.num_train_timesteps", "must be a positive integer", steps)
+        if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= _LONGEST:
+            raise InputError("schedule.num_train_timesteps", f"must be a whole number from 1 to {_LONGEST}", steps)
         if prediction not in PREDICTIONS:
             raise InputError("schedule.prediction_type", "must be one of " + ", ".join(PREDICTIONS), prediction)
         alphas = (np.float32(1) - _betas(values)).astype(np.float64)
         cumprod = np.cumprod(alphas).astype(np.float32).astype(np.float64)
         cumprod.setflags(write=False)
         return cls(steps, cumprod, prediction, MappingProxyType(named))
-
-    @classmethod
-    def from_family(cls, family_schedule: spec.Schedule) -> Schedule:
-        """From a family's constants alone; the rest as Stable Diffusion checkpoints are shipped."""
-        return cls.from_config({**_STABLE_DIFFUSION, **asdict(family_schedule)})
 
     @cached_property
     def sigmas(self) -> Array:
@@ -83,13 +79,11 @@ def _betas(values: Mapping[str, Any]) -> NDArray[np.float32]:
     """Variance added at each training step, float32 [T]."""
     kind, steps = values["beta_schedule"], values["num_train_timesteps"]
     if values.get("trained_betas") is not None:
-        betas = np.asarray(values["trained_betas"], np.float32)
-        if betas.shape != (steps,):
-            raise InputError("schedule.trained_betas", f"must hold {steps} numbers", betas.shape)
+        betas = _trained(values["trained_betas"], steps)
     elif kind == "linear":
-        betas = _linspace32(values["beta_start"], values["beta_end"], steps)
+        betas = _linspace32(_beta(values, "beta_start"), _beta(values, "beta_end"), steps)
     elif kind == "scaled_linear":
-        betas = _linspace32(values["beta_start"] ** 0.5, values["beta_end"] ** 0.5, steps) ** 2
+        betas = _linspace32(_beta(values, "beta_start") ** 0.5, _beta(values, "beta_end") ** 0.5, steps) ** 2
     elif kind == "squaredcos_cap_v2":  # Nichol and Dhariwal 2021, eq. 17
         angle = (np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2
         alpha_bar = np.cos(angle) ** 2
@@ -100,6 +94,23 @@ def _betas(values: Mapping[str, Any]) -> NDArray[np.float32]:
     if not (np.all(betas > 0) and np.all(betas < 1)):
         raise InputError("schedule", "betas must lie between 0 and 1", [float(betas.min()), float(betas.max())])
     return betas
+
+
+def _beta(values: Mapping[str, Any], key: str) -> float:
+    value = values[key]
+    if not isinstance(value, (int, float)) or not 0 < value < 1:  # so no bool, and false for NaN
+        raise InputError(f"schedule.{key}", "must be a number between 0 and 1", value)
+    return float(value)
+
+
+def _trained(value: object, steps: int) -> NDArray[np.float32]:
+    try:
+        betas = np.asarray(value)
+    except ValueError:  # lists of unequal lengths
+        betas = np.empty(0, object)
+    if betas.shape != (steps,) or betas.dtype.kind not in "iuf":
+        raise InputError("schedule.trained_betas", f"must hold {steps} numbers", value)
+    return betas.astype(np.float32)
 
 
 def _linspace32(start: float, stop: float, count: int) -> NDArray[np.float32]:
