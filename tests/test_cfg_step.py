@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import hotloop_kernels
-from hotloop_kernels import KernelError, cfg_step
+from hotloop.steptable import K
+from hotloop_kernels import KernelError, backend, cfg_step
+from hotloop_kernels.cfg_step import MAX_STATES
 from hotloop_kernels.testing import BACKENDS, can_compile, use
 
 SIZES = [
@@ -220,6 +222,11 @@ def test_bad_arguments_name_the_rule_and_the_value():
     }.items():
         with pytest.raises(KernelError, match=message):
             call()
+
+
+def test_the_largest_state_is_the_step_tables_and_the_compiled_operators():
+    assert MAX_STATES == K + 1
+    assert backend.ops is None or backend.ops.max_states == MAX_STATES
 
 
 def test_the_operators_are_compiled_where_a_compiler_was_at_hand():
