@@ -1,4 +1,4 @@
-"""Installing: with a compiler the operators are compiled, without one the package works all the same."""
+"""Installing: the wheel holds all that is needed, with a compiler the operators too; without one it works as well."""
 
 from __future__ import annotations
 
@@ -10,22 +10,43 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from scikit_build_core.build import build_wheel
 
 from hotloop_kernels.testing import can_compile
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.long
+MODEL = "hotloop/assets/avatar-tiny"
 
 USE = """
-import json, numpy as np, hotloop_kernels as k
+import json, numpy as np, hotloop, hotloop_kernels as k
+from hotloop.bundle import builtin
 state = np.ones((1, 1, 1, 2, 2), np.float32)
 k.cfg_step(state, state[0].copy(), None, [0], [1.0], [[[1.0, -0.5, 0.0]]], [0.0], [1.0])
-print(json.dumps(k.build_info() | {"x": state.ravel().tolist(), "bytes": k.rgb.pack(state[0]).ravel().tolist()}))
+drawn = hotloop.load().txt2img("a face", num_inference_steps=2, seed=1).images[0]
+print(json.dumps(k.build_info() | {
+    "x": state.ravel().tolist(), "bytes": k.rgb.pack(state[0]).ravel().tolist(),
+    "from": [hotloop.__file__, k.__file__, str(builtin())], "size": drawn.size, "levels": len(set(drawn.tobytes())),
+}))
 """
 
 
+def test_the_wheel_holds_the_packages_the_built_in_model_and_their_types(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    name = build_wheel(str(tmp_path), {"wheel.cmake": "false"})
+    with zipfile.ZipFile(tmp_path / name) as wheel:
+        held = set(wheel.namelist())
+        manifest = json.loads(wheel.read(f"{MODEL}/manifest.json"))
+    model = {f"{MODEL}/{file}" for file in ("manifest.json", *manifest["files"])}
+    assert {Path(file).suffix for file in model} >= {".onnx", ".safetensors", ".json"}
+    assert model <= held
+    packages = {"hotloop", "hotloop_export", "hotloop_kernels"}
+    assert {f"{package}/py.typed" for package in packages} <= held
+    assert {file.split("/")[0] for file in held if ".dist-info/" not in file} == packages
+    assert {Path(file).suffix for file in held - model if ".dist-info/" not in file} == {".py", ".typed"}
+
+
 def build_and_use(folder: Path, **environment: str) -> dict:
-    """Build the wheel as pip does, unpack it, and run an operator from it."""
+    """Build the wheel as pip does, unpack it, run an operator from it and draw a picture with its model."""
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
     built = subprocess.run(wheel, env=os.environ | environment, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
@@ -39,12 +60,14 @@ def build_and_use(folder: Path, **environment: str) -> dict:
     )
     used = subprocess.run([sys.executable, "-c", prefer + USE], capture_output=True, text=True, cwd=folder)
     assert used.returncode == 0, used.stderr
-    return json.loads(used.stdout)
+    info = json.loads(used.stdout)
+    assert all(Path(file).is_relative_to(site) for file in info["from"])
+    assert (info["x"], info["bytes"]) == ([0.5] * 4, [191] * 4)
+    assert min(info["size"]) > 0 and info["levels"] > 1
+    return info
 
 
-RESULT = {"x": [0.5] * 4, "bytes": [191] * 4}
-
-
+@pytest.mark.long
 @pytest.mark.parametrize(
     "environment",
     [{"CXX": "/nonexistent/c++"}, {"CMAKE_ARGS": "-DCMAKE_DISABLE_FIND_PACKAGE_Python=ON"}],
@@ -53,11 +76,9 @@ RESULT = {"x": [0.5] * 4, "bytes": [191] * 4}
 def test_without_a_compiler_it_installs_and_runs_on_numpy(tmp_path, environment):
     info = build_and_use(tmp_path, **environment)
     assert info["compiled"] is False and "_ops" in info["reason"]
-    assert {key: info[key] for key in RESULT} == RESULT
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not can_compile(), reason="no C++ compiler or Python.h here")
 def test_with_a_compiler_the_operators_are_compiled(tmp_path):
-    info = build_and_use(tmp_path)
-    assert info["compiled"] is True
-    assert {key: info[key] for key in RESULT} == RESULT
+    assert build_and_use(tmp_path)["compiled"] is True
