@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
@@ -18,10 +20,10 @@ from .errors import HotloopError, InputError
 if TYPE_CHECKING:
     from .loop import Progress
     from .pipeline import Result
+    from .stored import StoredRequest
 
 __all__ = ["app", "main"]
 
-REQUEST_KEY = "hotloop"  # the PNG text under which the request is stored
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_BATCHES = 10_000
 
@@ -29,7 +31,6 @@ app = typer.Typer(
     name="hotloop",
     help="Low-latency Stable Diffusion runtime.",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -47,7 +48,10 @@ Height = Annotated[int | None, typer.Option(help="Pixels [default: the model's o
 Image = Annotated[Path, typer.Option(help="The picture to start from (PNG, JPEG, WebP).", show_default=False)]
 Mask = Annotated[Path, typer.Option(help="Mask of the picture's size, white = repaint.", show_default=False)]
 Model = Annotated[Path | None, typer.Option(help="Bundle directory [default: the built-in model].")]
-Out = Annotated[Path, typer.Option(help="A picture's name (.png, .jpg, .webp), or a directory.")]
+LongPrompt = Annotated[str, typer.Option(help="Beyond 75 tokens: truncate (with a warning) or chunk.")]
+Out = Annotated[
+    Path, typer.Option(help="A picture's name (.png, .jpg, .webp), or a directory. Only PNG carries its request.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print files, seeds and timings as JSON.")]
 
 
@@ -63,6 +67,7 @@ def txt2img(
     batches: Batches = 1,
     width: Width = None,
     height: Height = None,
+    long_prompt: LongPrompt = "truncate",
     model: Model = None,
     out: Out = Path("out"),
     json_: Json = False,
@@ -70,7 +75,7 @@ def txt2img(
     """Draw pictures from words."""
     arguments = dict(
         prompt=prompt, negative_prompt=negative, num_inference_steps=steps, guidance_scale=guidance, sampler=sampler,
-        width=width, height=height,
+        width=width, height=height, long_prompt=long_prompt,
     )  # fmt: skip
     _draw("txt2img", arguments, {}, seed, num_images, batches, model, out, json_)
 
@@ -80,6 +85,7 @@ def img2img(
     prompt: Prompt,
     image: Image,
     strength: Annotated[float, typer.Option(help="Share of the steps that is run, above 0 up to 1.")] = 0.6,
+    resize_mode: Annotated[str, typer.Option(help="To another shape: default (stretch), fill or crop.")] = "default",
     negative: Negative = "",
     steps: Steps = None,
     guidance: Guidance = None,
@@ -89,6 +95,7 @@ def img2img(
     batches: Batches = 1,
     width: Width = None,
     height: Height = None,
+    long_prompt: LongPrompt = "truncate",
     model: Model = None,
     out: Out = Path("out"),
     json_: Json = False,
@@ -96,7 +103,7 @@ def img2img(
     """Redraw a picture after words."""
     arguments = dict(
         prompt=prompt, negative_prompt=negative, num_inference_steps=steps, guidance_scale=guidance, sampler=sampler,
-        width=width, height=height, strength=strength,
+        width=width, height=height, long_prompt=long_prompt, strength=strength, resize_mode=resize_mode,
     )  # fmt: skip
     _draw("img2img", arguments, {"image": image}, seed, num_images, batches, model, out, json_)
 
@@ -119,6 +126,7 @@ def inpaint(
     batches: Batches = 1,
     width: Width = None,
     height: Height = None,
+    long_prompt: LongPrompt = "truncate",
     model: Model = None,
     out: Out = Path("out"),
     json_: Json = False,
@@ -126,7 +134,8 @@ def inpaint(
     """Repaint the white part of a mask after words."""
     arguments = dict(
         prompt=prompt, negative_prompt=negative, num_inference_steps=steps, guidance_scale=guidance, sampler=sampler,
-        width=width, height=height, strength=strength, paste=paste, mask_blur=mask_blur, padding_mask_crop=only_masked,
+        width=width, height=height, long_prompt=long_prompt, strength=strength, paste=paste, mask_blur=mask_blur,
+        padding_mask_crop=only_masked,
     )  # fmt: skip
     files = {"image": image, "mask_image": mask}
     _draw("inpaint", arguments, files, seed, num_images, batches, model, out, json_)
@@ -139,47 +148,45 @@ def rerun(
     json_: Json = False,
 ) -> None:
     """Draw a picture again from the request stored in it, byte for byte."""
-    from . import image as images
+    from .stored import StoredRequest, source
 
-    stored = images.read_text(file).get(REQUEST_KEY)
-    if stored is None:
-        raise InputError("rerun", "the file must carry a hotloop request in its PNG text", str(file))
-    try:
-        request = json.loads(stored)
-        command, arguments, files = request["command"], dict(request["arguments"]), dict(request["files"])
-        seed, bundle, model = request["seed"], request["bundle"], request["model"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError("rerun", f"the stored request is not readable: {error!r}", str(file)) from error
-    if command not in ("txt2img", "img2img", "inpaint"):
-        raise InputError("rerun", "stored command must be txt2img, img2img or inpaint", command)
-    for name, source in files.items():
-        if _hash(Path(source["path"])) != source["sha256"]:
-            raise InputError("rerun", f"{name} must be the file the picture was made from", source["path"])
+    stored = StoredRequest.read(file)
+
+    def found(path: str) -> Path:
+        # As it was typed then, or beside the picture.
+        return Path(path) if Path(path).exists() else file.parent / path
+
+    paths = {name: found(entry["path"]) for name, entry in stored.files.items()}
+    for name, path in paths.items():
+        if source(path)["sha256"] != stored.files[name]["sha256"]:
+            raise InputError("rerun", f"{name} must be the file the picture was made from", str(path))
     target = out or file.with_name(f"{file.stem}-rerun.png")
-    paths = {name: Path(source["path"]) for name, source in files.items()}
-    _draw(command, arguments, paths, seed, 1, 1, Path(model) if model else None, target, json_, bundle=bundle)
+    _draw(stored.command, dict(stored.arguments), paths, stored.seed, 1, 1,
+          found(stored.model) if stored.model else None, target, json_, stored=stored)  # fmt: skip
 
 
 @app.command()
 def samplers(json_: Json = False) -> None:
-    """List the samplers, their options and network evaluations for 20 steps."""
+    """List the samplers with their network evaluations for 20 steps and their options."""
     from . import samplers as module
     from .bundle import Bundle, builtin
     from .schedule import Schedule
 
     bundle = Bundle.open(builtin(), verify=False)
     schedule = Schedule.from_config(bundle.scheduler_config, bundle.family.schedule)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in module.NAMES:
         table = module.build(name, schedule, 20)
         # The first line of a sampler's docstring cites its source.
         summary = (module.get(name).__doc__ or "").strip().splitlines()[0]
-        rows.append({"name": name, "evaluations_at_20_steps": len(table.timesteps), "summary": summary})
+        options = dict(module.options(name))
+        rows.append({"name": name, "evaluations_at_20_steps": len(table), "summary": summary, "options": options})
     if json_:
         _print_json(rows)
         return
     for row in rows:
         typer.echo(f"{row['name']:<14} {row['evaluations_at_20_steps']:>3}  {row['summary']}")
+        typer.echo(f"{'':<19}{', '.join(row['options'])}")
 
 
 @app.command()
@@ -197,10 +204,14 @@ def doctor(json_: Json = False) -> None:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
     if version:
         typer.echo(__version__)
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def _draw(
@@ -214,61 +225,64 @@ def _draw(
     out: Path,
     as_json: bool,
     *,
-    bundle: str | None = None,
+    stored: StoredRequest | None = None,
 ) -> None:
     """Run `command` on the pipeline batch after batch and write each picture with its own request in it."""
     import secrets
 
     from . import image as images
+    from .noise import seeds_for
     from .pipeline import load
-    from .request import MAX_IMAGES
+    from .request import MAX_IMAGES, check_integer
+    from .stored import KEY, StoredRequest, source
 
-    if not 1 <= batches <= MAX_BATCHES:
-        raise InputError(command, f"batches must be in 1..{MAX_BATCHES}", batches)
-    if not 1 <= num_images <= MAX_IMAGES:
-        raise InputError(command, f"num-images must be in 1..{MAX_IMAGES}", num_images)
-    if out.suffix and out.suffix.lower() not in SUFFIXES:
-        raise InputError(command, f"out must be a directory or end with {', '.join(SUFFIXES)}", str(out))
-    hashes = {name: {"path": str(path), "sha256": _hash(path)} for name, path in files.items()}
+    # Everything that can be refused is refused before the first picture is drawn.
+    check_integer(command, "batches", batches, 1, MAX_BATCHES)
+    check_integer(command, "num-images", num_images, 1, MAX_IMAGES)
+    seeds = seeds_for(secrets.randbelow(2**32) if seed is None else seed, batches * num_images)
+    targets = _targets(command, out, seeds)
+    sources = stored.files if stored else {name: source(path) for name, path in files.items()}
     pipe = load(model)
-    if bundle is not None and bundle != pipe.bundle.id:
-        raise InputError(command, "the picture was made with another version of the model", bundle[:12] + "…")
-    first = secrets.randbelow(2**32) if seed is None else seed
-    made: list[dict[str, Any]] = []
+    if stored is not None and stored.bundle != pipe.bundle.id:
+        raise InputError(command, "the picture was made with another version of the model", stored.bundle[:12] + "…")
+    timings = []
     for batch in range(batches):
+        own = slice(batch * num_images, (batch + 1) * num_images)
         with _progress(f"{command} {batch + 1}/{batches}") as callback:
             result: Result = getattr(pipe, command)(
-                **arguments, **files, seed=first + batch * num_images, num_images=num_images, callback=callback
+                **arguments, **files, seed=seeds[own][0], num_images=num_images, callback=callback
             )
-        for drawn, own in zip(result.images, result.seeds, strict=True):
-            path = _target(out, own, several=num_images * batches > 1)
-            request = {
-                "version": __version__, "command": command, "model": str(model) if model else None,
-                "bundle": pipe.bundle.id, "arguments": arguments, "files": hashes, "seed": own,
-            }  # fmt: skip
-            images.save(drawn, path, text={REQUEST_KEY: json.dumps(request, sort_keys=True)})
-            made.append({"file": str(path), "seed": own})
-        last = result.timings
+        settings = arguments | result.settings
+        for drawn, image_seed, target in zip(result.images, result.seeds, targets[own], strict=True):
+            request = StoredRequest(
+                command, settings, sources, image_seed, pipe.bundle.id,
+                stored.model if stored else str(model) if model else None,
+            )  # fmt: skip
+            images.save(drawn, target, text={KEY: request.text()})
+        timings.append(result.timings)
+    made = [{"file": str(target), "seed": seed} for target, seed in zip(targets, seeds, strict=True)]
     if as_json:
-        _print_json({"images": made, "timings": last, "bundle": pipe.bundle.id, "engine": pipe.engine})
+        _print_json({"images": made, "timings": timings, "bundle": pipe.bundle.id, "engine": pipe.engine})
     else:
         for entry in made:
             typer.echo(f"{entry['file']}  seed {entry['seed']}")
 
 
-def _target(out: Path, seed: int, *, several: bool) -> Path:
-    if not out.suffix:
-        return out / f"{seed}.png"
-    return out.with_name(f"{out.stem}-{seed}{out.suffix}") if several else out
-
-
-def _hash(path: Path) -> str:
-    from .bundle import sha256
-
-    try:
-        return sha256(path)
-    except OSError as error:
-        raise InputError("image", f"the file must be readable: {error.strerror}", str(path)) from error
+def _targets(command: str, out: Path, seeds: list[int]) -> list[Path]:
+    """A file name per seed. Raises InputError for a suffix that is no picture's, or a place that cannot be written."""
+    if out.is_dir() or not out.suffix:
+        targets = [out / f"{seed}.png" for seed in seeds]
+    elif out.suffix.lower() not in SUFFIXES:
+        raise InputError(command, f"out must be a directory or end with {', '.join(SUFFIXES)}", str(out))
+    elif len(seeds) == 1:
+        targets = [out]
+    else:
+        targets = [out.with_name(f"{out.stem}-{seed}{out.suffix}") for seed in seeds]
+    folder = targets[0].parent
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(command, "out must be a place that can be written", str(out))
+    return targets
 
 
 @contextmanager
@@ -296,6 +310,7 @@ def main() -> NoReturn:
     """The `hotloop` command. Upper layers add their commands through the entry-point group `hotloop.commands`."""
     for entry in entry_points(group="hotloop.commands"):
         app.command(entry.name)(entry.load())
+    warnings.showwarning = _show_warning
     try:
         code = app(standalone_mode=False)
     except HotloopError as error:
@@ -310,6 +325,12 @@ def main() -> NoReturn:
             raise
         _fail(f"[command line] {error.format_message()}")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    sys.stderr.write("hotloop: " + " ".join(str(message).splitlines()) + "\n")
 
 
 def _fail(line: str, *, code: int = 2) -> NoReturn:

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from .engines import Context, Engine
+from .errors import InputError
 from .samplers import StepTable
 
 __all__ = ["Denoiser", "UNetDenoiser"]
@@ -32,6 +33,7 @@ class UNetDenoiser:
     cond: `context` [N, T, C]; `negative_context` [N, T, C] turns guidance on (one evaluation of batch 2N, the
     unconditional half first); `extra` [N, 5, h, w] is the mask and masked image of a 9-channel inpainting network.
     Use it in a `with` block: it returns its buffers to the engine at the end.
+    begin() raises InputError when `extra` is missing for a network that takes it, or given to one that does not.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -48,6 +50,10 @@ class UNetDenoiser:
 
     def begin(self, cond: Mapping[str, np.ndarray], table: StepTable, shape: tuple[int, ...]) -> None:
         self._release()
+        given = shape[1] + (cond["extra"].shape[1] if "extra" in cond else 0)
+        takes = self._engine.network.inputs[0].shape[1]
+        if given != takes:
+            raise InputError("denoiser", f"latents and extra channels together must be {takes}", given)
         context, negative = cond["context"], cond.get("negative_context")
         n, self._channels, h, w = shape
         self._halves = 1 if negative is None else 2

@@ -47,11 +47,14 @@ def _engines() -> list[Finding]:
 
 
 def _kernels() -> Finding:
-    if hotloop_kernels.compiled():
-        info = hotloop_kernels.build_info()
+    info = hotloop_kernels.build_info()
+    if info["compiled"]:
         return Finding("kernels", True, f"compiled by {info['compiler']}, running on {info['isa']}")
     return Finding(
-        "kernels", False, "NumPy fallbacks", "install a C++ compiler and Python's headers, then reinstall hotloop"
+        "kernels",
+        False,
+        f"NumPy fallbacks ({info['reason']})",
+        "install a C++ compiler and Python's headers, then reinstall hotloop",
     )
 
 

@@ -15,9 +15,17 @@ class HotloopError(Exception):
         self.place, self.rule = place, rule
         message = f"[{place}] {rule}"
         if got is not _NOTHING:
-            shown = repr(got)
-            message += f", got {shown if len(shown) <= _LONGEST else shown[:_LONGEST] + '…'}"
+            message += f", got {_shown(got)}"
         super().__init__(message)
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # an object's own repr may fail, and Python refuses integers of thousands of digits
+        text = f"a {type(value).__name__} that cannot be shown"
+    text = " ".join(text.splitlines())
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
 
 
 class InputError(HotloopError, ValueError):

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipeline", "Result", "load"]
 
-MIN_CELLS = 8  # latent cells per side: below that the UNet's deepest level has no picture left
+_RESIZE = {"default": images.resize, "fill": images.letterbox, "crop": images.centre_crop}  # diffusers' names
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,15 @@ class Result:
 
     images   PIL images, the prompts' in order, num_images_per_prompt of each
     seeds    the seed of each image: alone, with that seed, it comes out the same
-    timings  seconds: text, prepare, loop (of which engine inside the UNet engine), vae, total
+    timings  seconds: text, prepare, loop (of which engine inside the UNet engine), vae, paste, total
+    settings what stood for the arguments left out: num_inference_steps, guidance_scale, sampler, width, height
     latents  f32 [N, C, h, w], as they left the loop
     """
 
     images: list[Image]
     seeds: list[int]
     timings: dict[str, float]
+    settings: dict[str, Any]
     latents: np.ndarray = field(repr=False)
 
 
@@ -70,7 +72,7 @@ def load(
     engine: "auto" or a kind of `hotloop.engines.KINDS`; device: "auto", "cpu" or "cuda"; threads: engine threads,
     all usable cores by default. Raises BundleError for a damaged bundle, InputError for an unknown engine or device.
     """
-    return Pipeline(Bundle.open(bundle or builtin()), engine=engine, device=device, threads=threads)
+    return Pipeline(Bundle.open(builtin() if bundle is None else bundle), engine=engine, device=device, threads=threads)
 
 
 class Pipeline:
@@ -79,6 +81,8 @@ class Pipeline:
     def __init__(
         self, bundle: Bundle, *, engine: str = "auto", device: str = "auto", threads: int | None = None
     ) -> None:
+        if threads is not None:
+            check_integer("load", "threads", threads, 1, 1024)
         self.bundle, self.family = bundle, bundle.family
         self.engine = _choose_engine(bundle, engine)
         self._threads = threads
@@ -133,14 +137,16 @@ class Pipeline:
         """
         clock = _Clock()
         request = self._checked("txt2img", prompt, negative_prompt, options)
+        self._refuse_inpainting_network(request.place)
         width, height = self._size(request.place, width, height)
-        table = self.table(request.sampler, request.steps, **request.options)
+        table = self.table(request.sampler, request.steps, options=request.options)
         cond = self._encode_prompts(request)
         clock.lap("text")
         streams = Streams(request.seeds, request.rng)
         shape = self._latent_shape(width, height)
         noise = streams.normal(shape) if latents is None else self._given_latents(latents, len(request.seeds), shape)
-        return self._finish(request, table, noise * np.float32(table.init_scale), cond, streams, clock)
+        x = noise * np.float32(table.init_scale)
+        return self._finish(request, (width, height), table, x, cond, streams, clock)
 
     def img2img(
         self,
@@ -151,28 +157,34 @@ class Pipeline:
         strength: float = 0.6,
         width: int | None = None,
         height: int | None = None,
+        resize_mode: str = "default",
         **options: Unpack[Options],
     ) -> Result:
         """Redraw an image after a prompt.
 
-        image: path, PIL image or uint8 [H, W, 3]; resized to width x height (its own size rounded down to the grid by
-        default). strength in (0, 1]: the share of the steps that is run, N - min(int(N * strength), N) are skipped.
+        image: path, PIL image or uint8 [H, W, 3]; brought to width x height (its own size rounded down to the grid by
+        default) as resize_mode says: "default" stretches, "fill" adds bars, "crop" takes the middle.
+        strength in (0, 1]: the share of the steps that is run, N - min(int(N * strength), N) are skipped.
         Everything else as in `txt2img`.
         """
         clock = _Clock()
         request = self._checked("img2img", prompt, negative_prompt, options)
+        self._refuse_inpainting_network(request.place)
+        if resize_mode not in _RESIZE:
+            raise InputError(request.place, "resize_mode must be one of " + ", ".join(_RESIZE), resize_mode)
         source = images.open_image(image)
         width, height = self._size(request.place, width, height, source.size)
         start = self._start(request, strength)
-        table = self.table(request.sampler, request.steps, start=start, **request.options)
+        table = self.table(request.sampler, request.steps, start=start, options=request.options)
         cond = self._encode_prompts(request)
         clock.lap("text")
         streams = Streams(request.seeds, request.rng)
         shape = self._latent_shape(width, height)
-        known = self._encode_image(images.to_float(images.resize(source, (width, height))), streams, shape)
+        pixels = images.to_float(_RESIZE[resize_mode](source, (width, height)))  # [1, 3, H, W]
+        known = self._encode_image(pixels, streams, shape)
         eps = streams.normal(shape)
         x = np.float32(table.start_img) * known + np.float32(table.start_eps) * eps
-        return self._finish(request, table, x, cond, streams, clock)
+        return self._finish(request, (width, height), table, x, cond, streams, clock)
 
     def inpaint(
         self,
@@ -195,17 +207,15 @@ class Pipeline:
         strength: 1 starts from pure noise. mask_blur: standard deviation in pixels of the image (default: 1/128 of
         its width) by which the mask's edge is softened. paste: put the original back where the blurred mask is 0, bit
         for bit; the result then has the original's size. padding_mask_crop: draw only the masked region, with that
-        many pixels around it, at full width x height, and paste it back ("only masked").
+        many pixels around it, at width x height (the family's default size), and paste it back ("only masked").
         With a 4-channel UNet the known latents are blended in after every row; a 9-channel one sees them as input.
         """
         clock = _Clock()
         request = self._checked("inpaint", prompt, negative_prompt, options)
         original = images.open_image(image)
         mask = images.open_mask(mask_image, size=original.size)
-        brightest = int(np.max(np.asarray(mask)))
-        if brightest < 128:
-            raise InputError(request.place, "mask_image must have white (128 or more) to repaint", brightest)
-        width, height = self._size(request.place, width, height, original.size)
+        only_masked = padding_mask_crop is not None
+        width, height = self._size(request.place, width, height, None if only_masked else original.size)
         if mask_blur is None:
             mask_blur = original.width / 128 if paste else 0.0
         check_number(request.place, "mask_blur", mask_blur, 0, 256)
@@ -217,7 +227,7 @@ class Pipeline:
             check_integer(request.place, "padding_mask_crop", padding_mask_crop, 0, 4096)
             region = images.mask_region(mask, padding=padding_mask_crop, aspect=width / height)
         start = self._start(request, strength)
-        table = self.table(request.sampler, request.steps, start=start, **request.options)
+        table = self.table(request.sampler, request.steps, start=start, options=request.options)
         cond = self._encode_prompts(request)
         clock.lap("text")
 
@@ -225,6 +235,9 @@ class Pipeline:
         pixels = images.to_float(images.resize(source, (width, height)))  # [1, 3, H, W]
         pixel_mask = images.mask_array(images.resize(source_mask, (width, height)))  # [1, 1, H, W] of 0 and 1
         latent_mask = images.latent_mask(pixel_mask, self.family.vae_factor)  # [1, 1, h, w]
+        if not latent_mask.any():
+            rule = f"mask_image must leave white to repaint after a blur of {mask_blur:g}, at {width} x {height} pixels"
+            raise InputError(request.place, rule, f"{int(np.sum(np.asarray(mask) >= 128))} white pixels")
         streams = Streams(request.seeds, request.rng)
         shape = self._latent_shape(width, height)
 
@@ -244,34 +257,39 @@ class Pipeline:
             constraint = loop.Inpaint(mask=np.repeat(latent_mask, len(x), axis=0), known=known, eps=eps)
         else:
             cond["extra"] = np.concatenate([np.repeat(latent_mask, len(x), axis=0), masked], axis=1)
-        result = self._finish(request, table, x, cond, streams, clock, constraint)
+        result = self._finish(request, (width, height), table, x, cond, streams, clock, constraint)
         if paste:
-            box = region or (0, 0, *original.size)
-            result.images[:] = [images.paste(original, drawn, mask, box=box) for drawn in result.images]
+            result.images[:] = [images.paste(original, drawn, mask, box=region) for drawn in result.images]
             clock.lap("paste")
-            result.timings.update(clock.timings)
         return result
 
-    def table(self, sampler: str, steps: int, *, start: int = 0, **options: Any) -> StepTable:
+    def table(self, sampler: str, steps: int, *, start: int = 0, options: Mapping[str, Any] | None = None) -> StepTable:
         """The compiled table of a sampler on this bundle's schedule; kept, since many calls share one."""
-        return self._table(sampler, steps, start, tuple(sorted(options.items())))
+        return self._table(sampler, steps, start, tuple(sorted((options or {}).items())))
 
     def warmup(
         self, sizes: Iterable[tuple[int, int]] | None = None, batches: Iterable[int] = (1,), *, guidance: bool = True
     ) -> None:
         """Allocate buffers and run every network once for each (width, height) and number of images."""
-        for size in sizes or [self.family.default_size]:
-            width, height = self._size("warmup", *size)
-            for n in batches:
-                check_integer("warmup", "batch", n, 1, MAX_IMAGES)
-                halves = 2 if guidance else 1
-                dims = self.family.dims(width=width, height=height, batch=n)
-                self.text_encoder.prepare([_pick(self.text_encoder, dims | {"B": halves * n})])
-                self.unet.prepare([_pick(self.unet, dims | {"B": halves * n})])
-                self.vae_decoder.prepare([_pick(self.vae_decoder, dims)])
+        halves = 2 if guidance else 1
+        shapes = [self._size("warmup", *size) for size in sizes or [self.family.default_size]]
+        counts = list(batches)
+        for n in counts:
+            check_integer("warmup", "batch", n, 1, MAX_IMAGES)
+        for width, height in shapes:
+            for engine, batch in [
+                (self.text_encoder, 1),
+                (self.vae_encoder, 1),
+                *((self.unet, halves * n) for n in counts),
+                *((self.vae_decoder, n) for n in counts),
+            ]:
+                engine.prepare([_pick(engine, self.family.dims(width=width, height=height, batch=batch))])
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents f32 [N, C, h, w] as they leave the loop -> pixels uint8 [N, H, W, 3]; one launch of the decoder."""
+        if latents.ndim != 4 or latents.shape[1] != self.family.latent_channels:
+            rule = f"latents must be [N, {self.family.latent_channels}, h, w]"
+            raise InputError("decode", rule, latents.shape)
         n, _, h, w = latents.shape
         factor = self.family.vae_factor
         dims = self.family.dims(width=w * factor, height=h * factor, batch=n)
@@ -303,6 +321,7 @@ class Pipeline:
     def _finish(
         self,
         request: Request,
+        size: tuple[int, int],
         table: StepTable,
         x: np.ndarray,
         cond: dict[str, np.ndarray],
@@ -330,13 +349,22 @@ class Pipeline:
         pixels = self.decode(latents)
         made = images.from_array(pixels)
         clock.lap("vae")
-        return Result(made, request.seeds, clock.timings, latents)
+        settings = dict(
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            sampler=request.sampler,
+            width=size[0],
+            height=size[1],
+        )
+        return Result(made, request.seeds, clock.timings, settings, latents)
 
     def _encode_prompts(self, request: Request) -> dict[str, np.ndarray]:
         """Hidden states [N, chunks * T, C] of every prompt and, with guidance, of every negative prompt."""
         texts = request.prompts if request.negatives is None else request.negatives + request.prompts
         # Each text is encoded once, however many images share it.
         unique = list(dict.fromkeys(texts))
+        if request.long_prompt == "chunk":
+            self._refuse_mixed_chunks(request)
         tokens = self.tokenizer.encode(unique, syntax=request.syntax, long_prompt=request.long_prompt)
         b, chunks, length = tokens.ids.shape
         output = "penultimate_hidden_state" if request.clip_skip else "last_hidden_state"
@@ -356,6 +384,19 @@ class Pipeline:
         n = len(request.prompts)
         return {"context": rows} if request.negatives is None else {"negative_context": rows[:n], "context": rows[n:]}
 
+    def _refuse_mixed_chunks(self, request: Request) -> None:
+        """A batch shares one number of windows; a shorter prompt padded to it would not be its single run."""
+        pairs = set(zip(request.prompts, request.negatives or request.prompts, strict=True))
+        encode = partial(self.tokenizer.encode, syntax=request.syntax, long_prompt="chunk")
+        if len(counts := {encode(list(pair)).ids.shape[1] for pair in pairs}) > 1:
+            rule = "long_prompt='chunk' needs prompts of one number of 75-token windows per call"
+            raise InputError(request.place, rule, sorted(counts))
+
+    def _refuse_inpainting_network(self, place: str) -> None:
+        if self.family.inpaint_channels:
+            rule = f"{self.family.name} takes mask and masked image as input: call inpaint"
+            raise InputError(place, rule, f"{self.family.unet_channels} channels")
+
     def _encode_image(self, pixels: np.ndarray, streams: Streams, shape: tuple[int, ...]) -> np.ndarray:
         """Pixels [1, 3, H, W] -> a posterior sample per image, scaled: f32 [N, C, h, w]."""
         _, _, height, width = pixels.shape
@@ -369,6 +410,10 @@ class Pipeline:
         return (mean + deviation * streams.normal(shape)) * np.float32(self.family.scaling_factor)
 
     def _build_table(self, sampler: str, steps: int, start: int, options: tuple[tuple[str, Any], ...]) -> StepTable:
+        known = samplers.options(sampler)
+        for name, value in options:
+            if name not in known:  # `start` and `steps` are the call's own, and no option can stand for them
+                raise InputError("samplers", f"options of {sampler} must be among {', '.join(known)}", {name: value})
         return samplers.build(sampler, self.schedule, steps, start=start, **dict(options))
 
     def _start(self, request: Request, strength: float) -> int:
@@ -384,7 +429,10 @@ class Pipeline:
         return self.family.latent_channels, height // self.family.vae_factor, width // self.family.vae_factor
 
     def _given_latents(self, latents: np.ndarray, n: int, shape: tuple[int, ...]) -> np.ndarray:
-        latents = np.asarray(latents, np.float32)
+        try:
+            latents = np.asarray(latents, np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError("txt2img", f"latents must be numbers of shape {(n, *shape)}", latents) from error
         if latents.shape != (n, *shape):
             raise InputError("txt2img", f"latents must have the shape {(n, *shape)}", latents.shape)
         check_finite("txt2img", "latents", latents)
@@ -394,12 +442,14 @@ class Pipeline:
         self, place: str, width: int | None, height: int | None, source: tuple[int, int] | None = None
     ) -> tuple[int, int]:
         """The size to draw at: as asked, else the source's rounded down to the grid, else the family's default."""
-        grid, least = self.family.grid, MIN_CELLS * self.family.vae_factor
+        grid, least, most = self.family.grid, self.family.min_cells * self.family.vae_factor, self.family.max_size
         default = self.family.default_size if source is None else tuple(side - side % grid for side in source)
         sides = []
         for name, asked, fallback in (("width", width, default[0]), ("height", height, default[1])):
             side = fallback if asked is None else asked
-            check_integer(place, name, side, least, self.family.max_size)
+            if asked is None and not least <= side <= most:
+                raise InputError(place, f"give width and height in {least}..{most} for an image of this size", source)
+            check_integer(place, name, side, least, most)
             if side % grid:
                 raise InputError(place, f"{name} must be a multiple of {grid}", side)
             sides.append(int(side))

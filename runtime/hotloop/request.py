@@ -11,11 +11,11 @@ import numpy as np
 
 from .errors import InputError, NonFiniteError
 from .loop import Progress
-from .noise import seeds_for
+from .noise import RNGS, seeds_for
+from .tokenizer import LONG_PROMPTS, MAX_CHARACTERS, SYNTAXES
 
 __all__ = [
     "MAX_IMAGES",
-    "MAX_PROMPT",
     "Callback",
     "Options",
     "Request",
@@ -25,7 +25,6 @@ __all__ = [
 ]
 
 MAX_IMAGES = 64  # per call: more are asked for in several calls, each reproducible from its own seeds
-MAX_PROMPT = 100_000  # characters
 
 Callback = Callable[[Progress], object]
 
@@ -41,7 +40,8 @@ class Options(TypedDict, total=False):
     num_images_per_prompt  images of each prompt; num_images is an alias [1]
     rng                    "torch": the baseline's noise; "philox": counter-based, the same on every device ["torch"]
     prompt_syntax          "a1111" reads (word:1.3), ((word)), [word]; "plain" takes the text as it is ["a1111"]
-    long_prompt            "truncate" warns and cuts at 75 tokens; "chunk" reads windows of 75 ["truncate"]
+    long_prompt            "truncate" warns and cuts at 75 tokens; "chunk" reads windows of 75, and then all prompts
+                           of one call must need the same number of windows ["truncate"]
     clip_skip              0: the text encoder's last layer; 1: the last but one [0]
     callback               called with a `loop.Progress` after every row; raise from it to cancel
     """
@@ -125,12 +125,17 @@ class Request:
         skip = 0 if clip_skip is None else clip_skip
         check_integer(place, "clip_skip", skip, 0, 1)
         for name, value, allowed in (
-            ("prompt_syntax", prompt_syntax, ("a1111", "plain")),
-            ("long_prompt", long_prompt, ("truncate", "chunk")),
-            ("rng", rng, ("torch", "philox")),
+            ("prompt_syntax", prompt_syntax, SYNTAXES),
+            ("long_prompt", long_prompt, LONG_PROMPTS),
+            ("rng", rng, tuple(RNGS)),
         ):
             if value not in allowed:
                 raise InputError(place, f"{name} must be one of {', '.join(allowed)}", value)
+        sampler = sampler if sampler is not None else defaults.get("sampler", "plms")
+        if not isinstance(sampler, str):
+            raise InputError(place, "sampler must be a name", sampler)
+        if callback is not None and not callable(callback):
+            raise InputError(place, "callback must be callable", callback)
         return cls(
             place=place,
             prompts=[text for text in prompts for _ in range(each)],
@@ -139,8 +144,8 @@ class Request:
             seeds=seeds_for(first, len(prompts) * each),
             steps=int(steps),
             guidance=float(guidance),
-            sampler=sampler if sampler is not None else defaults.get("sampler", "plms"),
-            options=dict(sampler_options or {}),
+            sampler=sampler,
+            options=_sampler_options(place, sampler_options),
             rng=rng,
             syntax=prompt_syntax,
             long_prompt=long_prompt,
@@ -158,9 +163,22 @@ def _texts(place: str, name: str, value: str | Sequence[str]) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             raise InputError(place, f"{name} must be text", text)
-        if len(text) > MAX_PROMPT:
-            raise InputError(place, f"{name} must have at most {MAX_PROMPT} characters", len(text))
+        if len(text) > MAX_CHARACTERS:
+            raise InputError(place, f"{name} must have at most {MAX_CHARACTERS} characters", len(text))
     return texts
+
+
+def _sampler_options(place: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy whose values can be the key of a cache: lists become tuples."""
+    if not isinstance(options, Mapping | None) or not all(isinstance(key, str) for key in options or {}):
+        raise InputError(place, "sampler_options must map names to values", options)
+    frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()}
+    for key, value in frozen.items():
+        try:
+            hash(value)
+        except TypeError:
+            raise InputError(place, f"sampler option {key} must be a number, a word or a list of them", value) from None
+    return frozen
 
 
 def check_integer(place: str, name: str, value: object, least: int, most: int) -> None:
@@ -169,9 +187,8 @@ def check_integer(place: str, name: str, value: object, least: int, most: int) -
 
 
 def check_number(place: str, name: str, value: object, least: float, most: float) -> None:
-    if (
-        not isinstance(value, (int, float, np.integer, np.floating)) or not least <= float(value) <= most
-    ):  # NaN is in no range
+    # NaN is in no range; Python compares integers of any size exactly.
+    if not isinstance(value, (int, float, np.integer, np.floating)) or not least <= value <= most:
         raise InputError(place, f"{name} must be a number in {least:g}..{most:g}", value)
 
 

@@ -1,7 +1,7 @@
 """The one table of what each model family's networks take, give and assume.
 
-Exporters, engines, buffers and sample inputs are computed from these rows; no other file repeats a tensor name,
-a symbolic shape, a scale factor or a beta schedule. A new family is a new row.
+Exporters, engines, buffers and sample inputs are computed from these rows; no other file repeats a dtype, a symbolic
+shape, a scale factor or a beta schedule. A new family is a new row.
 """
 
 from __future__ import annotations
@@ -34,12 +34,6 @@ class Network:
     outputs: tuple[Tensor, ...]
     groups: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    def input(self, name: str) -> Tensor:
-        for tensor in self.inputs:
-            if tensor.name == name:
-                return tensor
-        raise InputError(f"spec.{self.name}", "input must be one of " + ", ".join(t.name for t in self.inputs), name)
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -60,9 +54,11 @@ class Family:
     unet_channels    channels of the UNet's input (9 for inpainting networks: latents, mask, masked image)
     vae_factor       pixels per latent cell
     scaling_factor   latents * scaling_factor has unit variance; the VAE decoder takes latents / scaling_factor
-    grid             width and height must be multiples of it (vae_factor x the UNet's own downsampling)
+    grid             width and height must be multiples of it; the UNet itself takes any number of cells
     context_dim      width of the text encoder's hidden states
     default_size     (width, height) when none is asked for
+    min_cells        latent cells per side: below that the UNet's deepest level has no picture left
+    max_size         pixels per side
     """
 
     name: str
@@ -76,6 +72,7 @@ class Family:
     default_size: tuple[int, int]
     schedule: Schedule
     image_channels: int = 3
+    min_cells: int = 8
     max_size: int = 2048
 
     @property
@@ -126,16 +123,40 @@ class Family:
         }  # fmt: skip
 
     def with_constants(self, constants: Mapping[str, object]) -> Family:
-        """This row with a checkpoint's own constants (a bundle's manifest lists them)."""
+        """This row with a checkpoint's own constants (a bundle's manifest lists them).
+
+        Raises InputError for a name that is not a constant, or a value that is not positive and of the row's own type.
+        """
+        place = f"spec.{self.name}"
         values = dict(constants)
-        schedule = values.pop("schedule", None)
-        if "default_size" in values:
-            values["default_size"] = tuple(values["default_size"])  # type: ignore[arg-type]
-        known = set(self.__dataclass_fields__)
-        if unknown := sorted(set(values) - known):
-            raise InputError(f"spec.{self.name}", f"constants must be among {sorted(known)}", unknown)
-        row = replace(self, **values)  # type: ignore[arg-type]
-        return replace(row, schedule=replace(row.schedule, **schedule)) if schedule else row  # type: ignore[arg-type]
+        schedule = values.pop("schedule", {})
+        if not isinstance(schedule, Mapping):
+            raise InputError(place, "schedule must be a table of constants", schedule)
+        own = {name: _alike(place, self, name, value) for name, value in values.items()}
+        its = {name: _alike(place, self.schedule, name, value) for name, value in schedule.items()}
+        return replace(self, schedule=replace(self.schedule, **its), **own)  # type: ignore[arg-type]
+
+
+def _alike(place: str, row: Family | Schedule, name: str, value: object) -> object:
+    """The value, if it may stand where the row has its own: same type, positive."""
+    known = sorted(field for field in row.__dataclass_fields__ if field != "schedule")
+    if name not in known:
+        raise InputError(place, f"constants must be among {known}", name)
+    like = getattr(row, name)
+    if isinstance(like, tuple):
+        fits = isinstance(value, (list, tuple)) and len(value) == len(like) and all(_positive(v, int) for v in value)
+        value = tuple(value) if fits else value  # type: ignore[arg-type]
+    elif isinstance(like, str):
+        fits = isinstance(value, str)
+    else:
+        fits = _positive(value, int) or (isinstance(like, float) and _positive(value, float))
+    if not fits:
+        raise InputError(place, f"{name} must be like {like!r}", value)
+    return value
+
+
+def _positive(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < float("inf")  # type: ignore[operator]
 
 
 def resolve(shape: tuple[Dim, ...], dims: Mapping[str, int]) -> tuple[int, ...]:

@@ -68,7 +68,7 @@ class OnnxEngine:
         if device not in devices():
             raise InputError("engine.onnx", f"device must be one of {devices()} with this onnxruntime", device)
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors reach the caller as exceptions
         options.intra_op_num_threads = threads or _cores()
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
