@@ -5,6 +5,8 @@
 SUITABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
             $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
+# More options for pip, such as another index.
+PIP_ARGS ?=
 DEV := .venv-dev/bin/python
 # One thread per test process: the processes fill the cores.
 PYTEST := OMP_NUM_THREADS=1 $(DEV) -m pytest -n auto --dist loadgroup
@@ -43,14 +45,14 @@ clean:                 ## remove the environments, build folders and caches
 .venv/installed: $(INSTALLED)
 	@$(call need-python)
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check .
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) .
 	@touch $@
 
 # Editable: a changed .py file is seen without installing again; changed build files and C++ sources rebuild.
 .venv-dev/installed: $(BUILD)
 	@$(call need-python)
 	$(PYTHON) -m venv .venv-dev
-	$(DEV) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(DEV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[test]'
 	@touch $@
 
 define need-python

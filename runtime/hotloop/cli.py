@@ -311,6 +311,7 @@ def main() -> NoReturn:
     for entry in entry_points(group="hotloop.commands"):
         app.command(entry.name)(entry.load())
     warnings.showwarning = _show_warning
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files: what cannot be read is an error of our own
     try:
         code = app(standalone_mode=False)
     except HotloopError as error:
