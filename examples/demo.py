@@ -29,13 +29,24 @@ ENLARGED = 3  # the first model draws 64 x 64: shown larger, pixel for pixel
 
 
 def hair_mask(face: Image.Image) -> Image.Image:
-    """White where the colour is the crown's: a stand-in for the mask that a user would paint."""
-    pixels = np.asarray(face, np.int32)
+    """White where the colour is the crown's rather than the background's, the face's or an outline's: a stand-in for
+    the mask that a user would paint."""
+    pixels = np.asarray(face, np.float64)  # [H, W, 3]
     height, width, _ = pixels.shape
-    crown = np.median(pixels[height // 6 : height // 4, width * 2 // 5 : width * 3 // 5].reshape(-1, 3), axis=0)
-    close = np.abs(pixels - crown).sum(axis=-1) < 110
-    close[height * 3 // 4 :] = False
-    return Image.fromarray(close.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(5))
+
+    def colour(top: float, bottom: float, left: float, right: float) -> np.ndarray:
+        patch = pixels[int(height * top) : int(height * bottom), int(width * left) : int(width * right)]
+        middle: np.ndarray = np.median(patch.reshape(-1, 3), axis=0)
+        return middle
+
+    crown, corner, cheeks = colour(0.14, 0.26, 0.4, 0.6), colour(0, 0.1, 0, 0.1), colour(0.56, 0.66, 0.4, 0.6)
+    known = np.stack([crown, corner, cheeks, np.full(3, 255.0), np.zeros(3)])
+    nearest = np.argmin(((pixels[:, :, None] - known) ** 2).sum(axis=-1), axis=-1)
+    hair = nearest == 0
+    hair[height * 3 // 4 :] = False
+    mask = Image.fromarray(hair.astype(np.uint8) * 255)
+    # Specks out, outlines in.
+    return mask.filter(ImageFilter.MedianFilter(3)).filter(ImageFilter.MaxFilter(7))
 
 
 def sheet(faces: list[Image.Image], columns: int) -> Image.Image:
@@ -68,7 +79,7 @@ def main(directory: Path) -> None:
 
     face, mask = faces[1], hair_mask(faces[1])
     edits = [face, mask.convert("RGB")]
-    edits += [pipe.inpaint(f"a girl with {hair}", NEGATIVE, image=face, mask_image=mask, seed=3).images[0]
+    edits += [pipe.inpaint(f"a smiling girl with {hair} and round glasses, blue sky background", NEGATIVE, image=face, mask_image=mask, seed=3).images[0]
               for hair in EDITS]  # fmt: skip
     edits += [face, face]
     edits += [pipe.img2img(f"{mood}, a girl with purple hair and round glasses, blue sky background", NEGATIVE,

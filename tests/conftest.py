@@ -1,0 +1,72 @@
+"""Fixtures that several test files share: the built-in model in hotloop and in stock diffusers."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# hotloop's sampler -> diffusers' scheduler and what from_config is told beyond the bundle's own configuration.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": False}),
+    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "kdpm2": ("KDPM2DiscreteScheduler", {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+}
+
+
+@pytest.fixture(scope="session")
+def pipe() -> Any:
+    """hotloop on the built-in model."""
+    import hotloop
+
+    return hotloop.load()
+
+
+@pytest.fixture(scope="session")
+def stock() -> Any:
+    """Stock diffusers pipelines on the same files, sharing one set of modules; `use(sampler)` sets the scheduler."""
+    import diffusers
+    import torch
+
+    from hotloop.bundle import builtin
+
+    torch.manual_seed(0)
+    txt2img = diffusers.StableDiffusionPipeline.from_pretrained(
+        builtin(), safety_checker=None, torch_dtype=torch.float32, local_files_only=True
+    )
+    img2img = diffusers.StableDiffusionImg2ImgPipeline(**txt2img.components, requires_safety_checker=False)
+    inpaint = diffusers.StableDiffusionInpaintPipeline(**txt2img.components, requires_safety_checker=False)
+    config = dict(txt2img.scheduler.config)
+    for one in (txt2img, img2img, inpaint):
+        one.set_progress_bar_config(disable=True)
+
+    def use(sampler: str, *others: Any) -> None:
+        name, extra = SCHEDULERS[sampler]
+        for one in (txt2img, img2img, inpaint, *others):
+            one.scheduler = getattr(diffusers, name).from_config(config, **extra)
+
+    def generators(seeds: list[int]) -> list[Any]:
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    return SimpleNamespace(txt2img=txt2img, img2img=img2img, inpaint=inpaint, use=use, generators=generators)
+
+
+@pytest.fixture(scope="session")
+def schedulers() -> dict[str, tuple[str, dict[str, Any]]]:
+    """hotloop's sampler -> diffusers' scheduler class and what from_config is told beyond the configuration."""
+    return SCHEDULERS

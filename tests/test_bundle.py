@@ -1,0 +1,162 @@
+"""A bundle is opened whole and unaltered, or refused with the file's name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hotloop.bundle import Bundle, builtin, sha256
+from hotloop.errors import BundleError
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(builtin(), tmp_path / "bundle"))
+
+
+def edit_manifest(path: Path, **changes: Any) -> None:
+    file = path / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def reseal(path: Path, name: str) -> None:
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    edit_manifest(path, files=files | {name: sha256(path / name)})
+
+
+def test_the_built_in_bundle_is_whole() -> None:
+    bundle = Bundle.open(builtin())
+    assert bundle.family.name == "avatar-tiny"
+    assert {"text_encoder", "unet", "vae_decoder", "vae_encoder"} <= set(bundle.manifest["networks"])
+    listed = set(bundle.manifest["files"]) | {"manifest.json"}
+    present = {str(file.relative_to(builtin())) for file in builtin().rglob("*") if file.is_file()}
+    assert {name for name in present if not name.endswith(".md")} <= listed
+
+
+@pytest.mark.parametrize("name", sorted(json.loads((builtin() / "manifest.json").read_text())["files"]))
+def test_one_altered_byte_anywhere_is_refused_by_name(copy: Path, name: str) -> None:
+    raw = bytearray((copy / name).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (copy / name).write_bytes(raw)
+    with pytest.raises(BundleError, match="altered") as caught:
+        Bundle.open(copy)
+    assert name in str(caught.value)
+
+
+def test_a_missing_file_is_refused_by_name(copy: Path) -> None:
+    (copy / "unet/model.onnx").unlink()
+    with pytest.raises(BundleError, match=r"unet/model\.onnx"):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(copy: Path, bad: float) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    name = "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(copy / name)
+    weights["conv_in.weight"].flat[5] = bad
+    save_file(weights, copy / name)
+    reseal(copy, name)
+    with pytest.raises(BundleError, match=r"conv_in\.weight"):
+        Bundle.open(copy)
+
+
+def test_a_directory_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        Bundle.open(tmp_path)
+    with pytest.raises(BundleError, match="no such directory"):
+        Bundle.open(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"schema_version": 99}, "schema_version"),
+        ({"family": "sd99"}, "family"),
+        ({"family": 5}, "family"),
+        ({"constants": {"colour": 1}}, "colour"),
+        ({"constants": {"vae_factor": "4"}}, "vae_factor"),
+        ({"constants": {"grid": 0}}, "grid"),
+        ({"constants": {"scaling_factor": float("nan")}}, "scaling_factor"),
+        ({"constants": {"default_size": [64]}}, "default_size"),
+        ({"constants": {"schedule": {"beta_start": "x"}}}, "beta_start"),
+        ({"constants": []}, "constants"),
+        ({"defaults": []}, "defaults"),
+        ({"networks": []}, "networks"),
+        ({"networks": {"unet": {}}}, "networks"),
+        ({"engines": []}, "engines"),
+        ({"engines": [{}]}, "engines"),
+        ({"files": []}, "files"),
+        ({"files": {"unet/model.onnx": 1}}, "files"),
+        ({"files": {"../outside": "0" * 64}}, "outside"),
+        ({"files": {"/etc/hostname": "0" * 64}}, "inside the bundle"),
+    ],
+    ids=str,
+)
+def test_a_manifest_that_breaks_a_rule_is_refused(copy: Path, changes: dict[str, Any], named: str) -> None:
+    edit_manifest(copy, **changes)
+    with pytest.raises(BundleError, match=named):
+        Bundle.open(copy)
+
+
+def test_a_manifest_that_is_not_json_is_refused(copy: Path) -> None:
+    (copy / "manifest.json").write_text("{")
+    with pytest.raises(BundleError, match="JSON"):
+        Bundle.open(copy)
+
+
+SEALED = ["unet/model.onnx", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"]
+
+
+@pytest.mark.parametrize("name", [*SEALED, "tokenizer/vocab.json"])
+def test_a_file_without_a_hash_is_never_read(copy: Path, name: str) -> None:
+    files = json.loads((copy / "manifest.json").read_text())["files"]
+    del files[name]
+    edit_manifest(copy, files=files)
+    with pytest.raises(BundleError, match=re.escape(name)):
+        Bundle.open(copy)
+
+
+def test_a_file_that_was_dropped_in_is_refused(copy: Path) -> None:
+    (copy / "notes.md").write_text("read by nobody")
+    Bundle.open(copy)
+    (copy / "tokenizer/added_tokens.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"tokenizer/added_tokens\.json"):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x00" * 8, b"\xff" * 8 + b"{}", b"\x02" + b"\x00" * 7 + b"[]", b"\x07" + b"\x00" * 7 + b'{"a":1}',
+     b"\x0a" + b"\x00" * 7 + b'{"a": {}} '],
+)  # fmt: skip
+def test_weights_that_are_no_safetensors_file_are_refused_by_name(copy: Path, content: bytes) -> None:
+    name = "unet/diffusion_pytorch_model.safetensors"
+    (copy / name).write_bytes(content)
+    reseal(copy, name)
+    with pytest.raises(BundleError, match=r"diffusion_pytorch_model\.safetensors"):
+        Bundle.open(copy)
+
+
+def test_the_id_follows_the_content_and_not_the_place(copy: Path) -> None:
+    own = Bundle.open(builtin()).id
+    assert Bundle.open(copy).id == own
+    edit_manifest(copy, defaults={"sampler": "euler"})
+    assert Bundle.open(copy).id != own
+    shutil.copy(builtin() / "manifest.json", copy)
+    (copy / "scheduler/scheduler_config.json").write_text((copy / "scheduler/scheduler_config.json").read_text() + "\n")
+    reseal(copy, "scheduler/scheduler_config.json")
+    assert Bundle.open(copy).id != own
+
+
+def test_a_manifest_nested_too_deep_is_refused(copy: Path) -> None:
+    (copy / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(BundleError, match="JSON"):
+        Bundle.open(copy)

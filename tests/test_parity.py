@@ -1,0 +1,243 @@
+"""End to end on the built-in weights: hotloop against stock diffusers, same seed, same steps, every shared sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from hotloop import samplers
+
+PROMPT = "A cute anime girl with pink hair, wearing a school uniform, smiling"
+NEGATIVE = "blurry, watermark, low quality"
+STEPS = 10
+GUIDANCE = 4.0
+# The stock image pipelines mis-step these at strength < 1: PNDM's step counter restarts on a sliced list, and LMS takes
+# the order from the absolute step, so that fourth-order coefficients meet a history of one. test_samplers.py proves
+# our tables for them against the schedulers themselves.
+MISSTEPPED = {"plms", "pndm", "lms"}
+COMMON = dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE)
+PARITY = dict(prompt_syntax="plain")
+
+
+def eta(sampler: str) -> float:
+    """Stock pipelines hand their own eta, 0, to every scheduler that takes one; TCD's own is 0.3."""
+    return float(samplers.options(sampler).get("eta", 0.0))
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    mse = float(np.mean(difference**2))
+    return float("inf") if mse == 0 else 10 * np.log10(255**2 / mse)
+
+
+def scene() -> Image.Image:
+    """A drawn picture: what the VAE makes of it does not matter here, only that both pipelines see the same."""
+    image = Image.new("RGB", (64, 64), (120, 160, 220))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((14, 12, 50, 58), fill=(240, 205, 180))
+    draw.pieslice((10, 4, 54, 44), 180, 360, fill=(90, 50, 30))
+    draw.ellipse((22, 30, 28, 38), fill=(40, 80, 200))
+    draw.ellipse((36, 30, 42, 38), fill=(40, 80, 200))
+    return image
+
+
+def mask() -> Image.Image:
+    image = Image.new("L", (64, 64), 0)
+    ImageDraw.Draw(image).rectangle((8, 4, 55, 27), fill=255)
+    return image
+
+
+def compare(ours: Any, latents: Any, picture: Image.Image) -> None:
+    assert np.abs(ours.latents - latents).max() <= 1e-3
+    assert psnr(ours.images[0], picture) >= 50
+
+
+def stock_images(pipeline: Any, latents: np.ndarray) -> list[Image.Image]:
+    import torch
+
+    with torch.no_grad():
+        decoded = pipeline.vae.decode(torch.from_numpy(latents) / pipeline.vae.config.scaling_factor).sample
+    images: list[Image.Image] = pipeline.image_processor.postprocess(decoded)
+    return images
+
+
+@pytest.mark.parametrize("sampler", samplers.NAMES)
+def test_txt2img_equals_the_baseline(pipe: Any, stock: Any, sampler: str) -> None:
+    ours = pipe.txt2img(PROMPT, NEGATIVE, sampler=sampler, seed=11, **COMMON, **PARITY)
+    stock.use(sampler)
+    theirs = stock.txt2img(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        generator=stock.generators([11]),
+        output_type="latent",
+        eta=eta(sampler),
+        **COMMON,
+    ).images.numpy()
+    compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+
+
+@pytest.mark.parametrize("sampler", [name for name in samplers.NAMES if name not in MISSTEPPED])
+def test_img2img_equals_the_baseline(pipe: Any, stock: Any, sampler: str) -> None:
+    ours = pipe.img2img(PROMPT, NEGATIVE, image=scene(), strength=0.6, sampler=sampler, seed=3, **COMMON, **PARITY)
+    stock.use(sampler)
+    theirs = stock.img2img(
+        PROMPT, negative_prompt=NEGATIVE, image=scene(), strength=0.6, generator=stock.generators([3]),
+        output_type="latent", eta=eta(sampler), **COMMON,
+    ).images.numpy()  # fmt: skip
+    compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "strength"),
+    [(name, 1.0) for name in samplers.NAMES] + [(name, 0.6) for name in samplers.NAMES if name not in MISSTEPPED],
+)
+def test_inpaint_equals_the_baseline(pipe: Any, stock: Any, sampler: str, strength: float) -> None:
+    options = dict(image=scene(), mask_image=mask(), strength=strength, **COMMON)
+    ours = pipe.inpaint(PROMPT, NEGATIVE, sampler=sampler, seed=5, paste=False, mask_blur=0, **options, **PARITY)
+    stock.use(sampler)
+    theirs = stock.inpaint(
+        PROMPT, negative_prompt=NEGATIVE, generator=stock.generators([5]), output_type="latent",
+        eta=eta(sampler), height=64, width=64, **options,
+    ).images.numpy()  # fmt: skip
+    compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+
+
+def test_a_batch_equals_the_baseline_with_one_generator_per_image(pipe: Any, stock: Any) -> None:
+    ours = pipe.txt2img(PROMPT, sampler="euler_a", seed=40, num_images_per_prompt=3, **COMMON, **PARITY)
+    stock.use("euler_a")
+    theirs = stock.txt2img(
+        PROMPT, num_images_per_prompt=3, generator=stock.generators([40, 41, 42]), output_type="latent", **COMMON
+    ).images.numpy()
+    assert ours.seeds == [40, 41, 42]
+    for mine, picture in zip(ours.images, stock_images(stock.txt2img, theirs), strict=True):
+        assert psnr(mine, picture) >= 50
+
+
+def test_guidance_of_one_equals_the_baseline_without_guidance(pipe: Any, stock: Any) -> None:
+    options = dict(num_inference_steps=STEPS, guidance_scale=1.0)
+    ours = pipe.txt2img(PROMPT, sampler="ddim", seed=2, **options, **PARITY)
+    stock.use("ddim")
+    theirs = stock.txt2img(PROMPT, generator=stock.generators([2]), output_type="latent", **options).images.numpy()
+    compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+
+
+def test_a_size_off_the_unets_own_grid_equals_the_baseline(pipe: Any, stock: Any) -> None:
+    options = dict(width=76, height=52, **COMMON)
+    ours = pipe.txt2img(PROMPT, sampler="ddim", seed=2, **options, **PARITY)
+    stock.use("ddim")
+    # Stock diffusers asks for multiples of 8 pixels, a literal; given latents it takes any.
+    import torch
+
+    noise = torch.randn((1, 4, 13, 19), generator=torch.Generator().manual_seed(2))
+    stock.txt2img.check_inputs = lambda *args, **kwargs: None
+    try:
+        theirs = stock.txt2img(PROMPT, latents=noise, output_type="latent", **options).images.numpy()
+    finally:
+        del stock.txt2img.check_inputs
+    compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+
+
+def test_pictures_that_are_not_at_the_size_drawn_equal_the_baseline(pipe: Any, stock: Any) -> None:
+    stock.use("ddim")
+    large, common = scene().resize((90, 70)), dict(output_type="latent", **COMMON)
+    ours = pipe.img2img(PROMPT, image=large, strength=0.6, sampler="ddim", seed=3, **COMMON, **PARITY)
+    theirs = stock.img2img(PROMPT, image=large, strength=0.6, generator=stock.generators([3]), **common).images.numpy()
+    assert ours.images[0].size == (88, 68)
+    compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+
+    options = dict(image=large, mask_image=mask().resize((90, 70)), width=64, height=64)
+    ours = pipe.inpaint(PROMPT, sampler="ddim", seed=5, paste=False, mask_blur=0, **options, **COMMON, **PARITY)
+    theirs = stock.inpaint(PROMPT, generator=stock.generators([5]), **options, **common).images.numpy()
+    compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+
+
+def test_clip_skip_equals_the_baseline(pipe: Any, stock: Any) -> None:
+    import torch
+
+    def penultimate(text: str) -> torch.Tensor:
+        # As the stock pipeline does it; its own code reaches for a module that transformers 5 has flattened away.
+        ids = stock.txt2img.tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        encoder = stock.txt2img.text_encoder
+        with torch.no_grad():
+            hidden = encoder(ids, output_hidden_states=True).hidden_states[-2]
+            return encoder.final_layer_norm(hidden)
+
+    ours = pipe.txt2img(PROMPT, NEGATIVE, sampler="ddim", seed=8, clip_skip=1, **COMMON, **PARITY)
+    stock.use("ddim")
+    theirs = stock.txt2img(
+        prompt_embeds=penultimate(PROMPT), negative_prompt_embeds=penultimate(NEGATIVE),
+        generator=stock.generators([8]), output_type="latent", **COMMON,
+    ).images.numpy()  # fmt: skip
+    compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+
+
+@pytest.fixture(scope="module")
+def nine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A narrow inpainting network of 9 channels with random weights: hotloop's pipeline and the stock one."""
+    import shutil
+
+    import diffusers
+    import torch
+    import transformers
+
+    import hotloop
+    from hotloop.bundle import builtin
+    from hotloop_export.bundle import write_bundle
+
+    torch.manual_seed(0)
+    source = tmp_path_factory.mktemp("nine") / "source"
+    for part in ("tokenizer", "vae", "scheduler"):
+        shutil.copytree(builtin() / part, source / part)
+    shutil.copy(builtin() / "model_index.json", source)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(source / "tokenizer")
+    end = tokenizer.eos_token_id
+    transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=768,
+            intermediate_size=768,
+            num_hidden_layers=2,
+            num_attention_heads=12,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+    ).save_pretrained(source / "text_encoder")
+    diffusers.UNet2DConditionModel(
+        sample_size=16, in_channels=9, block_out_channels=(32, 48), layers_per_block=1, cross_attention_dim=768,
+        attention_head_dim=4, norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).save_pretrained(source / "unet")  # fmt: skip
+    bundle = write_bundle(source, source.with_name("bundle"), family="sd15-inpaint")
+    pipeline = diffusers.StableDiffusionInpaintPipeline.from_pretrained(
+        bundle, safety_checker=None, torch_dtype=torch.float32, local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return hotloop.load(bundle), pipeline
+
+
+@pytest.mark.xdist_group("nine")
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
+def test_nine_channel_inpaint_equals_the_baseline(nine: Any, stock: Any, sampler: str, strength: float) -> None:
+    ours_pipe, theirs_pipe = nine
+    stock.use(sampler, theirs_pipe)
+    options = dict(image=scene(), mask_image=mask(), strength=strength, **COMMON)
+    ours = ours_pipe.inpaint(PROMPT, NEGATIVE, sampler=sampler, seed=5, paste=False, mask_blur=0, **options, **PARITY)
+    theirs = theirs_pipe(
+        PROMPT, negative_prompt=NEGATIVE, generator=stock.generators([5]), output_type="latent",
+        height=64, width=64, **options,
+    ).images.numpy()  # fmt: skip
+    compare(ours, theirs, stock_images(theirs_pipe, theirs)[0])
+
+
+@pytest.mark.xdist_group("nine")
+def test_a_nine_channel_network_is_for_inpainting_only(nine: Any) -> None:
+    from hotloop.errors import InputError
+
+    for call in (lambda: nine[0].txt2img(PROMPT, seed=1), lambda: nine[0].img2img(PROMPT, image=scene(), seed=1)):
+        with pytest.raises(InputError, match="inpaint"):
+            call()
