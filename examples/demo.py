@@ -23,7 +23,9 @@ PROMPTS = [
     "粉色头发, 紫色眼睛, 眼镜, 开心",
 ]
 NEGATIVE = "blurry, watermark, cropped, low quality, worst quality"
-EDITS = ["red hair", "green hair", "blonde hair", "black hair"]
+EDITED = 1  # the face that is redesigned
+REST = "round glasses, blue sky background"
+HAIR = ["red", "green", "blonde", "black"]
 EXPRESSIONS = ["happy", "angry", "cold", "sad"]
 ENLARGED = 3  # the first model draws 64 x 64: shown larger, pixel for pixel
 
@@ -77,13 +79,15 @@ def main(directory: Path) -> None:
     print(f"{len(PROMPTS)} faces, {each:.2f} s each")
     sheet(faces, 4).save(directory / "faces.png")
 
-    face, mask = faces[1], hair_mask(faces[1])
+    face, mask = faces[EDITED], hair_mask(faces[EDITED])
     edits = [face, mask.convert("RGB")]
-    edits += [pipe.inpaint(f"a smiling girl with {hair} and round glasses, blue sky background", NEGATIVE, image=face, mask_image=mask, seed=3).images[0]
-              for hair in EDITS]  # fmt: skip
+    for hair in HAIR:
+        prompt = f"a girl with {hair} hair, {REST}"
+        edits += pipe.inpaint(prompt, NEGATIVE, image=face, mask_image=mask, seed=3).images
     edits += [face, face]
-    edits += [pipe.img2img(f"{mood}, a girl with purple hair and round glasses, blue sky background", NEGATIVE,
-                           image=face, strength=0.7, seed=5).images[0] for mood in EXPRESSIONS]  # fmt: skip
+    for mood in EXPRESSIONS:
+        prompt = f"{mood}, a girl with purple hair, {REST}"
+        edits += pipe.img2img(prompt, NEGATIVE, image=face, strength=0.7, seed=5).images
     sheet(edits, 6).save(directory / "edits.png")
     print(f"sheets: {directory / 'faces.png'}, {directory / 'edits.png'}")
 
