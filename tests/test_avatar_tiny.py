@@ -206,6 +206,7 @@ def _falls(losses: list[float], share: float) -> bool:
 
 
 def test_a_few_steps_teach_the_autoencoder_and_folding_centres_it_exactly(tiny, tmp_path):
+    torch.manual_seed(0)
     vae = train_vae.make_vae(block_out_channels=(16, 16, 16))
     losses = train_vae.train(tiny, Run(tmp_path / "vae.pt", steps=25, peak=4e-3), batch=8, vae=vae)
     assert _falls(losses, 0.7)
@@ -220,8 +221,10 @@ def test_a_few_steps_teach_the_autoencoder_and_folding_centres_it_exactly(tiny, 
     assert abs((means * scaling).std().item() - 1) < 0.01
 
     # The decoder may learn on alone: the latents of the finished model must not move.
-    stored = {"means": means * scaling, "stds": torch.zeros_like(means), "scaling": scaling}
-    losses = train_vae.tune_decoder(vae, tiny, stored, Run(tmp_path / "unused", steps=20, peak=2e-3), batch=8)
+    # Eight faces, all in every batch: a loss that falls is learning and not the luck of the batch.
+    few = {name: array[:8] for name, array in tiny.items()}
+    stored = {"means": (means * scaling)[:8], "stds": torch.zeros_like(means[:8]), "scaling": scaling}
+    losses = train_vae.tune_decoder(vae, few, stored, Run(tmp_path / "unused", steps=30, peak=2e-3), batch=8)
     assert _falls(losses, 0.95)
     torch.testing.assert_close(train_vae.encode(vae, tiny["images"])[0], means)
 

@@ -39,6 +39,12 @@ def measure(machine: Machine, *cases: Case, rounds: int = 60, **keywords: object
     return compare(cases, benchmark="test", rounds=rounds, clock=machine.clock, **keywords)  # type: ignore[arg-type]
 
 
+@pytest.fixture(autouse=True)
+def no_collections(monkeypatch):
+    """The clock here is a fake one: thousands of real garbage collections would only slow the tests."""
+    monkeypatch.setattr("harness.gc.collect", lambda: 0)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_planted_slowdown_of_five_per_cent_is_found_under_drift(seed):
     machine = Machine(seed=seed)
