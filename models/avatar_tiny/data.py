@@ -1,4 +1,4 @@
-"""The training set, drawn once: `python models/avatar_tiny/data.py` writes work/{train,heldout}_*.npy.
+"""The training set, drawn once: `python models/avatar_tiny/data.py` writes build/{train,heldout}_*.npy.
 
 Seeds count up from zero; the faces whose attribute combination is held out go to the held-out set and to no other.
 """
@@ -14,7 +14,7 @@ from render import Face, held_out, labels, render, sample_face
 
 __all__ = ["WORK", "draw", "load", "seeds", "write"]
 
-WORK = Path(__file__).parent / "work"
+WORK = Path(__file__).parent / "build"
 SIZE = 64
 
 

@@ -1,6 +1,6 @@
 """How well the model draws what it is asked for: attribute accuracy, FID-p and KID-p, best guidance -> scores.json.
 
-python models/avatar_tiny/score.py                      the folder in work/, own DDIM loop, 25 steps
+python models/avatar_tiny/score.py                      the folder in build/, own DDIM loop, 25 steps
 python models/avatar_tiny/score.py --engine hotloop     the same prompts through hotloop.load(folder)
 
 Accuracy is the probe's, over the attributes that a prompt states. Beside it stand chance (the same pictures judged by

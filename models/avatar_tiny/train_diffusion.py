@@ -1,10 +1,10 @@
 """Stage 3, text encoder and UNet: predicts the noise in a face's latents from its caption.
 
-python models/avatar_tiny/train_diffusion.py --minutes 62     (resumes work/diffusion.pt if it is there)
+python models/avatar_tiny/train_diffusion.py --minutes 62     (resumes build/diffusion.pt if it is there)
 
 First the text encoder alone learns to say what its caption claims (a linear reader on the end tokens, thrown away at
 the end: binding colours to nouns needs no pictures); then both networks learn together, that loss kept at a low weight.
-Every checkpoint also writes the averaged weights to work/folder, the layout that stock diffusers loads.
+Every checkpoint also writes the averaged weights to build/folder, the layout that stock diffusers loads.
 """
 
 from __future__ import annotations

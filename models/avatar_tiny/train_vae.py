@@ -1,6 +1,6 @@
 """Stage 1, the autoencoder: 64 x 64 pixels <-> 4 x 16 x 16 latents of mean 0 and variance 1 / scaling_factor^2.
 
-python models/avatar_tiny/train_vae.py --minutes 14                                      (resumes work/vae.pt)
+python models/avatar_tiny/train_vae.py --minutes 14                                      (resumes build/vae.pt)
 python models/avatar_tiny/train_vae.py --minutes 9.5 --batch 8 --peak 1.2e-3 --restart   (second phase, small batches)
 python models/avatar_tiny/train_vae.py --fold                       (centres the latents, encodes the training set)
 python models/avatar_tiny/train_vae.py --decoder --minutes 5 --batch 8 --peak 6e-4       (any time after; then model.py)

@@ -95,7 +95,7 @@ def available() -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for kind, (module, _, install) in KINDS.items():
         try:
-            import_module(module, __name__).library()
+            import_module(module, __name__).import_library()
             found[kind] = None
         except ImportError:
             found[kind] = install
@@ -104,7 +104,7 @@ def available() -> dict[str, str | None]:
 
 def version(kind: str) -> str:
     """The version of this kind's library. Raises InputError as `open_engine` does."""
-    return str(_module(kind).library().__version__)
+    return str(_module(kind).import_library().__version__)
 
 
 def devices(kind: str) -> list[str]:
@@ -126,7 +126,7 @@ def _module(kind: str) -> ModuleType:
     name, _, install = KINDS[kind]
     module = import_module(name, __name__)
     try:
-        module.library()
+        module.import_library()
     except ImportError as error:
         raise InputError("engine", f"{kind} needs a library that is not installed: {install} ({error})") from error
     return module

@@ -14,12 +14,12 @@ from ..errors import BundleError, InputError
 from ..spec import Network, Tensor, resolve
 from . import ContextPool
 
-__all__ = ["OnnxContext", "OnnxEngine", "devices", "library"]
+__all__ = ["OnnxContext", "OnnxEngine", "devices", "import_library"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def library() -> ModuleType:
+def import_library() -> ModuleType:
     """onnxruntime itself. Raises ImportError when it is not installed."""
     import onnxruntime
 
@@ -28,7 +28,7 @@ def library() -> ModuleType:
 
 def devices() -> list[str]:
     """The devices this onnxruntime was built for, fastest first."""
-    present = library().get_available_providers()
+    present = import_library().get_available_providers()
     return [device for device in ("cuda", "cpu") if _PROVIDERS[device] in present]
 
 
@@ -64,7 +64,7 @@ class OnnxEngine:
     kind = "onnx"
 
     def __init__(self, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None) -> None:
-        ort = library()
+        ort = import_library()
         if device not in devices():
             raise InputError("engine.onnx", f"device must be one of {devices()} with this onnxruntime", device)
         options = ort.SessionOptions()
