@@ -17,8 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
+
+import numpy as np
 
 from ..errors import InputError
 from ..spec import Network
@@ -28,6 +29,10 @@ __all__ = ["KINDS", "Context", "ContextPool", "Engine", "available", "devices", 
 # kind -> (module, class, what to install when its library is missing)
 KINDS: dict[str, tuple[str, str, str]] = {
     "onnx": (".onnx", "OnnxEngine", "pip install onnxruntime"),
+    "openvino": (".openvino", "OpenVinoEngine", "pip install openvino"),
+    "tensorrt": (".tensorrt", "TensorRtEngine", "pip install tensorrt cuda-python"),
+    "tensorrt_rtx": (".tensorrt", "TensorRtRtxEngine", "pip install tensorrt_rtx cuda-python"),
+    "native": (".native", "NativeEngine", "pip install torch"),
 }
 
 
@@ -42,7 +47,11 @@ class Context(Protocol):
 
 
 class Engine(Protocol):
-    """One network that can run. Several contexts share one set of weights."""
+    """One network that can run. Several contexts share one set of weights.
+
+    Classes are made with `Cls(path, network, *, device, threads, precision, cache)` and have two static or class
+    methods: `import_library()` (the library itself; raises ImportError) and `devices()` (those it can use here).
+    """
 
     kind: str
     device: str
@@ -54,6 +63,12 @@ class Engine(Protocol):
 
     def prepare(self, shapes: Iterable[Mapping[str, int]]) -> None:
         """Warm up: allocate and run once at each shape."""
+
+    def patched(self, tensors: Mapping[str, np.ndarray]) -> Engine:
+        """A second engine in which these weights (checkpoint keys -> f32) stand in place of the bundle's.
+
+        The first stays as it is, bit for bit. Raises InputError for a weight that this engine cannot change.
+        """
 
 
 class ContextPool:
@@ -91,11 +106,11 @@ class ContextPool:
 
 
 def available() -> dict[str, str | None]:
-    """Each engine kind with None when it can run here, else the command that installs what is missing."""
+    """Each engine kind with None when its library is installed, else the command that installs what is missing."""
     found: dict[str, str | None] = {}
-    for kind, (module, _, install) in KINDS.items():
+    for kind, (_, _, install) in KINDS.items():
         try:
-            import_module(module, __name__).import_library()
+            _class(kind).import_library()
             found[kind] = None
         except ImportError:
             found[kind] = install
@@ -104,29 +119,40 @@ def available() -> dict[str, str | None]:
 
 def version(kind: str) -> str:
     """The version of this kind's library. Raises InputError as `open_engine` does."""
-    return str(_module(kind).import_library().__version__)
+    return str(_checked(kind).import_library().__version__)
 
 
 def devices(kind: str) -> list[str]:
-    """The devices this kind's library was built for, fastest first. Raises InputError as `open_engine` does."""
-    found: list[str] = _module(kind).devices()
+    """The devices this kind's library can use here, fastest first. Raises InputError as `open_engine` does."""
+    found: list[str] = _checked(kind).devices()
     return found
 
 
-def open_engine(kind: str, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None) -> Engine:
-    """Open the engine file that runs `network`. Raises InputError for an unknown kind or a missing library."""
-    cls = getattr(_module(kind), KINDS[kind][1])
-    engine: Engine = cls(path, network, device=device, threads=threads)
+def open_engine(
+    kind: str, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None,
+    precision: str = "fp32", cache: Path | None = None,
+) -> Engine:  # fmt: skip
+    """Open the engine file that runs `network`.
+
+    precision: what the arithmetic runs in: "fp32", "bf16", "fp16" or "int8"; cache: a folder where the engine may
+    keep what it compiles. Raises InputError for an unknown kind, a missing library or a precision it does not have.
+    """
+    engine: Engine = _checked(kind)(path, network, device=device, threads=threads, precision=precision, cache=cache)
     return engine
 
 
-def _module(kind: str) -> ModuleType:
+def _class(kind: str) -> Any:
+    module, name, _ = KINDS[kind]
+    return getattr(import_module(module, __name__), name)
+
+
+def _checked(kind: str) -> Any:
     if kind not in KINDS:
         raise InputError("engine", "kind must be one of " + ", ".join(KINDS), kind)
-    name, _, install = KINDS[kind]
-    module = import_module(name, __name__)
     try:
-        module.import_library()
+        cls = _class(kind)
+        cls.import_library()
     except ImportError as error:
-        raise InputError("engine", f"{kind} needs a library that is not installed: {install} ({error})") from error
-    return module
+        rule = f"{kind} needs a library that is not installed: {KINDS[kind][2]} ({error})"
+        raise InputError("engine", rule) from error
+    return cls
