@@ -6,14 +6,22 @@ shape, a scale factor or a beta schedule. A new family is a new row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .errors import InputError
 
-__all__ = ["FAMILIES", "Family", "Network", "Schedule", "Tensor", "family", "resolve"]
+__all__ = [
+    "FAMILIES", "GROUPS", "REWRITES", "Family", "Network", "Schedule", "Tensor", "cells", "family", "resolve",
+]  # fmt: skip
 
 Dim = int | str
+
+# The exact rewrites of the UNet (hotloop.nets.rewrites), in the order in which their names are joined.
+REWRITES = ("kv", "time", "prefix", "phase")
+# Optional inputs of the UNet, declared at export; at zero, their default, each is an exact no-op.
+GROUPS = ("controlnet", "identity", "timestep_cond")
+_HALVES = (2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,17 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Network:
-    """One network of a family; `groups` are optional inputs, fixed at export and listed in the manifest."""
+    """One network of a family.
+
+    groups    the optional inputs it declares, by group; they stand at the end of `inputs` too, and are no-ops at zero
+    rewrites  the exact rewrites its module carries, of REWRITES
+    """
 
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     groups: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    rewrites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,12 @@ class Family:
     default_size     (width, height) when none is asked for
     min_cells        latent cells per side: below that the UNet's deepest level has no picture left
     max_size         pixels per side
+    unet_widths      channels of the UNet's levels, the finest first
+    unet_layers      blocks per level going down; going up there is one more
+    kv_width         floats of all cross-attentions' keys and values for one token
+    time_width       floats that all residual blocks take of one timestep
+    cond_width       width of `timestep_cond` (diffusers' time_cond_proj_dim)
+    eye_size, eye_width  pixels per side that the CLIP image encoder sees; width of the embedding it gives
     """
 
     name: str
@@ -74,6 +93,13 @@ class Family:
     image_channels: int = 3
     min_cells: int = 8
     max_size: int = 2048
+    unet_widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    unet_layers: int = 2
+    kv_width: int = 24960
+    time_width: int = 20160
+    cond_width: int = 256
+    eye_size: int = 224
+    eye_width: int = 1024
 
     @property
     def inpaint_channels(self) -> bool:
@@ -82,10 +108,33 @@ class Family:
 
     @property
     def networks(self) -> dict[str, Network]:
+        """Every network, the UNet plain."""
+        return self.split()
+
+    def split(self, rewrites: Sequence[str] = (), groups: Sequence[str] = ()) -> dict[str, Network]:
+        """Every network, the UNet with these rewrites and optional inputs.
+
+        `kv` adds the network "prompt", `time` adds "time". With `prefix` the symbol of the UNet's samples and times is
+        N, images, and B is N or 2 N: row i of the context and of `out` belongs to sample i mod N.
+        Raises InputError for an unknown rewrite or group.
+        """
+        rewrites = _ordered("rewrites", rewrites, REWRITES)
+        groups = _ordered("groups", groups, GROUPS)
         latent = (self.latent_channels, "h", "w")
         pixels = (self.image_channels, "H", "W")
-        return {
-            "text_encoder": Network(
+        images = "N" if "prefix" in rewrites else "B"
+        states = Tensor("context", "float32", ("B", "T", self.context_dim))
+        packed = Tensor("context_kv", "float32", ("B", "T", self.kv_width))
+        timestep = Tensor("timestep", "float32", (images,))
+        rows = Tensor("time_rows", "float32", (images, self.time_width))
+        # A timestep's condition goes where the timestep goes.
+        at_time = self._group("timestep_cond", "B" if "time" in rewrites else images)
+        timed = {"timestep_cond": at_time} if "timestep_cond" in groups else {}
+        own = {name: self._group(name, images) for name in groups if name != "timestep_cond"}
+        if "time" not in rewrites:
+            own |= timed
+        networks = [
+            Network(
                 "text_encoder",
                 (Tensor("input_ids", "int32", ("B", "T")),),
                 # Every hidden state the encoder can be asked for is an output, so that clip_skip needs no re-export.
@@ -94,32 +143,71 @@ class Family:
                     Tensor("penultimate_hidden_state", "float32", ("B", "T", self.context_dim)),
                 ),
             ),
-            "unet": Network(
+            Network(
                 "unet",
                 (
-                    Tensor("sample", "float32", ("B", self.unet_channels, "h", "w")),
-                    Tensor("timestep", "float32", ("B",)),
-                    Tensor("context", "float32", ("B", "T", self.context_dim)),
+                    Tensor("sample", "float32", (images, self.unet_channels, "h", "w")),
+                    rows if "time" in rewrites else timestep,
+                    packed if "kv" in rewrites else states,
+                    *(tensor for group in own.values() for tensor in group),
                 ),
                 (Tensor("out", "float32", ("B", *latent)),),
+                own,
+                rewrites,
             ),
-            "vae_decoder": Network(
+            Network(
                 "vae_decoder",
                 (Tensor("latents", "float32", ("B", *latent)),),
                 (Tensor("image", "float32", ("B", *pixels)),),
+                rewrites=("phase",) if "phase" in rewrites else (),
             ),
-            "vae_encoder": Network(
+            Network(
                 "vae_encoder",
                 (Tensor("image", "float32", ("B", *pixels)),),
                 (Tensor("mean", "float32", ("B", *latent)), Tensor("logvar", "float32", ("B", *latent))),
             ),
-        }
+            # CLIP's, of the bundles that carry one.
+            Network(
+                "image_encoder",
+                (Tensor("pixel_values", "float32", ("B", self.image_channels, self.eye_size, self.eye_size)),),
+                (Tensor("image_embeds", "float32", ("B", self.eye_width)),),
+            ),
+        ]
+        if "kv" in rewrites:
+            networks.append(Network("prompt", (states,), (packed,)))
+        if "time" in rewrites:
+            inputs = (Tensor("timestep", "float32", ("B",)), *(at_time if timed else ()))
+            networks.append(Network("time", inputs, (replace(rows, shape=("B", self.time_width)),), timed))
+        return {network.name: network for network in networks}
 
-    def dims(self, *, width: int, height: int, batch: int, tokens: int | None = None) -> dict[str, int]:
-        """The value of every symbol for images of width x height pixels."""
+    def _group(self, name: str, images: str) -> tuple[Tensor, ...]:
+        if name == "identity":
+            return (
+                Tensor("identity_kv", "float32", ("B", "Ti", self.kv_width)),
+                Tensor("identity_scale", "float32", ("B",)),
+            )
+        if name == "timestep_cond":
+            return (Tensor("timestep_cond", "float32", (images, self.cond_width)),)
+        # One residual per skip: the first convolution's, then every block's and every downsampler's.
+        levels = list(enumerate(self.unet_widths))
+        skips = [(0, self.unet_widths[0])]
+        for level, width in levels:
+            skips += [(level, width)] * self.unet_layers
+            skips += [(level + 1, width)] if level < len(levels) - 1 else []
+        sides = [(f"h{2**level}", f"w{2**level}") if level else ("h", "w") for level, _ in levels]
+        return (
+            *(Tensor(f"control_{i}", "float32", ("B", c, *sides[level])) for i, (level, c) in enumerate(skips)),
+            Tensor("control_mid", "float32", ("B", self.unet_widths[-1], *sides[-1])),
+        )
+
+    def dims(
+        self, *, width: int, height: int, batch: int, images: int | None = None, tokens: int | None = None,
+        identity_tokens: int = 1,
+    ) -> dict[str, int]:  # fmt: skip
+        """The value of every symbol for `images` (default: `batch`) images of width x height pixels."""
         return {
-            "B": batch, "T": tokens or self.vocab_tokens, "H": height, "W": width,
-            "h": height // self.vae_factor, "w": width // self.vae_factor,
+            "B": batch, "N": images or batch, "T": tokens or self.vocab_tokens, "Ti": identity_tokens,
+            "H": height, "W": width, **cells(height // self.vae_factor, width // self.vae_factor),
         }  # fmt: skip
 
     def with_constants(self, constants: Mapping[str, object]) -> Family:
@@ -159,6 +247,17 @@ def _positive(value: object, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < float("inf")  # type: ignore[operator]
 
 
+def _ordered(what: str, names: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := sorted(set(names) - set(known)):
+        raise InputError("spec", f"{what} must be among {', '.join(known)}", unknown)
+    return tuple(name for name in known if name in names)
+
+
+def cells(h: int, w: int) -> dict[str, int]:
+    """The symbols of latents of h x w cells and of their halves: h, h2, h4... Halving an odd side rounds up."""
+    return {"h": h, "w": w} | {f"{name}{by}": -(-side // by) for by in _HALVES for name, side in (("h", h), ("w", w))}
+
+
 def resolve(shape: tuple[Dim, ...], dims: Mapping[str, int]) -> tuple[int, ...]:
     """A symbolic shape in numbers: resolve(("B", 4, "h", "w"), {"B": 2, "h": 64, "w": 64}) == (2, 4, 64, 64)."""
     return tuple(d if isinstance(d, int) else dims[d] for d in shape)
@@ -178,7 +277,7 @@ FAMILIES: dict[str, Family] = {
         replace(_SD15, name="sd21-v", context_dim=1024, default_size=(768, 768),
                 schedule=Schedule(prediction_type="v_prediction")),
         replace(_SD15, name="avatar-tiny", vae_factor=4, scaling_factor=1.0, grid=4, context_dim=128,
-                default_size=(64, 64), max_size=1024),
+                default_size=(64, 64), max_size=1024, unet_widths=(64, 96, 96), unet_layers=1, kv_width=1152, time_width=960),
     )
 }  # fmt: skip
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Downsample", "ResBlock", "Upsample"]
+__all__ = ["Columns", "Downsample", "ResBlock", "Upsample"]
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions with a skip; the UNet's also take the time embedding [B, time_dim]."""
+    """Two normalised 3x3 convolutions with a skip; the UNet's also take the time's signal [B, time_dim]."""
 
     def __init__(self, c_in: int, c_out: int, *, groups: int, eps: float, time_dim: int = 0) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         if self.time_emb_proj is not None and time is not None:
-            h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+            h = h + self.time_emb_proj(time)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -50,3 +50,14 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         x = F.interpolate(x, size=size) if size is not None else F.interpolate(x, scale_factor=2.0)
         return self.conv(x)
+
+
+class Columns(nn.Module):
+    """Stands in place of a layer whose outputs were computed beforehand: its columns [begin, end) of a packed row."""
+
+    def __init__(self, begin: int, end: int) -> None:
+        super().__init__()
+        self.begin, self.end = begin, end
+
+    def forward(self, packed: Tensor) -> Tensor:
+        return packed[..., self.begin : self.end]

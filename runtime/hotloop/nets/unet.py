@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import BundleError
+from ..errors import BundleError, InputError
 from .base import Net
 from .blocks import Downsample, ResBlock, Upsample
 
-__all__ = ["UNet"]
+__all__ = ["Attention", "Conditions", "CrossAttention", "TimeEmbedding", "Transformer", "UNet", "sinusoid"]
+
+M = TypeVar("M", bound=nn.Module)
 
 _MAX_PERIOD = 10_000
 _TRANSFORMER_NORM_EPS = 1e-6
 
 
-class _Attention(nn.Module):
+class Conditions(NamedTuple):
+    """What the cross-attentions look at; the identity's keys and values are packed as `nets.kv` packs a prompt's."""
+
+    context: Tensor  # [B, T, C], or packed keys and values [B, T, kv_width]
+    identity_kv: Tensor | None = None  # [B, Ti, kv_width]
+    identity_scale: Tensor | None = None  # [B]
+
+
+class Attention(nn.Module):
+    """Multi-head attention of the cells of a map among themselves."""
+
     def __init__(self, channels: int, context_dim: int, *, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -29,13 +41,31 @@ class _Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, channels, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        return self.to_out[0](self.attend(self.to_q(x), self.to_k(x), self.to_v(x)))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # [B, T, C] -> [B, H, T, D]
-        q, k, v = (
-            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projected in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
-        return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        q, k, v = (projected.unflatten(-1, (self.heads, -1)).transpose(1, 2) for projected in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class CrossAttention(Attention):
+    """Attention of the cells to the prompt's tokens and, decoupled (Ye et al. 2023), to an identity's.
+
+    columns: where this layer's keys, then its values, stand in a packed row of `kv_width`.
+    """
+
+    columns: tuple[int, int]
+
+    def forward(self, x: Tensor, cond: Conditions) -> Tensor:  # type: ignore[override]
+        q = self.to_q(x)
+        out = self.attend(q, self.to_k(cond.context), self.to_v(cond.context))
+        if cond.identity_kv is not None and cond.identity_scale is not None:
+            begin, end = self.columns
+            k, v = cond.identity_kv[..., begin:end].chunk(2, dim=-1)
+            out = out + cond.identity_scale[:, None, None] * self.attend(q, k, v)
+        return self.to_out[0](out)
 
 
 class _GEGLU(nn.Module):
@@ -64,20 +94,23 @@ class _TransformerBlock(nn.Module):
     def __init__(self, channels: int, context_dim: int, *, heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = _Attention(channels, channels, heads=heads)
+        self.attn1 = Attention(channels, channels, heads=heads)
         self.norm2 = nn.LayerNorm(channels)
-        self.attn2 = _Attention(channels, context_dim, heads=heads)
+        self.attn2 = CrossAttention(channels, context_dim, heads=heads)
         self.norm3 = nn.LayerNorm(channels)
         self.ff = _FeedForward(channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        h = self.norm1(x)
-        x = x + self.attn1(h, h)
-        x = x + self.attn2(self.norm2(x), context)
+    def among(self, x: Tensor) -> Tensor:
+        """The half that depends on the map alone."""
+        return x + self.attn1(self.norm1(x))
+
+    def across(self, x: Tensor, cond: Conditions) -> Tensor:
+        """The half that looks at the conditions."""
+        x = x + self.attn2(self.norm2(x), cond)
         return x + self.ff(self.norm3(x))
 
 
-class _Transformer(nn.Module):
+class Transformer(nn.Module):
     """Self-attention, cross-attention and feed-forward over the cells of a feature map."""
 
     def __init__(self, channels: int, context_dim: int, *, heads: int, groups: int, linear: bool) -> None:
@@ -88,13 +121,19 @@ class _Transformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([_TransformerBlock(channels, context_dim, heads=heads)])
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
+        return self.leave(x, self.enter(x), cond)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The map [B, C, h, w] -> its tokens [B, h w, C] up to the cross-attention."""
         h = self.norm(x)
         h = h if self.linear else self.proj_in(h)
-        h = h.flatten(2).transpose(1, 2)  # [B, h w, C]
-        h = self.proj_in(h) if self.linear else h
-        for block in self.transformer_blocks:
-            h = block(h, context)
+        h = h.flatten(2).transpose(1, 2)
+        return self.transformer_blocks[0].among(self.proj_in(h) if self.linear else h)
+
+    def leave(self, x: Tensor, h: Tensor, cond: Conditions) -> Tensor:
+        """The map and its tokens from the cross-attention on -> the new map."""
+        h = self.transformer_blocks[0].across(h, cond)
         h = self.proj_out(h) if self.linear else h
         h = h.transpose(1, 2).reshape(x.shape)
         return x + (h if self.linear else self.proj_out(h))
@@ -103,26 +142,26 @@ class _Transformer(nn.Module):
 class _Level(nn.Module):
     """The blocks of one resolution, down or up; without attention where the config says so."""
 
-    def __init__(self, resnets: list[ResBlock], attentions: list[_Transformer]) -> None:
+    def __init__(self, resnets: list[ResBlock], attentions: list[Transformer]) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions) if attentions else None
 
-    def block(self, i: int, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    def block(self, i: int, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
         x = self.resnets[i](x, time)
-        return x if self.attentions is None else self.attentions[i](x, context)
+        return x if self.attentions is None else self.attentions[i](x, cond)
 
 
 class _Down(_Level):
-    def __init__(self, resnets: list[ResBlock], attentions: list[_Transformer], resample: Downsample | None) -> None:
+    def __init__(self, resnets: list[ResBlock], attentions: list[Transformer], resample: Downsample | None) -> None:
         super().__init__(resnets, attentions)
         self.downsamplers = nn.ModuleList([resample]) if resample else None
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> list[Tensor]:
-        """Every output a skip needs; the last goes on."""
+    def forward(self, x: Tensor, time: Tensor, cond: Conditions, *, done: int = 0) -> list[Tensor]:
+        """Every output a skip needs; the last goes on. `done` blocks have been run already, and x is their output."""
         outputs = []
-        for i in range(len(self.resnets)):
-            x = self.block(i, x, time, context)
+        for i in range(done, len(self.resnets)):
+            x = self.block(i, x, time, cond)
             outputs.append(x)
         if self.downsamplers is not None:
             outputs.append(self.downsamplers[0](x))
@@ -130,37 +169,50 @@ class _Down(_Level):
 
 
 class _Mid(nn.Module):
-    def __init__(self, resnets: list[ResBlock], attention: _Transformer) -> None:
+    def __init__(self, resnets: list[ResBlock], attention: Transformer) -> None:
         super().__init__()
         self.attentions = nn.ModuleList([attention])
         self.resnets = nn.ModuleList(resnets)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, time), context), time)
+    def forward(self, x: Tensor, time: Tensor, cond: Conditions) -> Tensor:
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, time), cond), time)
 
 
 class _Up(_Level):
-    def __init__(self, resnets: list[ResBlock], attentions: list[_Transformer], resample: Upsample | None) -> None:
+    def __init__(self, resnets: list[ResBlock], attentions: list[Transformer], resample: Upsample | None) -> None:
         super().__init__(resnets, attentions)
         self.upsamplers = nn.ModuleList([resample]) if resample else None
 
-    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, cond: Conditions) -> Tensor:
         for i in range(len(self.resnets)):
-            x = self.block(i, torch.cat([x, skips.pop()], dim=1), time, context)
+            x = self.block(i, torch.cat([x, skips.pop()], dim=1), time, cond)
         if self.upsamplers is not None:
             # Halving an odd size rounds up: return to the size of the skip, not to twice one's own.
             x = self.upsamplers[0](x, skips[-1].shape[-2:])
         return x
 
 
-class _TimeEmbedding(nn.Module):
-    def __init__(self, c_in: int, c_out: int) -> None:
+class TimeEmbedding(nn.Module):
+    """A timestep's code through two layers; the signal that goes to every residual block, already activated.
+
+    cond_width: width of the condition that LCM adds to the code (Luo et al. 2023); 0 for none.
+    """
+
+    def __init__(self, c_in: int, c_out: int, *, cond_width: int, flip: bool, shift: float) -> None:
         super().__init__()
+        self.width, self.flip, self.shift = c_in, flip, shift
         self.linear_1 = nn.Linear(c_in, c_out)
+        self.cond_proj = nn.Linear(cond_width, c_in, bias=False) if cond_width else None
         self.linear_2 = nn.Linear(c_out, c_out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
+    def forward(self, timestep: Tensor, timestep_cond: Tensor | None = None) -> Tensor:
+        """Timesteps [B] and their conditions [B, cond_width] -> [B, c_out]."""
+        code = sinusoid(timestep, self.width, flip=self.flip, shift=self.shift).to(self.linear_1.weight.dtype)
+        if timestep_cond is not None:
+            if self.cond_proj is None:
+                raise InputError("UNet", "timestep_cond needs a network with time_cond_proj_dim in its config")
+            code = code + self.cond_proj(timestep_cond)
+        return F.silu(self.linear_2(F.silu(self.linear_1(code))))
 
 
 def sinusoid(timestep: Tensor, width: int, *, flip: bool, shift: float) -> Tensor:
@@ -203,8 +255,7 @@ class UNet(Net):
         ),
         **dict.fromkeys(
             ("encoder_hid_dim", "encoder_hid_dim_type", "class_embed_type", "addition_embed_type", "num_class_embeds",
-             "time_embedding_dim", "time_embedding_act_fn", "timestep_post_act", "time_cond_proj_dim",
-             "cross_attention_norm"),
+             "time_embedding_dim", "time_embedding_act_fn", "timestep_post_act", "cross_attention_norm"),
             (None,),
         ),
     }  # fmt: skip
@@ -221,22 +272,22 @@ class UNet(Net):
         self.in_channels = config.get("in_channels", 4)
         self.context_dim = context_dim = config.get("cross_attention_dim", 1280)
         self._check_blocks(tuple(down), tuple(up), levels=levels)
-        self.code_width = widths[0]
-        self.flip = config.get("flip_sin_to_cos", True)
-        self.shift = config.get("freq_shift", 0)
         time_dim = 4 * widths[0]
 
         def res(c_in: int, c_out: int) -> ResBlock:
             return ResBlock(c_in, c_out, groups=groups, eps=eps, time_dim=time_dim)
 
-        def attend(level: int) -> _Transformer:
-            return _Transformer(
+        def attend(level: int) -> Transformer:
+            return Transformer(
                 widths[level], context_dim, heads=heads[level], groups=groups,
                 linear=config.get("use_linear_projection", False),
             )  # fmt: skip
 
         self.conv_in = nn.Conv2d(self.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = _TimeEmbedding(widths[0], time_dim)
+        self.time_embedding = TimeEmbedding(
+            widths[0], time_dim, cond_width=config.get("time_cond_proj_dim") or 0,
+            flip=config.get("flip_sin_to_cos", True), shift=config.get("freq_shift", 0),
+        )  # fmt: skip
         self.down_blocks = nn.ModuleList(
             _Down(
                 [res(widths[max(i - 1, 0)] if j == 0 else widths[i], widths[i]) for j in range(layers[i])],
@@ -261,6 +312,11 @@ class UNet(Net):
         self.up_blocks = nn.ModuleList(up_blocks)
         self.conv_norm_out = nn.GroupNorm(groups, widths[0], eps)
         self.conv_out = nn.Conv2d(widths[0], config.get("out_channels", 4), 3, padding=1)
+        self.kv_width = 0
+        for attention in self.cross_attentions().values():
+            begin = self.kv_width
+            self.kv_width += 2 * attention.to_k.out_features
+            attention.columns = begin, self.kv_width
 
     def _check_blocks(self, down: tuple[str, ...], up: tuple[str, ...], *, levels: int) -> None:
         for name, types, known in (
@@ -271,15 +327,45 @@ class UNet(Net):
                 rule = f"{name} must be {levels} of {', '.join(sorted(known))}"
                 raise BundleError("UNet.config", rule, types)
 
-    def forward(self, sample: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """sample [B, C, h, w], timestep float [B], context [B, T, D] -> the prediction [B, C_out, h, w]."""
-        code = sinusoid(timestep, self.code_width, flip=self.flip, shift=self.shift)
-        time = self.time_embedding(code.to(self.conv_in.weight.dtype))  # [B, 4 C_0]
-        x = self.conv_in(sample)
-        skips = [x]
+    def cross_attentions(self) -> dict[str, CrossAttention]:
+        """By module path, in the order in which they run."""
+        return self._found(CrossAttention)
+
+    def res_blocks(self) -> dict[str, ResBlock]:
+        """By module path, in the order in which they run."""
+        return self._found(ResBlock)
+
+    def _found(self, kind: type[M]) -> dict[str, M]:
+        return {
+            f"{part}.{path}": module
+            for part in ("down_blocks", "mid_block", "up_blocks")
+            for path, module in getattr(self, part).named_modules()
+            if isinstance(module, kind)
+        }
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, context: Tensor, *, timestep_cond: Tensor | None = None,
+        identity_kv: Tensor | None = None, identity_scale: Tensor | None = None, **control: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """sample [B, C, h, w], timestep float [B], context [B, T, D] -> the prediction [B, C_out, h, w].
+
+        timestep_cond   [B, cond_width], added to the timestep's code
+        identity_kv     [B, Ti, kv_width], keys and values beside the prompt's; identity_scale [B] weighs what they give
+        control_<i>, control_mid   a residual for every skip and for the middle (ControlNet, Zhang et al. 2023)
+        """
+        time = self.time_embedding(timestep, timestep_cond)  # [B, 4 C_0]
+        cond = Conditions(context, identity_kv, identity_scale)
+        skips = [self.conv_in(sample)]
         for level in self.down_blocks:
-            skips += level(skips[-1], time, context)
-        x = self.mid_block(skips[-1], time, context)
+            skips += level(skips[-1], time, cond)
+        return self.ascend(skips, time, cond, control)
+
+    def ascend(self, skips: list[Tensor], time: Tensor, cond: Conditions, control: Mapping[str, Tensor]) -> Tensor:
+        """From the last skip through the middle and up to the prediction."""
+        x = self.mid_block(skips[-1], time, cond)
+        if control:
+            x = x + control["control_mid"]
+            skips = [skip + control[f"control_{i}"] for i, skip in enumerate(skips)]
         for level in self.up_blocks:
-            x = level(x, skips, time, context)
+            x = level(x, skips, time, cond)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
