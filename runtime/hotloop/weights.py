@@ -268,7 +268,7 @@ def _converted(name: str, value: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _refuse(path: Path, rule: str) -> NoReturn:
-    raise BundleError("weights", f"{path.name} is not a safetensors file that can be used: {rule}")
+    raise BundleError("weights", f"{path.name} is not a readable safetensors file: {rule}")
 
 
 def _refuse_foreign(path: Path, head: bytes, size: int) -> None:

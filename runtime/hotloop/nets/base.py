@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
+from .. import keys
 from ..errors import BundleError
+from ..weights import Weights
 
 __all__ = ["Net", "find_weights"]
 
@@ -71,33 +73,48 @@ class Net(nn.Module):
         net.load(find_weights(folder, cls.stem))
         return net.eval()
 
-    def load(self, file: Path | str) -> Self:
-        """Fill the module from a safetensors file, as float32. Raises BundleError naming the offending tensor."""
-        file = Path(file)
-        try:
-            tensors = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise BundleError("nets.load", f"safetensors file must be readable ({error})", str(file)) from error
-        tensors = self.rename({key.removeprefix(self.prefix): value for key, value in tensors.items()})
-        own = self.state_dict()
-        if missing := sorted(set(own) - set(tensors)):
-            raise BundleError("nets.load", f"{file.name} lacks tensors of {type(self).__name__}", _some(missing))
-        if unexpected := sorted(set(tensors) - set(own)):
-            raise BundleError("nets.load", f"{file.name} holds tensors unknown to {type(self).__name__}",
-                              _some(unexpected))  # fmt: skip
-        for key, value in tensors.items():
-            if value.shape != own[key].shape:
-                rule = f"{key} in {file.name} must have the shape {tuple(own[key].shape)}"
-                raise BundleError("nets.load", rule, tuple(value.shape))
-            if not torch.isfinite(value).all():
-                raise BundleError("nets.load", f"weights in {file.name} must be finite", key)
-        self.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
-        return self
+    @classmethod
+    def from_tensors(cls, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Self:
+        """A float32 module in eval mode from its config and its weights by name, with or without `prefix`.
+
+        Raises BundleError naming the tensor that is missing, unknown, of another shape or not finite.
+        """
+        with torch.device("meta"):
+            net = cls(config)
+        where = str(tensors.path.name) if isinstance(tensors, Weights) else "the source"
+        return net._fill(tensors, where=where).eval()
 
     @classmethod
-    def rename(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Older checkpoints' keys and shapes to today's; the identity unless a subclass knows some."""
-        return tensors
+    def table(cls, names: Iterable[str]) -> dict[str, keys.From]:
+        """The names in a file -> ours, with `prefix`."""
+        return keys.plain(names)
+
+    def load(self, file: Path | str) -> Self:
+        """Fill the module from a safetensors file, as float32. Raises BundleError naming the offending tensor."""
+        weights = Weights.open(file)
+        return self._fill(weights.view(self.table(weights)), where=weights.path.name)
+
+    def _fill(self, tensors: Mapping[str, np.ndarray], *, where: str) -> Self:
+        """`where` the tensors come from, for messages. One array at a time is read: they may lie in a mapped file."""
+        own = self.state_dict()
+        given = {name.removeprefix(self.prefix): name for name in tensors}
+        if missing := sorted(set(own) - set(given)):
+            raise BundleError("nets.load", f"{where} lacks tensors of {type(self).__name__}", _some(missing))
+        if unexpected := sorted(set(given) - set(own)):
+            rule = f"{where} holds tensors unknown to {type(self).__name__}"
+            raise BundleError("nets.load", rule, _some(unexpected))
+        filled = {}
+        for key, name in given.items():
+            array = tensors[name]
+            if array.shape != tuple(own[key].shape):
+                rule = f"{key} in {where} must have the shape {tuple(own[key].shape)}"
+                raise BundleError("nets.load", rule, array.shape)
+            value = torch.from_numpy(np.array(array, dtype=np.float32))
+            if not torch.isfinite(value).all():
+                raise BundleError("nets.load", f"weights in {where} must be finite", key)
+            filled[key] = value
+        self.load_state_dict(filled, assign=True)
+        return self
 
     def save(self, folder: Path | str, *, dtype: torch.dtype = torch.float16) -> Path:
         """Write `config.json` and the weights as stock diffusers and transformers read them; returns the weights' file.

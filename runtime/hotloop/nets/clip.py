@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import keys
 from .base import Net
 
 __all__ = ["CLIPText"]
@@ -85,7 +86,7 @@ class CLIPText(Net):
 
     class_name = "CLIPTextModel"
     stem = "model"
-    prefix = "text_model."
+    prefix = keys.TEXT_PREFIX
     only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"hidden_act": tuple(_ACTIVATIONS)}
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -113,9 +114,8 @@ class CLIPText(Net):
         return self.final_layer_norm(x), self.final_layer_norm(penultimate)
 
     @classmethod
-    def rename(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Older checkpoints store the positions 0..76 as well."""
-        return {key: value for key, value in tensors.items() if key != "embeddings.position_ids"}
+    def table(cls, names: Iterable[str]) -> dict[str, keys.From]:
+        return keys.clip(names)
 
     def identity(self) -> dict[str, Any]:
         """transformers 5 reads `dtype`, older ones `torch_dtype`. Stock loaders without a wish of their own must raise

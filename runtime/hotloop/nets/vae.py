@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import keys
 from .base import Net
 from .blocks import Downsample, ResBlock, Upsample
 
@@ -138,6 +139,10 @@ class AutoencoderKL(Net):
         self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1) if config.get("use_quant_conv", True) else None
         self.post_quant_conv = nn.Conv2d(latents, latents, 1) if config.get("use_post_quant_conv", True) else None
 
+    @classmethod
+    def table(cls, names: Iterable[str]) -> dict[str, keys.From]:
+        return keys.vae(names)
+
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [B, 3, H, W] in [-1, 1] -> the posterior's mean and log-variance, each [B, C, h, w]."""
         moments = self.encoder(image)
@@ -151,20 +156,6 @@ class AutoencoderKL(Net):
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)
         return self.decoder(latents)
-
-    @classmethod
-    def rename(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Checkpoints before diffusers 0.16 name the attention's projections otherwise, some as 1x1 convolutions."""
-        today = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-        renamed = {}
-        for key, value in tensors.items():
-            if ".attentions." in key:
-                *stem, layer, kind = key.split(".")
-                key = ".".join([*stem, today.get(layer, layer), kind])
-                if value.ndim == 4:
-                    value = value[:, :, 0, 0]
-            renamed[key] = value
-        return renamed
 
 
 class _TinyBlock(nn.Module):
@@ -223,6 +214,10 @@ class TinyVAE(Net):
             layers += [nn.Upsample(scale_factor=2.0), nn.Conv2d(width, width, 3, padding=1, bias=False)]
         layers += [_TinyBlock(widths[-1]) for _ in range(blocks[-1])]
         self.decoder = _Tiny([*layers, nn.Conv2d(widths[-1], pixels_out, 3, padding=1)])
+
+    @classmethod
+    def table(cls, names: Iterable[str]) -> dict[str, keys.From]:
+        return keys.tiny_vae(names)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [B, 3, H, W] in [-1, 1] -> latents [B, C, h, w] and the smallest log-variance."""
