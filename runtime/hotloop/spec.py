@@ -173,6 +173,8 @@ class Family:
                 (Tensor("image_embeds", "float32", ("B", self.eye_width)),),
             ),
         ]
+        # The small VAE of the bundles that carry one beside the full one.
+        networks += [replace(row, name="tiny_" + row.name, rewrites=()) for row in networks if row.name in _VAE]
         if "kv" in rewrites:
             networks.append(Network("prompt", (states,), (packed,)))
         if "time" in rewrites:
@@ -247,6 +249,9 @@ def _positive(value: object, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < float("inf")  # type: ignore[operator]
 
 
+_VAE = ("vae_decoder", "vae_encoder")
+
+
 def _ordered(what: str, names: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := sorted(set(names) - set(known)):
         raise InputError("spec", f"{what} must be among {', '.join(known)}", unknown)
@@ -277,7 +282,8 @@ FAMILIES: dict[str, Family] = {
         replace(_SD15, name="sd21-v", context_dim=1024, default_size=(768, 768),
                 schedule=Schedule(prediction_type="v_prediction")),
         replace(_SD15, name="avatar-tiny", vae_factor=4, scaling_factor=1.0, grid=4, context_dim=128,
-                default_size=(64, 64), max_size=1024, unet_widths=(64, 96, 96), unet_layers=1, kv_width=1152, time_width=960),
+                default_size=(64, 64), max_size=1024,
+                unet_widths=(64, 96, 96), unet_layers=1, kv_width=1152, time_width=960),
     )
 }  # fmt: skip
 

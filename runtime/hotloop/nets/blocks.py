@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Columns", "Downsample", "ResBlock", "Upsample"]
+__all__ = ["Columns", "Downsample", "ResBlock", "Upsample", "plant"]
 
 
 class ResBlock(nn.Module):
@@ -15,7 +17,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, c_in, eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_dim, c_out) if time_dim else None
+        self.time_emb_proj: nn.Module | None = nn.Linear(time_dim, c_out) if time_dim else None
         self.norm2 = nn.GroupNorm(groups, c_out, eps)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
@@ -61,3 +63,15 @@ class Columns(nn.Module):
 
     def forward(self, packed: Tensor) -> Tensor:
         return packed[..., self.begin : self.end]
+
+
+def plant(root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Put every module below `root` at its dotted path: outside its network, a weight keeps the checkpoint's key."""
+    for path, module in modules.items():
+        *branches, leaf = path.split(".")
+        at = root
+        for name in branches:
+            if name not in dict(at.named_children()):
+                at.add_module(name, nn.Module())
+            at = at.get_submodule(name)
+        at.add_module(leaf, module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -129,14 +129,20 @@ class Transformer(nn.Module):
         h = self.norm(x)
         h = h if self.linear else self.proj_in(h)
         h = h.flatten(2).transpose(1, 2)
-        return self.transformer_blocks[0].among(self.proj_in(h) if self.linear else h)
+        return self._block.among(self.proj_in(h) if self.linear else h)
 
     def leave(self, x: Tensor, h: Tensor, cond: Conditions) -> Tensor:
         """The map and its tokens from the cross-attention on -> the new map."""
-        h = self.transformer_blocks[0].across(h, cond)
+        h = self._block.across(h, cond)
         h = self.proj_out(h) if self.linear else h
         h = h.transpose(1, 2).reshape(x.shape)
         return x + (h if self.linear else self.proj_out(h))
+
+    @property
+    def _block(self) -> _TransformerBlock:
+        block = self.transformer_blocks[0]
+        assert isinstance(block, _TransformerBlock)
+        return block
 
 
 class _Level(nn.Module):
@@ -284,7 +290,7 @@ class UNet(Net):
             )  # fmt: skip
 
         self.conv_in = nn.Conv2d(self.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimeEmbedding(
+        self.time_embedding: nn.Module = TimeEmbedding(
             widths[0], time_dim, cond_width=config.get("time_cond_proj_dim") or 0,
             flip=config.get("flip_sin_to_cos", True), shift=config.get("freq_shift", 0),
         )  # fmt: skip
@@ -334,6 +340,11 @@ class UNet(Net):
     def res_blocks(self) -> dict[str, ResBlock]:
         """By module path, in the order in which they run."""
         return self._found(ResBlock)
+
+    @property
+    def levels(self) -> list[_Down]:
+        """Going down."""
+        return cast("list[_Down]", list(self.down_blocks))
 
     def _found(self, kind: type[M]) -> dict[str, M]:
         return {
