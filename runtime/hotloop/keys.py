@@ -16,9 +16,12 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from .errors import BundleError
+from .errors import BundleError, InputError
 
-__all__ = ["TEXT_PREFIX", "From", "clip", "plain", "seems_to_be", "single_file", "tiny_vae", "unet", "vae"]
+__all__ = [
+    "TEXT_PREFIX", "From", "LoraKey", "bare_vae", "clip", "clip_vision", "is_open_clip", "is_tiny", "lora_flat",
+    "lora_key", "lora_modules", "plain", "seems_to_be", "single_file", "tiny_vae", "unet", "vae",
+]  # fmt: skip
 
 
 class From(NamedTuple):
@@ -134,6 +137,15 @@ def vae(names: Iterable[str]) -> Table:
     return {_vae_name(name, levels): From(name, matrix=".mid.attn_1." in name) for name in names}
 
 
+def bare_vae(names: Iterable[str]) -> dict[str, str]:
+    """A VAE's own names -> those in the file: one in a file of its own, or within a checkpoint."""
+    names = list(names)
+    for prefix in ("first_stage_model.", "vae."):
+        if mine := [name for name in names if name.startswith(prefix)]:
+            return {name.removeprefix(prefix): name for name in mine}
+    return {name: name for name in names}
+
+
 def _new_attention(name: str) -> str:
     """Names of the attention's projections before diffusers 0.16 to today's."""
     if ".attentions." not in name:
@@ -168,6 +180,11 @@ def _vae_name(name: str, levels: int) -> str:
 
 def _shortcut(leaf: str) -> str:
     return leaf.replace("nin_shortcut.", "conv_shortcut.")
+
+
+def is_tiny(names: Iterable[str]) -> bool:
+    """Whether the names are a TAESD's, or of one half of it."""
+    return any(re.match(r"((encoder|decoder)\.)?(layers\.)?\d+\.", name) for name in names)
 
 
 _TINY = re.compile(r"(encoder|decoder)?\.?(?:layers\.)?(\d+)\.(.+)")
@@ -228,6 +245,16 @@ def clip(names: Iterable[str]) -> Table:
         else:
             table[TEXT_PREFIX + bare] = From(name)
     return table
+
+
+def clip_vision(names: Iterable[str]) -> Table:
+    """CLIP's image encoder in transformers' names."""
+    return {name: From(name) for name in names if not name.endswith(".position_ids")}
+
+
+def is_open_clip(names: Iterable[str]) -> bool:
+    """Whether a text encoder has OpenCLIP's layout, under whatever prefix."""
+    return any(".resblocks." in name for name in names)
 
 
 def _open_clip(bare: str, name: str) -> list[tuple[str, From]]:
@@ -311,12 +338,14 @@ _SIGNS = tuple(
 
 
 def seems_to_be(names: Iterable[str]) -> str | None:
-    """What kind of file these names are found in, in words; None when they tell nothing."""
+    """What kind of file these names are found in, in words; None for an SD checkpoint and when they tell nothing."""
     names = list(names)
+    if any(name.startswith(_LDM_UNET) for name in names):  # a whole checkpoint: its VAE is no sign
+        names = [name for name in names if not name.startswith("first_stage_model.")]
     return next((what for pattern, what in _SIGNS if any(map(pattern.search, names))), None)
 
 
-# --- LoRA ---
+# --- LoRA -------------------------------------------------------------------------------------------------------
 
 
 class LoraKey(NamedTuple):
@@ -366,7 +395,7 @@ _LORA_ROLES = {
 
 # Signs of what a file is instead, where they are plain.
 _LORA_FOREIGN = (
-    (re.compile(r"lora_te[23]_|(base_model\.model\.)?text_encoder_[23]\.|lora_unet_label_emb|.*add_embedding"), "SDXL or SD3"),
+    (re.compile(r"lora_te[23]_|(base_model\.model\.)?text_encoder_[23]\.|.*(label_emb|add_embedding)"), "SDXL or SD3"),
     (re.compile(r"lora_transformer|(base_model\.model\.)?transformer\.|.*(double_blocks|single_blocks|joint_blocks|"
                 r"single_transformer_blocks)"), "a transformer model (Flux, SD3)"),
     (re.compile(r"lora_prior|lora_controlnet|.*controlnet"), "another kind of network"),
@@ -446,14 +475,8 @@ def lora_modules(component: str, keys: Iterable[str]) -> dict[str, str]:
     return table
 
 
-_LDM_TOP = {
-    "conv_in": "input_blocks.0.0", "conv_out": "out.2", "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-}  # fmt: skip
-_LDM_RESNET = {
-    "conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}  # fmt: skip
+_LDM_ENDS = {new: old for old, new in _UNET_ENDS.items() if not old.startswith("middle")}
+_LDM_RES = {new: old for old, new in _UNET_RES.items()}
 
 
 def _ldm_module(module: str, layers: int, attentive: set[str]) -> str:
@@ -462,8 +485,8 @@ def _ldm_module(module: str, layers: int, attentive: set[str]) -> str:
     layers     ResBlocks per level on the way down; one more on the way up
     attentive  levels on the way up that have attention, there the upsampler is the third part and not the second
     """
-    if module in _LDM_TOP:
-        return _LDM_TOP[module]
+    if module in _LDM_ENDS:
+        return _LDM_ENDS[module]
     place, *rest = module.split(".")
     if place == "mid_block":
         kind, i, *rest = rest
@@ -483,5 +506,5 @@ def _ldm_module(module: str, layers: int, attentive: set[str]) -> str:
     else:
         return module
     if kind == "resnets":
-        rest = [_LDM_RESNET.get(".".join(rest), ".".join(rest))]
+        rest = [_LDM_RES.get(".".join(rest), ".".join(rest))]
     return ".".join([block, *rest])

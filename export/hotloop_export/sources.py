@@ -1,0 +1,492 @@
+"""What people really have, made one thing: a diffusers folder or a single file -> named tensors and full configs.
+
+    source = open_source("v1-5-pruned-emaonly.safetensors", tokenizer="clip-tokenizer")
+    source.family            "sd15"
+    source.tensors["unet"]   {"conv_in.weight": array, ...}, read from the mapped file when asked for
+
+Keys are those of the networks in `hotloop.nets`, whatever the file calls them (`hotloop.keys`); no tensor is read here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hotloop import keys
+from hotloop.errors import BundleError, InputError
+from hotloop.spec import FAMILIES, Family
+from hotloop.spec import family as family_row
+from hotloop.tokenizer import Tokenizer
+from hotloop.weights import Weights
+
+from . import configs
+from .hashes import file_sha256
+
+__all__ = ["TOKENIZER_FILES", "Source", "open_source"]
+
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json", "added_tokens.json")
+_PREDICTIONS = {"eps": "epsilon", "epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+_FOLDER, _FILE = "diffusers", "single-file"
+_TINY = "AutoencoderTiny"
+_EXTRAS = ("LICENSE*", "*.md")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint ready to export.
+
+    family      a row of `hotloop.spec.FAMILIES`
+    format      "diffusers" or "single-file"
+    configs     component -> its configuration, as diffusers and transformers write it
+    tensors     component -> weights by the names `hotloop.nets` writes, read when asked for, of the dtype stored
+    scheduler   a diffusers scheduler configuration
+    tokenizer   a folder that holds vocab.json and merges.txt, perhaps among other things: see `tokenizer_files`
+    extras      files to carry along: licence and notes
+    index       model_index.json of what is written from it
+    provenance  {role, name, format, sha256} of every file that was used
+
+    Components: text_encoder, unet, vae; image_encoder and tiny_vae where there are any.
+    """
+
+    family: str
+    format: str
+    configs: Mapping[str, dict[str, Any]]
+    tensors: Mapping[str, Weights]
+    scheduler: Mapping[str, Any]
+    tokenizer: Path
+    extras: list[Path]
+    index: Mapping[str, Any]
+    provenance: list[dict[str, str]]
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """The tokenizer's own files: its folder may hold others when it is the checkpoint's."""
+        return _tokenizer_files(self.tokenizer)
+
+
+@dataclass(frozen=True)
+class _Component:
+    stem: str
+    classes: tuple[str, ...]
+    table: Callable[[Iterable[str]], dict[str, keys.From]]
+
+
+_COMPONENTS = {
+    "text_encoder": _Component("model", ("CLIPTextModel", "CLIPTextModelWithProjection"), keys.clip),
+    "unet": _Component("diffusion_pytorch_model", ("UNet2DConditionModel",), keys.unet),
+    "vae": _Component("diffusion_pytorch_model", ("AutoencoderKL", _TINY), keys.vae),
+    "image_encoder": _Component("model", ("CLIPVisionModelWithProjection",), keys.clip_vision),
+}
+
+
+@dataclass
+class _Draft:
+    """A source while it is read. files: role -> those that were used."""
+
+    place: Path
+    format: str
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tensors: dict[str, Weights] = field(default_factory=dict)
+    files: dict[str, list[Path]] = field(default_factory=dict)
+    scheduler: dict[str, Any] | None = None
+    index: dict[str, Any] | None = None
+    open_clip: bool = False
+
+    def put(self, component: str, config: dict[str, Any], tensors: Weights, files: list[Path]) -> None:
+        self.configs[component], self.tensors[component], self.files[component] = config, tensors, files
+
+
+def open_source(
+    path: str | Path,
+    *,
+    family: str | None = None,
+    prediction: str | None = None,
+    tokenizer: str | Path | None = None,
+    variant: str | None = None,
+    vae: str | Path | None = None,
+    ema: bool = False,
+    rehash: bool = False,
+) -> Source:
+    """Open a diffusers folder or a single `.safetensors` file of SD 1.x or 2.x, or one shaped like avatar-tiny.
+
+    family      a row of `hotloop.spec`; detected from the tensors when not given, refused when they do not fit
+    prediction  "epsilon" or "v_prediction" ("eps", "v"); else what the scheduler says, and in single files, where the
+                two kinds of SD 2.x look alike, v with a warning, as diffusers has it
+    tokenizer   a folder with vocab.json and merges.txt; single files have none of their own, so for them one is also
+                looked for beside the file, in `tokenizer/` first
+    variant     which weights of a folder: "fp16" reads `diffusion_pytorch_model.fp16.safetensors` and its like
+    vae         a VAE (folder or file, in diffusers' or LDM's layout) in place of the checkpoint's; or a tiny one
+                (TAESD), which comes beside it; "tiny": the tiny one in or beside the source
+    ema         the UNet's moving average instead of its plain weights, in single files that hold both
+    rehash      hash every file anew, whatever is remembered
+
+    Raises InputError for arguments that do not fit and for another kind of model, naming what it seems to be;
+    BundleError for files that are missing, malformed, or pickles.
+    """
+    path = Path(path)
+    if prediction is not None and prediction not in _PREDICTIONS:
+        raise InputError("export", "prediction must be epsilon or v_prediction", prediction)
+    if not path.exists():
+        raise InputError("export", "source must be a diffusers folder or a .safetensors file", str(path))
+    draft = (
+        _read_folder(path, variant=variant, vae_given=vae is not None) if path.is_dir() else _read_file(path, ema=ema)
+    )
+    if vae is not None:
+        _put_vae(draft, _tiny_near(path) if str(vae) == "tiny" else Path(vae), variant=variant)
+    if "vae" not in draft.tensors:
+        raise InputError("export", f"{path.name} holds no VAE: name a file or folder with one (vae)")
+    row = _detect(draft, family=family, prediction=_PREDICTIONS[prediction] if prediction else None)
+    assert draft.scheduler is not None
+    if draft.format == _FILE:
+        draft.configs["unet"]["sample_size"] = row.default_size[0] // row.vae_factor
+    found = _find_tokenizer(path, tokenizer)
+    _check_tokenizer(draft, found, row)
+    draft.files["tokenizer"] = _tokenizer_files(found)
+    return Source(
+        family=row.name,
+        format=draft.format,
+        configs=draft.configs,
+        tensors=draft.tensors,
+        scheduler=draft.scheduler,
+        tokenizer=found,
+        extras=[file for pattern in _EXTRAS for file in sorted(path.glob(pattern))] if path.is_dir() else [],
+        index=_index(draft, row),
+        provenance=_provenance(draft, rehash=rehash),
+    )
+
+
+# --- A diffusers folder -----------------------------------------------------------------------------------------
+
+
+def _read_folder(path: Path, *, variant: str | None, vae_given: bool) -> _Draft:
+    draft = _Draft(path, _FOLDER)
+    if not (path / "model_index.json").is_file():
+        single = [file.name for file in sorted(path.glob("*.safetensors"))][:1]
+        hint = f"; for a single-file checkpoint name the file, such as {single[0]}" if single else ""
+        raise BundleError("export", f"a diffusers folder must hold model_index.json{hint}", str(path))
+    draft.index = _json(path / "model_index.json")
+    if not (path / "unet").is_dir():
+        found = draft.index.get("_class_name")
+        raise InputError(
+            "export", f"checkpoint must be Stable Diffusion 1.x or 2.x, with a UNet, {path.name} has none", found
+        )
+    draft.scheduler = _json(path / "scheduler" / "scheduler_config.json")
+    draft.files["index"] = [path / "model_index.json"]
+    draft.files["scheduler"] = [path / "scheduler" / "scheduler_config.json"]
+    for name in _COMPONENTS:
+        optional = name == "image_encoder" or (name == "vae" and vae_given)
+        if not optional or (path / name / "config.json").is_file():
+            draft.put(name, *_read_component(path / name, name, variant=variant))
+    return draft
+
+
+def _read_component(folder: Path, name: str, *, variant: str | None) -> tuple[dict[str, Any], Weights, list[Path]]:
+    """(config, tensors, files) of one component's folder."""
+    component = _COMPONENTS[name]
+    config = _json(folder / "config.json")
+    found = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    if found is not None and found not in component.classes:
+        raise InputError("export", f"{name} must be {' or '.join(component.classes)}", found)
+    weights, files = _read_weights(folder, component.stem, variant=variant)
+    table = keys.tiny_vae if found == _TINY else component.table
+    return config, weights.view(table(weights)), [folder / "config.json", *files]
+
+
+def _read_weights(folder: Path, stem: str, *, variant: str | None) -> tuple[Weights, list[Path]]:
+    """The weights `<stem>.safetensors` of a variant, whole or in shards, and the files they lie in."""
+    found = {label: file for file in sorted(folder.iterdir()) if (label := _variant_of(file.name, stem)) is not None}
+    if (variant or "") in found:
+        file = found[variant or ""]
+    elif variant is None and len(found) == 1:
+        file = next(iter(found.values()))
+    else:
+        place = f"{folder.parent.name}/{folder.name}"
+        if found:
+            has = ", ".join(label or "plain" for label in found)
+            raise InputError("export", f"variant of the weights in {place} must be one of: {has}", variant)
+        if pickled := sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".ckpt", ".pth")):
+            Weights.open(folder / pickled[0])  # refuses it by what it is
+        raise BundleError("export", f"{place} must hold {stem}.safetensors", sorted(f.name for f in folder.iterdir()))
+    if file.suffix != ".json":
+        return Weights.open(file), [file]
+    return _read_shards(file)
+
+
+def _variant_of(name: str, stem: str) -> str | None:
+    """The variant a file's name says: "" for none; None when it is not a component's weights or index of shards."""
+    match = re.fullmatch(
+        rf"{re.escape(stem)}(?:\.([\w-]+))?\.safetensors|{re.escape(stem)}\.safetensors\.index(?:\.([\w-]+))?\.json",
+        name,
+    )
+    label = (match[1] or match[2] or "") if match else None
+    return None if label and re.search(r"-\d{5}-of-\d{5}$", label) else label
+
+
+def _read_shards(index: Path) -> tuple[Weights, list[Path]]:
+    """The tensors of all shards that an index names. Raises BundleError when the index and they disagree."""
+    placed = _json(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
+        raise BundleError("export", f"{index.name} must map weights to the files they lie in")
+    for name in sorted(set(placed.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise BundleError("export", f"{index.name} must name safetensors files beside it", name)
+    files = [index.parent / name for name in sorted(set(placed.values()))]
+    weights = Weights.join(Weights.open(file) for file in files)
+    if wrong := sorted(placed.keys() ^ weights.keys()):
+        raise BundleError("export", f"{index.name} must list what its files hold; it does not for", wrong[0])
+    if moved := sorted(name for name, file in placed.items() if weights.file(name).name != file):
+        raise BundleError("export", f"{index.name} must list what its files hold; it does not for", moved[0])
+    return weights, [index, *files]
+
+
+# --- A single file ----------------------------------------------------------------------------------------------
+
+
+def _read_file(path: Path, *, ema: bool) -> _Draft:
+    weights = Weights.open(path)
+    if what := keys.seems_to_be(weights):
+        raise InputError("export", f"checkpoint must be Stable Diffusion 1.x or 2.x; {path.name} seems to be {what}")
+    draft = _Draft(path, _FILE, files={"checkpoint": [path]})
+    for component, table in keys.single_file(weights, ema=ema).items():
+        draft.tensors[component] = weights.view(table)
+    for component in ("unet", "text_encoder"):
+        if component not in draft.tensors:
+            shown = sorted(weights)[:3]
+            raise InputError("export", f"{path.name} must hold an LDM checkpoint; it has no {component}", shown)
+    shapes = {component: _shapes(tensors) for component, tensors in draft.tensors.items()}
+    draft.open_clip = keys.is_open_clip(weights)
+    draft.configs["unet"] = configs.unet(shapes["unet"])
+    draft.configs["text_encoder"] = configs.text_encoder(shapes["text_encoder"], open_clip=draft.open_clip)
+    if "vae" in draft.tensors:
+        scaling_factor = FAMILIES["sd15"].scaling_factor
+        draft.configs["vae"] = configs.autoencoder(shapes["vae"], scaling_factor=scaling_factor)
+    return draft
+
+
+def _shapes(tensors: Weights) -> dict[str, tuple[int, ...]]:
+    return {name: tensors.shape(name) for name in tensors}
+
+
+# --- Another VAE ------------------------------------------------------------------------------------------------
+
+
+def _put_vae(draft: _Draft, path: Path, *, variant: str | None) -> None:
+    """Replace the VAE, or put a tiny one beside it (in its place where there is none)."""
+    if not path.exists():
+        raise InputError("export.vae", "must be a folder or a .safetensors file", str(path))
+    own = draft.configs.get("vae", {})
+    if path.is_dir():
+        config, tensors, files = _read_vae_folder(path, variant=variant)
+    else:
+        scaling_factor = own.get("scaling_factor", FAMILIES["sd15"].scaling_factor)
+        config, tensors, files = _read_vae_file(path, scaling_factor=scaling_factor)
+    for what, got, expected in (
+        ("latent channels", config.get("latent_channels", 4), draft.configs["unet"].get("out_channels", 4)),
+        ("pixels per latent cell", _factor(config), _factor(own) if own else _factor(config)),
+    ):
+        if got != expected:
+            raise InputError("export.vae", f"{path.name} must have {expected} {what}, as the checkpoint has", got)
+    tiny = config.get("_class_name") == _TINY
+    draft.put("tiny_vae" if tiny and "vae" in draft.tensors else "vae", config, tensors, files)
+
+
+def _factor(config: Mapping[str, Any]) -> int:
+    """Pixels per latent cell."""
+    widths = config.get("decoder_block_out_channels" if config.get("_class_name") == _TINY else "block_out_channels")
+    return int(2 ** (len(widths or (0,) * 4) - 1))
+
+
+def _read_vae_folder(folder: Path, *, variant: str | None) -> tuple[dict[str, Any], Weights, list[Path]]:
+    if (folder / "config.json").is_file():
+        return _read_component(folder, "vae", variant=variant)
+    if (folder / "vae" / "config.json").is_file():  # a whole checkpoint, for the sake of its VAE
+        return _read_component(folder / "vae", "vae", variant=variant)
+    if halves := sorted(folder.glob("*encoder.safetensors")):
+        return _read_vae_file(halves[0], scaling_factor=1.0)
+    raise InputError("export.vae", "folder must hold config.json of a VAE, or a TAESD's two halves", str(folder))
+
+
+def _read_vae_file(path: Path, *, scaling_factor: float) -> tuple[dict[str, Any], Weights, list[Path]]:
+    weights, files = Weights.open(path), [path]
+    bare = keys.bare_vae(weights)
+    if not keys.is_tiny(bare):
+        if not any(name.startswith(("decoder.conv_in.", "encoder.conv_in.")) for name in bare):
+            what = keys.seems_to_be(weights) or "something else"
+            raise InputError("export.vae", f"{path.name} must hold a VAE; it seems to be {what}")
+        weights = weights.view({name: keys.From(source) for name, source in bare.items()})
+        weights = weights.view(keys.vae(weights))
+        return configs.autoencoder(_shapes(weights), scaling_factor=scaling_factor), weights, files
+    if any(name[0].isdigit() for name in bare):
+        weights, files = _join_halves(path, weights)
+    else:
+        weights = weights.view({name: keys.From(source) for name, source in bare.items()})
+        weights = weights.view(keys.tiny_vae(weights))
+    return configs.tiny_autoencoder(_shapes(weights)), weights, files
+
+
+def _join_halves(path: Path, weights: Weights) -> tuple[Weights, list[Path]]:
+    """A TAESD as its author ships it: each half in a file of its own, here found by the other's name."""
+    mine = "encoder" if "0.weight" in weights else "decoder"
+    other = {"encoder": "decoder", "decoder": "encoder"}[mine]
+    beside = path.with_name(path.name.replace(mine, other))
+    if beside == path or not beside.is_file():
+        rule = f"a TAESD's {mine} needs its {other} beside it, named alike ({mine} and {other})"
+        raise InputError("export.vae", rule, path.name)
+    parts = [(weights, mine), (Weights.open(beside), other)]
+    return Weights.join(part.view(keys.tiny_vae(part, half=half)) for part, half in parts), [path, beside]
+
+
+def _tiny_near(path: Path) -> Path:
+    """The tiny VAE in a folder, or beside a folder or file."""
+    for place in ([path] if path.is_dir() else []) + [path.resolve().parent]:
+        for name in ("tiny_vae", "vae_tiny", "taesd", "taesd.safetensors", "taesd_encoder.safetensors"):
+            if (place / name).exists():
+                return place / name
+    raise InputError(
+        "export.vae", "there is no tiny VAE (tiny_vae/, taesd/, taesd.safetensors) in or beside", str(path)
+    )
+
+
+# --- Family -----------------------------------------------------------------------------------------------------
+
+
+def _detect(draft: _Draft, *, family: str | None, prediction: str | None) -> Family:
+    """The row the tensors fit; settles the scheduler, whose prediction type tells the two kinds of SD 2.x apart."""
+    unet, vae, text = (draft.configs[name] for name in ("unet", "vae", "text_encoder"))
+    found = {
+        "unet_channels": unet.get("in_channels", 4),
+        "latent_channels": vae.get("latent_channels", 4),
+        "context_dim": unet.get("cross_attention_dim", 1280),
+        "vae_factor": _factor(vae),
+    }
+    told = prediction or (draft.scheduler or {}).get("prediction_type") or ("epsilon" if draft.scheduler else None)
+    described = ", ".join(f"{name} {value}" for name, value in found.items()) + (f", {told}" if told else "")
+    if family is None:
+        rows = [row for row in FAMILIES.values() if all(getattr(row, key) == value for key, value in found.items())]
+    else:
+        asked = family_row(family)
+        exact = {key: value for key, value in found.items() if key != "vae_factor"}
+        if wrong := {key: value for key, value in exact.items() if getattr(asked, key) != value}:
+            expected = ", ".join(f"{key} {getattr(asked, key)}" for key in wrong)
+            raise InputError("export", f"a checkpoint of the family {family} has {expected}", wrong)
+        rows = [row for row in FAMILIES.values() if _alike(row, asked)] if told else [asked]
+    if not rows:
+        rule = f"checkpoint must be of a known family ({', '.join(FAMILIES)}), got {described}"
+        raise InputError("export", rule + (f" ({(draft.index or {}).get('_class_name')})" if draft.index else ""))
+    if found["latent_channels"] != unet.get("out_channels", 4) or text.get("hidden_size", 512) != found["context_dim"]:
+        widths = f"text width {text.get('hidden_size', 512)}, UNet's output {unet.get('out_channels', 4)}"
+        raise InputError("export", f"text encoder, UNet and VAE must fit each other, got {widths}; {described}")
+    if len(rows) > 1:
+        rows = _by_prediction(draft, rows, told)
+        if not rows:
+            raise InputError("export", "prediction of SD 2.x must be epsilon or v_prediction", told)
+    row = rows[0]
+    if family is not None and row.name != family:
+        rule = (
+            f"the family {family} predicts {family_row(family).schedule.prediction_type}, the scheduler says otherwise"
+        )
+        raise InputError("export", f"{rule}: give the prediction to overrule it", told)
+    if draft.scheduler is None:
+        draft.scheduler = configs.scheduler(row.schedule)
+    if prediction is not None:
+        draft.scheduler["prediction_type"] = prediction
+    return row
+
+
+def _alike(a: Family, b: Family) -> bool:
+    """Rows that tensors cannot tell apart."""
+    names = ("unet_channels", "latent_channels", "context_dim", "vae_factor")
+    return all(getattr(a, name) == getattr(b, name) for name in names)
+
+
+def _by_prediction(draft: _Draft, rows: list[Family], told: str | None) -> list[Family]:
+    if told is None:
+        told = "v_prediction"
+        warnings.warn(
+            f"[export] the tensors of {draft.place.name} do not tell epsilon from v prediction: taking {told}, as "
+            "diffusers does; the 512 pixel base models of SD 2.x need prediction='epsilon'",
+            stacklevel=4,
+        )
+    return [row for row in rows if row.schedule.prediction_type == told]
+
+
+# --- Tokenizer, index, provenance -------------------------------------------------------------------------------
+
+
+def _find_tokenizer(path: Path, given: str | Path | None) -> Path:
+    if given is not None:
+        places = [Path(given), Path(given) / "tokenizer"]
+        rule = "tokenizer must be a folder that holds vocab.json and merges.txt"
+    elif path.is_dir():
+        places, rule = [path / "tokenizer"], "source must hold tokenizer/vocab.json and tokenizer/merges.txt"
+    else:
+        places = [path.parent / "tokenizer", path.parent]
+        rule = "a single file carries no tokenizer: name a folder that holds vocab.json and merges.txt (tokenizer)"
+    for place in places:
+        if all((place / name).is_file() for name in TOKENIZER_FILES[:2]):
+            return place
+    raise InputError("export", rule, str(given if given is not None else path))
+
+
+def _check_tokenizer(draft: _Draft, folder: Path, row: Family) -> None:
+    """Every token has a row in the text encoder; a tokenizer that is not the checkpoint's own pads as it does."""
+    vocabulary = _json(folder / "vocab.json")
+    highest = max((number for number in vocabulary.values() if isinstance(number, int)), default=0)
+    rows = draft.configs["text_encoder"].get("vocab_size", 49408)
+    if highest >= rows:
+        raise InputError("export", f"tokenizer must fit the text encoder's {rows} tokens", f"token {highest}")
+    exclamation = vocabulary.get("!")
+    if draft.open_clip and exclamation is not None and Tokenizer.from_dir(folder).pad != exclamation:
+        warnings.warn(
+            f"[export] {row.name} was trained with prompts padded with '!'; the tokenizer in {folder.name} pads with "
+            "another token, which changes images",
+            stacklevel=3,
+        )
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def _index(draft: _Draft, row: Family) -> dict[str, Any]:
+    """model_index.json; stock loaders insist on every component it names, so what is not carried is named as absent."""
+    if draft.index is None:
+        assert draft.scheduler is not None
+        draft.index = configs.index(scheduler=draft.scheduler["_class_name"], inpaint=row.inpaint_channels)
+    kept = {"scheduler", "tokenizer", *draft.tensors}
+    index = {
+        key: [None, None] if isinstance(value, list) and key not in kept else value
+        for key, value in draft.index.items()
+    }
+    index["text_encoder"] = ["transformers", "CLIPTextModel"]
+    index["vae"] = ["diffusers", draft.configs["vae"].get("_class_name", "AutoencoderKL")]
+    return index | ({"requires_safety_checker": False} if "safety_checker" in index else {})
+
+
+def _provenance(draft: _Draft, *, rehash: bool) -> list[dict[str, str]]:
+    entries = []
+    for role, files in draft.files.items():
+        kind = _FOLDER if any(file.suffix == ".json" for file in files) else _FILE
+        for file in files:
+            inside = draft.format == _FOLDER and draft.place in file.parents
+            name = file.relative_to(draft.place).as_posix() if inside else file.name
+            entries.append({"role": role, "name": name, "format": kind, "sha256": file_sha256(file, rehash=rehash)})
+    return entries
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        name = f"{path.parent.name}/{path.name}"
+        raise BundleError("export", f"source must hold {name} ({error.strerror})", str(path)) from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError("export", f"{path.name} must be readable JSON ({error})", str(path)) from error
+    if not isinstance(value, dict):
+        raise BundleError("export", f"{path.name} must hold a JSON object", type(value).__name__)
+    return value
