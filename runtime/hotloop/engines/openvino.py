@@ -1,0 +1,375 @@
+"""OpenVINO: the fastest engine on CPUs, in float32, bfloat16 or int8, from the same ONNX graphs as ONNX Runtime.
+
+Weights can be *live*: inputs of the compiled model instead of constants in it. Compiling takes from half a second
+(avatar-tiny) to several (SD 1.5); handing a compiled model other arrays takes no time, so an adapter that is switched,
+scaled or stacked among the same weights shows at the next step, and all its versions share one compiled model.
+Live weights cost 5 to 10 % of the speed; the engine that was opened first has none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from ..errors import BundleError, InputError
+from ..spec import Network, resolve
+from . import ContextPool
+
+__all__ = ["OpenVinoContext", "OpenVinoEngine", "devices", "import_library", "precisions"]
+
+_PLACE = "engine.openvino"
+# hotloop's name -> what OpenVINO's OPTIMIZATION_CAPABILITIES calls it.
+_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+# Below this many bytes of weights a graph is compiled once per shape. With fixed shapes OpenVINO runs the built-in UNet
+# 30 % faster (10.5 instead of 14.1 ms at 64x64 in fp32), but each shape keeps its own copy of the weights; at SD 1.5's
+# size the difference is lost in the noise.
+_SMALL = 64 << 20
+_SHAPES = 8
+
+
+def import_library() -> ModuleType:
+    """openvino itself. Raises ImportError when it is not installed."""
+    import openvino
+
+    return openvino
+
+
+def devices() -> list[str]:
+    """The devices OpenVINO sees here, fastest first. "gpu" is an Intel GPU."""
+    present = {name.split(".")[0] for name in _core().available_devices}
+    return [device for device in ("gpu", "cpu") if device.upper() in present]
+
+
+def precisions(device: str) -> list[str]:
+    """What `device` computes in at its own speed; a processor without bfloat16 instructions does not list bf16."""
+    able = _core().get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
+    return [precision for precision, name in _CAPABILITIES.items() if name in able]
+
+
+_lock = threading.Lock()
+_made: list[Any] = []
+
+
+def _core() -> Any:
+    """The one Core of the process: it holds the plugins and their threads."""
+    with _lock:
+        if not _made:
+            _made.append(import_library().Core())
+        return _made[0]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Graph:
+    """The graph as read from the file and all that was compiled from it: an engine and its patched ones share it."""
+
+    def __init__(
+        self, path: Path, network: Network, *, device: str, threads: int | None, precision: str, cache: Path | None
+    ) -> None:
+        self.path, self.network, self.device, self.precision = path, network, device, precision
+        hint = precision
+        if precision == "int8":  # what is not quantised
+            hint = "bf16" if "bf16" in precisions(device) else "fp32"
+        # Without a hint OpenVINO would take bf16 wherever the processor has it.
+        self._config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[hint], "PERFORMANCE_HINT": "LATENCY"}
+        if device == "cpu":
+            # Threads stay where the system puts them: the machine is shared with capture, encoding and a game.
+            self._config |= {"INFERENCE_NUM_THREADS": threads or _cores(), "ENABLE_CPU_PINNING": False}
+        self._cache = cache
+        self._lock = threading.RLock()
+        self._weights: Mapping[str, Any] | None = None
+        # (shape or None, names of the live weights) -> compiled model; the engines and contexts in use keep it.
+        self._compiled: WeakValueDictionary[tuple[Any, frozenset[str]], Any] = WeakValueDictionary()
+        self._recent: OrderedDict[tuple[Any, frozenset[str]], Any] = OrderedDict()
+        try:
+            self._model = _core().read_model(str(path))
+        except Exception as error:  # OpenVINO raises RuntimeError with a trace of its own source lines
+            raise BundleError(_PLACE, f"{path.name} does not open: {_reason(error)}") from error
+        for rule, want, have in (
+            ("inputs", network.inputs, self._model.inputs),
+            ("outputs", network.outputs, self._model.outputs),
+        ):
+            found = sorted((port.any_name, str(port.get_element_type().to_dtype())) for port in have)
+            if found != sorted((tensor.name, tensor.dtype) for tensor in want):
+                expected = [f"{tensor.name} {tensor.dtype}" for tensor in want]
+                raise BundleError(_PLACE, f"{rule} of {path.name} must be {expected}", [" ".join(one) for one in found])
+        self.small = sum(node.get_byte_size() for node in _constants(self._model)) < _SMALL
+
+    @property
+    def weights(self) -> Mapping[str, Any]:
+        """The float constants by their names in the file, in float32: widened once, shared by all that is compiled."""
+        with self._lock:
+            if self._weights is None:
+                self._weights = self._widened()
+            return self._weights
+
+    def _widened(self) -> dict[str, Any]:
+        keys: dict[str, str] = {}
+        converts = []
+        for constant in _constants(self._model):
+            for target in constant.output(0).get_target_inputs():
+                node = target.get_node()
+                if node.get_type_name() == "Convert":
+                    keys[node.get_friendly_name()] = constant.get_friendly_name()
+                    converts.append(node)
+        if converts:
+            from openvino import Model, opset13, passes
+
+            # Folding this stub, which has no nodes but the graph's own, folds them in the graph and nothing else.
+            stub = Model([opset13.result(node) for node in converts], [], "weights")
+            manager = passes.Manager()
+            manager.register_pass(passes.ConstantFolding())
+            manager.run_passes(stub)
+            del stub, converts
+        found = {}
+        for constant in _constants(self._model):
+            name = constant.get_friendly_name()
+            if constant.get_element_type() == import_library().Type.f32:
+                constant.set_friendly_name(keys.get(name, name))
+                found[constant.get_friendly_name()] = constant
+        return found
+
+    def compiled(self, dims: Mapping[str, int], live: frozenset[str]) -> Any:
+        """The compiled model that runs this shape, with these weights as inputs."""
+        shape = {tensor.name: resolve(tensor.shape, dims) for tensor in self.network.inputs} if self.small else None
+        key = (shape and tuple(shape.items()), live)
+        with self._lock:
+            model = self._compiled.get(key)
+            if model is None:
+                model = self._compiled[key] = self._compile(shape, live)
+            if self.small:  # cheap to keep, and a shape or an adapter comes back
+                self._recent[key] = model
+                self._recent.move_to_end(key)
+                while len(self._recent) > 2 * _SHAPES:
+                    self._recent.popitem(last=False)
+            return model
+
+    def live(self, names: frozenset[str]) -> frozenset[str]:
+        """The smallest set of live weights that holds `names` and is compiled already; else `names`."""
+        with self._lock:
+            return min((live for _, live in list(self._compiled) if live and names <= live), key=len, default=names)
+
+    def _compile(self, shape: Mapping[str, tuple[int, ...]] | None, live: frozenset[str]) -> Any:
+        if shape is None and not live and self._cache is not None:
+            return self._from_cache(self._cache)
+        if self.precision != "int8":
+            _ = self.weights  # an int8 graph stays as it is: OpenVINO looks for its quantisers
+        model = self._model.clone()
+        if live:
+            self._open_weights(model, live)
+        if shape is not None:
+            model.reshape(shape)
+        return self._call(model, self._config)
+
+    def _call(self, model: Any, config: Mapping[str, Any]) -> Any:
+        try:
+            return _core().compile_model(model, self.device.upper(), dict(config))
+        except Exception as error:
+            raise BundleError(_PLACE, f"{self.path.name} does not compile: {_reason(error)}") from error
+
+    def _open_weights(self, model: Any, live: frozenset[str]) -> None:
+        from openvino import Type, opset13
+
+        parameters = []
+        for constant in _constants(model):
+            name = constant.get_friendly_name()
+            if name in live:
+                parameter = opset13.parameter(constant.get_output_shape(0), Type.f32, name=name)
+                parameter.output(0).set_names({name})
+                for target in constant.output(0).get_target_inputs():
+                    target.replace_source_output(parameter.output(0))
+                parameters.append(parameter)
+        model.add_parameters(parameters)
+
+    # The cache holds a folder per compiled model: OpenVINO's blob (all weights in float32, memory-mapped when it is
+    # loaded) and our seal. OpenVINO takes a blob with a flipped bit as it is, so the seal is checked before.
+
+    def _from_cache(self, cache: Path) -> Any:
+        folder = cache / self._key()
+        if _sealed(folder):
+            return self._call(str(self.path), self._config | {"CACHE_DIR": str(folder)})
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            making = Path(tempfile.mkdtemp(prefix=".making-", dir=cache))
+        except OSError as error:
+            warnings.warn(f"compiled models are not kept: {error}", RuntimeWarning, stacklevel=2)
+            return self._call(str(self.path), self._config)
+        try:
+            model = self._call(str(self.path), self._config | {"CACHE_DIR": str(making)})
+            with contextlib.suppress(OSError):  # a full disk, or another process was first
+                _seal(making)
+                making.rename(folder)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+        return model
+
+    def _key(self) -> str:
+        """Of all that a compiled model depends on. The folder itself stands for the weights' content."""
+        files = sorted(p for p in self.path.parent.iterdir() if p.is_file() and not p.name.startswith("."))
+        facts = [
+            import_library().__version__, _core().get_property(self.device.upper(), "FULL_DEVICE_NAME"),
+            str(self.path.resolve()), sorted(self._config.items()), hashlib.sha256(self.path.read_bytes()).hexdigest(),
+            [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files],
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+class OpenVinoContext:
+    """One shape's buffers. OpenVINO reads and writes these very arrays; a run copies nothing."""
+
+    def __init__(self, engine: OpenVinoEngine, dims: Mapping[str, int]) -> None:
+        network = engine.network
+        self.inputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.inputs}
+        self.outputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.outputs}
+        self._compiled = engine.compiled(dims)
+        self._request = self._compiled.create_infer_request()
+        self._held = (engine.graph, engine.values)  # the memory that the request reads
+        for name, array in (self.inputs | self.outputs | engine.values).items():
+            self._request.set_tensor(name, _tensor(array))
+
+    def run(self, stream: int | None = None) -> None:
+        self._request.infer()
+
+
+class OpenVinoEngine:
+    """One network, read from an ONNX graph or an OpenVINO IR (.xml with its .bin) and compiled for this machine.
+
+    threads: all usable cores by default. precision: "int8" is for a graph that was quantised; what it leaves
+    unquantised runs in bf16 where the processor has it. cache: a folder for compiled models that belongs to these very
+    weights (a bundle's id is in its name). Small graphs are compiled when a shape is first used and are not cached.
+    Raises InputError for a device or a precision that this machine has not, BundleError for a graph that does not open
+    or whose inputs or outputs are not the network's.
+    """
+
+    kind = "openvino"
+    import_library = staticmethod(import_library)
+    devices = staticmethod(devices)
+    precisions = staticmethod(precisions)
+
+    def __init__(
+        self, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None,
+        precision: str = "fp32", cache: Path | None = None,
+    ) -> None:  # fmt: skip
+        if device not in devices():
+            raise InputError(_PLACE, f"device must be one of {', '.join(devices())} here", device)
+        if precision not in precisions(device):
+            rule = f"precision on this {device} must be one of {', '.join(precisions(device))}"
+            raise InputError(_PLACE, rule, precision)
+        self._share(_Graph(path, network, device=device, threads=threads, precision=precision, cache=cache), {})
+        if not self.graph.small:
+            self.compiled({})
+
+    def _share(self, graph: _Graph, patches: Mapping[str, np.ndarray]) -> None:
+        self.graph, self.device, self.network = graph, graph.device, graph.network
+        self._patches = dict(patches)
+        # Chosen once: contexts of one engine run one compiled model per shape.
+        self._live = graph.live(frozenset(patches)) if patches else frozenset()
+        self.values: dict[str, np.ndarray] = {
+            name: patches[name] if name in patches else graph.weights[name].data for name in self._live
+        }
+        self._model: Any = None
+        self._used: OrderedDict[tuple[tuple[str, int], ...], None] = OrderedDict()
+        self.contexts = ContextPool(self, shapes=_SHAPES)
+
+    def compiled(self, dims: Mapping[str, int]) -> Any:
+        model = self.graph.compiled(dims, self._live)
+        if not self.graph.small:
+            self._model = model  # lives as long as the engine
+        return model
+
+    def context(self, **dims: int) -> OpenVinoContext:
+        shape = tuple(sorted(dims.items()))
+        self._used[shape] = None
+        self._used.move_to_end(shape)
+        while len(self._used) > _SHAPES:
+            self._used.popitem(last=False)
+        return OpenVinoContext(self, dims)
+
+    def prepare(self, shapes: Iterable[Mapping[str, int]]) -> None:
+        for dims in shapes:
+            with self.contexts.lease(**dims) as context:
+                context.run()
+
+    def patched(self, tensors: Mapping[str, np.ndarray]) -> OpenVinoEngine:
+        """A second engine with these weights live, ready at every shape that this one has been used at.
+
+        The first call for a set of names compiles; later ones with the same names, or fewer, are ready at once.
+        Raises InputError for a name that is no weight of the graph, another shape, or an int8 graph: its activations'
+        ranges were measured with the weights it has.
+        """
+        if self.graph.precision == "int8":
+            rule = "weights of an int8 graph cannot be replaced; merge before the export"
+            raise InputError(_PLACE, rule, next(iter(tensors), None))
+        patches = dict(self._patches)
+        for name, value in tensors.items():
+            if name not in self.graph.weights:
+                raise InputError(_PLACE, f"weights to replace must be initializers of {self.graph.path.name}", name)
+            shape = tuple(self.graph.weights[name].get_output_shape(0))
+            if value.shape != shape:
+                raise InputError(_PLACE, f"{name} must have the shape {shape}", value.shape)
+            patches[name] = np.ascontiguousarray(value, np.float32)
+        engine = OpenVinoEngine.__new__(OpenVinoEngine)
+        engine._share(self.graph, patches)
+        if self.graph.small:
+            engine.prepare([dict(shape) for shape in self._used])
+        else:
+            engine.compiled({})
+        return engine
+
+
+def _constants(model: Any) -> list[Any]:
+    return [node for node in model.get_ops() if node.get_type_name() == "Constant"]
+
+
+def _tensor(array: np.ndarray) -> Any:
+    """The array's own memory as a tensor. OpenVINO asks for a writable one even where it only reads."""
+    ov = import_library()
+    if not array.flags.writeable:
+        memory: Any = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+        array = np.frombuffer(memory, array.dtype).reshape(array.shape)
+    return ov.Tensor(array, shared_memory=True)
+
+
+def _seal(folder: Path) -> None:
+    hashes = {path.name: _sha256(path) for path in folder.iterdir()}
+    (folder / "seal.json").write_text(json.dumps(hashes), "utf-8")
+
+
+def _sealed(folder: Path) -> bool:
+    """Whether the folder holds exactly the files that were sealed, unaltered."""
+    try:
+        hashes = json.loads((folder / "seal.json").read_text("utf-8"))
+        present = {path.name for path in folder.iterdir()} - {"seal.json"}
+        return bool(present) and present == set(hashes) and all(_sha256(folder / n) == hashes[n] for n in present)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """The last line of OpenVINO's message: before it stand places in its own source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

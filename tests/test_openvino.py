@@ -1,0 +1,268 @@
+"""The OpenVINO engine on the built-in model's graphs, against ONNX Runtime."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hotloop.bundle import builtin
+from hotloop.engines import Context, Engine, open_engine
+from hotloop.engines.onnx import OnnxEngine
+from hotloop.errors import BundleError, InputError
+from hotloop.spec import Network, family
+
+pytest.importorskip("openvino")
+from hotloop.engines import openvino as module
+from hotloop.engines.openvino import OpenVinoEngine
+
+pytestmark = pytest.mark.xdist_group("openvino")
+
+FP32, BF16 = 1e-4, 0.999
+ROW = family("avatar-tiny")
+FILES = {
+    "text_encoder": "text_encoder/model.onnx", "unet": "unet/model.onnx", "vae_decoder": "vae/decoder.onnx",
+    "vae_encoder": "vae/encoder.onnx",
+}  # fmt: skip
+PATHS = {name: builtin() / file for name, file in FILES.items()}
+NETWORKS = ROW.networks
+DIMS = {"B": 2, "T": 77, "h": 16, "w": 16, "H": 64, "W": 64}
+ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn"
+
+
+def bf16_here() -> bool:
+    return "bf16" in module.precisions("cpu")
+
+
+def used(network: Network, dims: dict[str, int]) -> dict[str, int]:
+    symbols = {d for tensor in (*network.inputs, *network.outputs) for d in tensor.shape if isinstance(d, str)}
+    return {symbol: value for symbol, value in dims.items() if symbol in symbols}
+
+
+def fill(context: Context, network: Network, *, seed: int = 3) -> Context:
+    rng = np.random.default_rng(seed)
+    for tensor in network.inputs:
+        array = context.inputs[tensor.name]
+        if tensor.dtype.startswith("int"):
+            array[:] = rng.integers(0, 400, array.shape)
+        else:
+            array[:] = rng.uniform(0, 1000, array.shape) if tensor.name == "timestep" else rng.normal(size=array.shape)
+    return context
+
+
+def outputs(engine: Engine, dims: dict[str, int] | None = None, *, seed: int = 3) -> dict[str, np.ndarray]:
+    with engine.contexts.lease(**used(engine.network, dims or DIMS)) as context:
+        fill(context, engine.network, seed=seed).run()
+        return {name: array.copy() for name, array in context.outputs.items()}
+
+
+def distance(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    return max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs)
+
+
+def cosine(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    pairs = [(ours[name].ravel().astype(float), theirs[name].ravel().astype(float)) for name in theirs]
+    return min(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def oracle() -> dict[str, OnnxEngine]:
+    return {name: OnnxEngine(path, NETWORKS[name], threads=1) for name, path in PATHS.items()}
+
+
+@pytest.fixture(scope="module")
+def unet() -> OpenVinoEngine:
+    return OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], threads=1)
+
+
+def new_weights(engine: OpenVinoEngine, *suffixes: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(9)
+    base = {name: engine.graph.weights[name].data for name in (f"{ATTENTION}{suffix}" for suffix in suffixes)}
+    return {name: (value + rng.normal(0, 0.1, value.shape)).astype(np.float32) for name, value in base.items()}
+
+
+@pytest.mark.parametrize("size", [(64, 64, 2, 77), (52, 76, 1, 20)], ids=str)
+@pytest.mark.parametrize("name", PATHS)
+def test_fp32_equals_onnxruntime(oracle: dict[str, OnnxEngine], name: str, size: tuple[int, ...]) -> None:
+    width, height, batch, tokens = size
+    dims = ROW.dims(width=width, height=height, batch=batch, tokens=tokens)
+    engine = open_engine("openvino", PATHS[name], NETWORKS[name], threads=1)
+    assert distance(outputs(engine, dims), outputs(oracle[name], dims)) <= FP32
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_bf16_is_close_to_fp32_and_differs(oracle: dict[str, OnnxEngine], name: str) -> None:
+    if not bf16_here():
+        pytest.skip("this processor has no bfloat16")
+    dims = ROW.dims(width=64, height=64, batch=2)
+    engine = OpenVinoEngine(PATHS[name], NETWORKS[name], threads=1, precision="bf16")
+    ours, theirs = outputs(engine, dims), outputs(oracle[name], dims)
+    assert cosine(ours, theirs) >= BF16
+    assert distance(ours, theirs) > FP32, "it ran in float32"
+
+
+@pytest.mark.parametrize("limit", [module._SMALL, 0], ids=["static", "dynamic"])
+def test_a_graph_compiled_for_every_shape_equals_one_compiled_per_shape(
+    oracle: dict[str, OnnxEngine], monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(module, "_SMALL", limit)
+    engine = OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], threads=1)
+    for batch, side in ((2, 16), (1, 18)):
+        dims = {"B": batch, "T": 77, "h": side, "w": 16}
+        assert distance(outputs(engine, dims), outputs(oracle["unet"], dims)) <= FP32
+
+
+def test_a_run_reads_and_writes_the_same_arrays(unet: OpenVinoEngine, oracle: dict[str, OnnxEngine]) -> None:
+    context = unet.context(**used(unet.network, DIMS))
+    addresses = [array.ctypes.data for array in (*context.inputs.values(), *context.outputs.values())]
+    for seed in (1, 2):
+        fill(context, unet.network, seed=seed).run()
+        assert distance(context.outputs, outputs(oracle["unet"], seed=seed)) <= FP32
+    assert addresses == [array.ctypes.data for array in (*context.inputs.values(), *context.outputs.values())]
+
+
+def test_contexts_of_one_engine_run_side_by_side(unet: OpenVinoEngine) -> None:
+    contexts = [fill(unet.context(**used(unet.network, DIMS)), unet.network, seed=seed) for seed in range(4)]
+    expected = [outputs(unet, seed=seed)["out"] for seed in range(4)]
+    failures: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(5):
+            contexts[i].run()
+            if not np.array_equal(contexts[i].outputs["out"], expected[i]):
+                failures.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+@pytest.mark.parametrize("limit", [module._SMALL, 0], ids=["static", "dynamic"])
+def test_patched_equals_onnxruntime_with_the_same_weights_and_leaves_the_first_alone(
+    oracle: dict[str, OnnxEngine], monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(module, "_SMALL", limit)
+    engine = OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], threads=1)
+    before = outputs(engine)
+    tensors = new_weights(engine, "2.to_k.weight", "1.to_q.weight", "1.to_out.0.bias")
+    tensors["conv_in.weight"] = engine.graph.weights["conv_in.weight"].data * np.float32(1.1)
+    patched, theirs = engine.patched(tensors), oracle["unet"].patched(tensors)
+    assert distance(outputs(patched), outputs(theirs)) <= FP32
+    assert distance(outputs(patched), before) > 0.01
+    assert np.array_equal(outputs(engine)["out"], before["out"])
+
+
+def test_weights_that_are_live_but_unchanged_change_no_bit(unet: OpenVinoEngine) -> None:
+    name = f"{ATTENTION}2.to_k.weight"
+    same = unet.patched({name: unet.graph.weights[name].data})
+    assert np.array_equal(outputs(same)["out"], outputs(unet)["out"])
+
+
+def test_an_adapter_among_the_same_weights_compiles_nothing(
+    oracle: dict[str, OnnxEngine], unet: OpenVinoEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs(unet)
+    tensors = new_weights(unet, "2.to_k.weight", "2.to_v.weight")
+    first = unet.patched(tensors)
+    compiled: list[Any] = []
+    monkeypatch.setattr(module._Graph, "_compile", lambda *given: compiled.append(given))
+    stronger = {name: value * 2 for name, value in tensors.items()}
+    fewer = dict(list(stronger.items())[:1])
+    for given in (stronger, fewer):
+        assert distance(outputs(unet.patched(given)), outputs(oracle["unet"].patched(given))) <= FP32
+    # A patch of a patch keeps the first one's weights.
+    both = outputs(oracle["unet"].patched(tensors | fewer))
+    assert distance(outputs(first.patched(fewer)), both) <= FP32
+    assert not compiled
+
+
+@pytest.mark.parametrize(("tensors", "rule"), [
+    ({"nothing.weight": np.zeros((1, 1))}, "must be initializers of model.onnx, got 'nothing.weight'"),
+    ({f"{ATTENTION}2.to_k.weight": np.zeros((3, 3))}, "must have the shape"),
+])  # fmt: skip
+def test_patched_refuses_what_the_graph_does_not_have(
+    unet: OpenVinoEngine, tensors: dict[str, np.ndarray], rule: str
+) -> None:
+    with pytest.raises(InputError, match=rule):
+        unet.patched(tensors)
+
+
+def test_a_precision_or_device_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"device must be one of .*cpu here, got 'cuda'"):
+        OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], device="cuda")
+    monkeypatch.setattr(module, "precisions", lambda device: ["fp32"])
+    with pytest.raises(InputError, match=r"^\[engine.openvino\] precision on this cpu must be one of fp32, got 'bf16'"):
+        OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], precision="bf16")
+
+
+def test_another_networks_graph_is_refused() -> None:
+    with pytest.raises(BundleError, match=r"inputs of decoder.onnx must be \['sample float32'"):
+        OpenVinoEngine(PATHS["vae_decoder"], NETWORKS["unet"])
+
+
+def test_a_broken_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(PATHS["unet"].read_bytes()[:1000])
+    with pytest.raises(BundleError, match=r"model\.onnx does not open") as caught:
+        OpenVinoEngine(tmp_path / "model.onnx", NETWORKS["unet"])
+    assert "\n" not in str(caught.value)
+
+
+# The cache of compiled models.
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Opens the decoder as a graph that is too large to be compiled per shape, with a cache."""
+    monkeypatch.setattr(module, "_SMALL", 0)
+
+    def opened() -> OpenVinoEngine:
+        return OpenVinoEngine(PATHS["vae_decoder"], NETWORKS["vae_decoder"], threads=1, cache=tmp_path / "compiled")
+
+    return opened
+
+
+def from_cache(engine: OpenVinoEngine) -> bool:
+    return bool(engine.compiled({}).get_property("LOADED_FROM_CACHE"))
+
+
+def test_a_compiled_model_is_loaded_from_the_cache(cached: Any, tmp_path: Path) -> None:
+    first, second = cached(), cached()
+    assert not from_cache(first)
+    assert from_cache(second)
+    assert np.array_equal(outputs(first)["image"], outputs(second)["image"])
+    assert len(list((tmp_path / "compiled").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "no seal", "another file", "no blob"])
+def test_a_damaged_compiled_model_is_made_again(cached: Any, tmp_path: Path, damage: str) -> None:
+    expected = outputs(cached())["image"]
+    (blob,) = (tmp_path / "compiled").rglob("*.blob")
+    raw = bytearray(blob.read_bytes())
+    blob.unlink()
+    if damage == "flipped bit":
+        raw[len(raw) // 2] ^= 0x40
+    elif damage == "truncated":
+        del raw[len(raw) // 2 :]
+    elif damage == "no seal":
+        (blob.parent / "seal.json").unlink()
+    elif damage == "another file":
+        (blob.parent / "other.blob").write_bytes(b"")
+    if damage != "no blob":
+        blob.write_bytes(raw)
+    again = cached()
+    assert not from_cache(again)
+    assert np.array_equal(outputs(again)["image"], expected)
+    assert from_cache(cached())
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_harms_nothing(cached: Any, tmp_path: Path) -> None:
+    (tmp_path / "compiled").write_text("a file, not a folder")
+    with pytest.warns(RuntimeWarning, match="compiled models are not kept"):
+        engine = cached()
+    assert np.isfinite(outputs(engine)["image"]).all()
