@@ -25,7 +25,7 @@ OPTIONAL = {
     "hotloop/nets/": {"torch"},
     "hotloop/engines/native.py": {"torch"},
     "hotloop/engines/openvino.py": {"openvino"},
-    "hotloop/engines/tensorrt.py": {"tensorrt"},
+    "hotloop/engines/tensorrt.py": {"tensorrt", "tensorrt_rtx", "cuda"},
 }
 ENGINE_LIBRARIES = {"onnxruntime": "hotloop/engines/onnx.py"}
 IMPORT_NAMES = {"pillow": "PIL"}
