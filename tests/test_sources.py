@@ -6,9 +6,10 @@ import gc
 import json
 import os
 import re
+import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -354,13 +355,20 @@ def test_folders_and_single_files_load_as_diffusers_loads_them(made: SimpleNames
     check_both(made.kind, made.folder, made.file, two=made.two)
 
 
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[Path]:
+    """For gigabytes, which pytest would keep for three runs."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["sd15", "sd15-inpaint", "sd21-v"])
-def test_full_size_checkpoints_load_as_diffusers_loads_them(tmp_path: Path, kind: str) -> None:
-    folder = write_folder(tmp_path / "folder", kind, full=True)
+def test_full_size_checkpoints_load_as_diffusers_loads_them(roomy: Path, kind: str) -> None:
+    folder = write_folder(roomy / "folder", kind, full=True)
     gc.collect()
     two = kind.startswith("sd21")
-    file = write_single(tmp_path / "model.safetensors", folder, open_clip=two)
+    file = write_single(roomy / "model.safetensors", folder, open_clip=two)
     gc.collect()
     began = time.perf_counter()
     open_source(file, tokenizer=folder / "tokenizer", prediction="v" if two else None)
@@ -571,6 +579,8 @@ def test_variants_are_taken_when_asked_for_or_when_there_is_no_other(copy: Path)
     )
     with pytest.raises(InputError, match="fp16, non_ema"):
         open_source(copy)
+    taesd().save_pretrained(copy.parent / "taesd")  # which has no such variant, and need not
+    assert "tiny_vae" in open_source(copy, variant="fp16", vae=copy.parent / "taesd").tensors
     with pytest.raises(InputError, match="must be one of: fp16, got 'bf16'"):
         open_source(copy, variant="bf16")
 

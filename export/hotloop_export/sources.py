@@ -199,7 +199,7 @@ def _read_component(folder: Path, name: str, *, variant: str | None) -> tuple[di
 
 def _read_weights(folder: Path, stem: str, *, variant: str | None) -> tuple[Weights, list[Path]]:
     """The weights `<stem>.safetensors` of a variant, whole or in shards, and the files they lie in."""
-    found = {label: file for file in sorted(folder.iterdir()) if (label := _variant_of(file.name, stem)) is not None}
+    found = _variants(folder, stem)
     if (variant or "") in found:
         file = found[variant or ""]
     elif variant is None and len(found) == 1:
@@ -215,6 +215,11 @@ def _read_weights(folder: Path, stem: str, *, variant: str | None) -> tuple[Weig
     if file.suffix != ".json":
         return Weights.open(file), [file]
     return _read_shards(file)
+
+
+def _variants(folder: Path, stem: str) -> dict[str, Path]:
+    """The variants a folder holds, "" for the plain one -> weights or index of shards."""
+    return {label: file for file in sorted(folder.iterdir()) if (label := _variant_of(file.name, stem)) is not None}
 
 
 def _variant_of(name: str, stem: str) -> str | None:
@@ -298,14 +303,17 @@ def _put_vae(draft: _Draft, path: Path, *, variant: str | None) -> None:
 def _factor(config: Mapping[str, Any]) -> int:
     """Pixels per latent cell."""
     widths = config.get("decoder_block_out_channels" if config.get("_class_name") == _TINY else "block_out_channels")
+    if widths is not None and not isinstance(widths, list | tuple):
+        raise BundleError("export", "config.json of the VAE must list the widths of its levels", widths)
     return int(2 ** (len(widths or (0,) * 4) - 1))
 
 
 def _read_vae_folder(folder: Path, *, variant: str | None) -> tuple[dict[str, Any], Weights, list[Path]]:
-    if (folder / "config.json").is_file():
-        return _read_component(folder, "vae", variant=variant)
-    if (folder / "vae" / "config.json").is_file():  # a whole checkpoint, for the sake of its VAE
-        return _read_component(folder / "vae", "vae", variant=variant)
+    for place in (folder, folder / "vae"):  # a VAE's own, or that of a whole checkpoint
+        if (place / "config.json").is_file():
+            # The variant is the checkpoint's: another VAE need not have it.
+            has = variant in _variants(place, _COMPONENTS["vae"].stem)
+            return _read_component(place, "vae", variant=variant if has else None)
     if halves := sorted(folder.glob("*encoder.safetensors")):
         return _read_vae_file(halves[0], scaling_factor=1.0)
     raise InputError("export.vae", "folder must hold config.json of a VAE, or a TAESD's two halves", str(folder))
