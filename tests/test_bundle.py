@@ -14,6 +14,11 @@ import pytest
 from hotloop.bundle import Bundle, builtin, sha256
 from hotloop.errors import BundleError
 
+ENTRY = {
+    "kind": "onnx", "precision": "fp32", "storage": "fp16", "rewrites": [], "groups": [], "grid": 1, "target": "any",
+    "status": "certified", "networks": {"unet": {"path": "unet/model.onnx"}}, "certificate": {},
+}  # fmt: skip
+
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
@@ -33,7 +38,7 @@ def reseal(path: Path, name: str) -> None:
 def test_the_built_in_bundle_is_whole() -> None:
     bundle = Bundle.open(builtin())
     assert bundle.family.name == "avatar-tiny"
-    assert {"text_encoder", "unet", "vae_decoder", "vae_encoder"} <= set(bundle.manifest["networks"])
+    assert {"text_encoder", "unet", "vae_decoder", "vae_encoder"} <= set(bundle.entries[0].networks)
     listed = set(bundle.manifest["files"]) | {"manifest.json"}
     present = {str(file.relative_to(builtin())) for file in builtin().rglob("*") if file.is_file()}
     assert {name for name in present if not name.endswith(".md")} <= listed
@@ -89,10 +94,19 @@ def test_a_directory_without_a_manifest_is_refused(tmp_path: Path) -> None:
         ({"constants": {"schedule": {"beta_start": "x"}}}, "beta_start"),
         ({"constants": []}, "constants"),
         ({"defaults": []}, "defaults"),
-        ({"networks": []}, "networks"),
-        ({"networks": {"unet": {}}}, "networks"),
+        ({"schema_version": 1}, "export the bundle again"),
+        ({"weights": []}, "weights"),
+        ({"weights": {"unet": {}}}, "weights"),
         ({"engines": []}, "engines"),
-        ({"engines": [{}]}, "engines"),
+        ({"engines": [{}]}, "kind"),
+        ({"engines": [{**ENTRY, "networks": {"unet": {}}}]}, "networks"),
+        ({"engines": [{**ENTRY, "networks": {"critic": {"path": "unet/model.onnx"}}}]}, "critic"),
+        ({"engines": [{**ENTRY, "precision": "fp3"}]}, "precision"),
+        ({"engines": [{**ENTRY, "rewrites": ["faster"]}]}, "faster"),
+        ({"engines": [{**ENTRY, "grid": True}]}, "grid"),
+        ({"engines": [{**ENTRY, "status": "fine"}]}, "status"),
+        ({"engines": [{**ENTRY, "networks": {"unet": {"path": "../outside"}}}]}, "outside"),
+        ({"parity": {"files": {"unet": 1}}}, "parity"),
         ({"files": []}, "files"),
         ({"files": {"unet/model.onnx": 1}}, "files"),
         ({"files": {"../outside": "0" * 64}}, "outside"),
@@ -145,10 +159,13 @@ def test_weights_that_are_no_safetensors_file_are_refused_by_name(copy: Path, co
         Bundle.open(copy)
 
 
-def test_the_id_follows_the_content_and_not_the_place(copy: Path) -> None:
+def test_the_id_follows_the_model_and_not_the_place_or_the_engines(copy: Path) -> None:
     own = Bundle.open(builtin()).id
     assert Bundle.open(copy).id == own
-    edit_manifest(copy, defaults={"sampler": "euler"})
+    engines = json.loads((copy / "manifest.json").read_text())["engines"]
+    edit_manifest(copy, engines=[*engines, ENTRY])
+    assert Bundle.open(copy).id == own
+    edit_manifest(copy, constants={"scaling_factor": 0.5})
     assert Bundle.open(copy).id != own
     shutil.copy(builtin() / "manifest.json", copy)
     (copy / "scheduler/scheduler_config.json").write_text((copy / "scheduler/scheduler_config.json").read_text() + "\n")

@@ -166,7 +166,7 @@ def test_warmup_makes_every_context_that_calls_use(face: Image.Image) -> None:
     fresh = hotloop.load()
     fresh.warmup([(64, 64)], (n for n in [2]))
     made: list[str] = []
-    for engine in (fresh.text_encoder, fresh.unet, fresh.vae_decoder, fresh.vae_encoder):
+    for engine in (fresh.networks[name] for name in fresh.entry.networks):
 
         def counted(context: Any = engine.context, name: str = engine.network.name, **dims: int) -> Any:
             made.append(name)
@@ -330,13 +330,13 @@ def test_unreadable_images_are_refused(pipe: Any, face: Image.Image, tmp_path: P
 def test_a_network_that_returns_nan_is_an_error_and_not_a_black_image(pipe: Any, monkeypatch: Any) -> None:
     from hotloop.engines import onnx
 
-    run = onnx.OnnxContext.run
+    run = onnx.HostContext.run
 
     def poisoned(self: Any, stream: int | None = None) -> None:
         run(self, stream)
         if "out" in self.outputs:
             self.outputs["out"].flat[3] = np.nan
 
-    monkeypatch.setattr(onnx.OnnxContext, "run", poisoned)
+    monkeypatch.setattr(onnx.HostContext, "run", poisoned)
     with pytest.raises(NonFiniteError, match="finite"):
         pipe.txt2img(PROMPT, seed=1, **QUICK)

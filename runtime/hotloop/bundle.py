@@ -15,25 +15,20 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from .errors import BundleError, InputError
-from .spec import Family, family
+from .spec import Family, Network, family
+from .weights import Weights, refuse_non_finite
 
-__all__ = ["SCHEMA_VERSION", "Bundle", "builtin", "sha256"]
+__all__ = ["BUILT_NEVER_RUN", "CERTIFIED", "SCHEMA_VERSION", "Bundle", "Entry", "builtin", "sha256"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# An entry's status: its certificate holds, or it was built for a machine that was not there to run it.
+CERTIFIED, BUILT_NEVER_RUN = "certified", "built, never run"
+_STATUSES = (CERTIFIED, BUILT_NEVER_RUN)
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _MANIFEST = "manifest.json"
 _SCHEDULER = "scheduler/scheduler_config.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# dtype in a safetensors header -> (numpy view, exponent bits): a value is NaN or infinite when all of them are set.
-_EXPONENT = {
-    "F16": ("<u2", 0x7C00),
-    "BF16": ("<u2", 0x7F80),
-    "F32": ("<u4", 0x7F800000),
-    "F64": ("<u8", 0x7FF0000000000000),
-}
-_INTEGERS = {"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}
 
 
 def builtin() -> Path:
@@ -45,6 +40,46 @@ def sha256(path: Path) -> str:
     """Of a file's bytes, in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One engine of a bundle: every network built for one kind in one precision.
+
+    precision  what was asked for; a network may run in another, `precision_of(network)` tells
+    storage    what the weights are kept in
+    rewrites   the exact rewrites its UNet carries (`nets.rewrites.REWRITES`); groups: its optional inputs
+    grid       width and height must be multiples of it, beyond the family's own rule; 1 when there is none
+    target     "any" machine that has the library, or a compute capability such as "8.9"
+    status     CERTIFIED or BUILT_NEVER_RUN
+    """
+
+    kind: str
+    precision: str
+    storage: str
+    rewrites: tuple[str, ...]
+    groups: tuple[str, ...]
+    grid: int
+    target: str
+    status: str
+    networks: Mapping[str, Mapping[str, str]]
+    certificate: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> Entry:
+        return cls(
+            entry["kind"], entry["precision"], entry["storage"], tuple(entry["rewrites"]), tuple(entry["groups"]),
+            entry["grid"], entry["target"], entry["status"], entry["networks"], entry["certificate"],
+        )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """kind-precision, as `hotloop.load(engine=...)` takes it."""
+        return f"{self.kind}-{self.precision}"
+
+    def precision_of(self, network: str) -> str:
+        """What the arithmetic of a network runs in."""
+        return self.networks[network].get("precision", self.precision)
 
 
 @dataclass(frozen=True)
@@ -65,6 +100,11 @@ class Bundle:
         except InputError as error:
             raise BundleError("bundle", f"manifest.json of {path} is not for this version: {error}") from error
         bundle = cls(path, manifest, row)
+        try:
+            for entry in bundle.entries:
+                bundle.networks(entry)
+        except InputError as error:
+            raise BundleError("bundle", f"manifest.json of {path} is not for this version: {error}") from error
         if verify:
             bundle.verify()
         return bundle
@@ -92,12 +132,12 @@ class Bundle:
             known = name in files or name == _MANIFEST or file.suffix == ".md" or file.name.startswith(".")
             if not known and not file.is_dir():
                 raise BundleError("bundle", "every file must be sealed in manifest.json", name)
-        for name in (_SCHEDULER, *(entry["path"] for entry in self.manifest["networks"].values())):
+        for name in (_SCHEDULER, *self._used()):
             if name not in files:
                 raise BundleError("bundle", "manifest.json must list a hash for", name)
         for name in files:
             if name.endswith(".safetensors"):
-                _refuse_non_finite(self.file(name))
+                refuse_non_finite(Weights.open(self.file(name)))
 
     def file(self, name: str) -> Path:
         """The file of a relative name. Raises BundleError for one that points outside the bundle."""
@@ -106,17 +146,41 @@ class Bundle:
             raise BundleError("bundle", "file names must stay inside the bundle", name)
         return self.path / relative
 
-    def network_file(self, network: str) -> Path:
-        """The ONNX graph of a network. Raises BundleError when the bundle has none."""
-        entry = self.manifest["networks"].get(network)
-        if entry is None:
-            raise BundleError("bundle", f"network must be one of {sorted(self.manifest['networks'])}", network)
-        return self.file(entry["path"])
+    def _used(self) -> list[str]:
+        """The files that engines and parity checks will read."""
+        graphs = [network["path"] for entry in self.entries for network in entry.networks.values()]
+        weights = [entry["path"] for entry in self.manifest["weights"].values()]
+        return [*graphs, *weights, *self.manifest["parity"].get("files", {}).values()]
+
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """The engines, in the order they were built."""
+        return tuple(Entry.read(entry) for entry in self.manifest["engines"])
+
+    def networks(self, entry: Entry) -> dict[str, Network]:
+        """What each network of an entry takes and gives: the family's rows with its rewrites and groups."""
+        rows = self.family.split(entry.rewrites, entry.groups)
+        if unknown := sorted(set(entry.networks) - set(rows)):
+            raise BundleError("bundle", f"networks of {entry.name} must be among {sorted(rows)}", unknown[0])
+        return {name: rows[name] for name in entry.networks}
+
+    def network_file(self, entry: Entry, network: str) -> Path:
+        """The file of one of an entry's networks. Raises BundleError when it has none."""
+        if network not in entry.networks:
+            raise BundleError("bundle", f"network of {entry.name} must be one of {sorted(entry.networks)}", network)
+        return self.file(entry.networks[network]["path"])
 
     @cached_property
     def id(self) -> str:
-        """SHA-256 over all that decides an image: two bundles with one id make the same images."""
-        sealed = {key: value for key, value in self.manifest.items() if key not in ("certificate", "made_with")}
+        """SHA-256 over the model: family, constants, weights, tokenizer and schedule.
+
+        Two bundles with one id are the same model; which engine draws decides the last bits of an image.
+        """
+        files = self.manifest["files"]
+        weights = {entry["path"] for entry in self.manifest["weights"].values()}
+        model = {name: digest for name, digest in files.items()
+                 if name in weights or name.startswith(("tokenizer/", "scheduler/"))}  # fmt: skip
+        sealed = {"family": self.manifest["family"], "constants": self.manifest["constants"], "files": model}
         return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -146,20 +210,40 @@ def _table_of(value: object, fits: Callable[[Any], bool]) -> bool:
     return isinstance(value, dict) and all(fits(entry) for entry in value.values())
 
 
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _files(value: object) -> bool:
+    """A table of {path, and whatever else, all text}."""
+    return _table_of(value, lambda e: isinstance(e, dict) and isinstance(e.get("path"), str) and _table_of(e, _text))
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 # key -> (what it must be, the check, what stands for it when it may be left out)
-_RULES: dict[str, tuple[str, Callable[[Any], bool], Any]] = {
+_Rules = Mapping[str, tuple[str, Callable[[Any], bool], Any]]
+_ENTRY: _Rules = {
+    "kind": ("be a text", _text, None),
+    "precision": (f"be one of {', '.join(_PRECISIONS)}", lambda v: v in _PRECISIONS, None),
+    "storage": (f"be one of {', '.join(_PRECISIONS)}", lambda v: v in _PRECISIONS, None),
+    "rewrites": ("be a list of texts", _texts, None),
+    "groups": ("be a list of texts", _texts, None),
+    "grid": ("be a whole number from 1 to 4096", lambda v: type(v) is int and 1 <= v <= 4096, None),
+    "target": ("be a text", _text, None),
+    "status": (f"be one of {', '.join(_STATUSES)}", lambda v: v in _STATUSES, None),
+    "networks": ("map names to {path}", lambda v: bool(v) and _files(v), None),
+    "certificate": ("be an object", lambda v: isinstance(v, dict), None),
+}
+_RULES: _Rules = {
     "schema_version": (f"be {SCHEMA_VERSION}", lambda v: v == SCHEMA_VERSION, None),
-    "family": ("be a family's name", lambda v: isinstance(v, str), None),
-    "networks": (
-        "map names to {path}",
-        lambda v: _table_of(v, lambda e: isinstance(e, dict) and isinstance(e.get("path"), str)),
-        None,
-    ),
+    "family": ("be a family's name", _text, None),
+    "weights": ("map names to {path}", lambda v: bool(v) and _files(v), None),
     "engines": (
-        "be a list of {kind}, at least one",
-        lambda v: (
-            isinstance(v, list) and bool(v) and all(isinstance(e, dict) and isinstance(e.get("kind"), str) for e in v)
-        ),
+        "be a list of objects, at least one",
+        lambda v: isinstance(v, list) and bool(v) and all(isinstance(e, dict) for e in v),
         None,
     ),
     "files": (
@@ -167,9 +251,25 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool], Any]] = {
         lambda v: _table_of(v, lambda e: isinstance(e, str) and bool(_SHA256.fullmatch(e))),
         None,
     ),
+    "parity": (
+        "be an object whose files are texts",
+        lambda v: isinstance(v, dict) and _table_of(v.get("files", {}), _text),
+        {},
+    ),
+    "sources": ("be a list", lambda v: isinstance(v, list), []),
     "constants": ("be an object", lambda v: isinstance(v, dict), {}),
     "defaults": ("be an object", lambda v: isinstance(v, dict), {}),
 }
+
+
+def _hold(value: dict[str, Any], rules: _Rules, *, place: str) -> None:
+    for key, (rule, fits, absent) in rules.items():
+        if absent is not None:
+            value.setdefault(key, absent)
+        if key not in value:
+            raise BundleError("bundle", f"{place} lacks", key)
+        if not fits(value[key]):
+            raise BundleError("bundle", f"{key} in {place} must {rule}", value[key])
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -178,37 +278,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not (path / _MANIFEST).is_file():
         raise BundleError("bundle", f"a bundle has a {_MANIFEST}; make one with `hotloop export`", str(path))
     manifest = _read_json(path / _MANIFEST)
-    for key, (rule, fits, absent) in _RULES.items():
-        if absent is not None:
-            manifest.setdefault(key, absent)
-        if key not in manifest:
-            raise BundleError("bundle", f"{_MANIFEST} of {path} lacks", key)
-        if not fits(manifest[key]):
-            raise BundleError("bundle", f"{key} in {_MANIFEST} of {path} must {rule}", manifest[key])
+    version = manifest.get("schema_version")
+    if version != SCHEMA_VERSION:
+        rule = f"schema_version in {_MANIFEST} of {path} must be {SCHEMA_VERSION}; export the bundle again"
+        raise BundleError("bundle", rule, version)
+    _hold(manifest, _RULES, place=f"{_MANIFEST} of {path}")
+    for i, entry in enumerate(manifest["engines"]):
+        _hold(entry, _ENTRY, place=f"engines[{i}] in {_MANIFEST} of {path}")
     return manifest
-
-
-def _refuse_non_finite(path: Path) -> None:
-    size = path.stat().st_size
-    try:
-        raw = np.memmap(path, dtype=np.uint8, mode="r")
-        length = int.from_bytes(raw[:8].tobytes(), "little")
-        if not 0 < length <= size - 8:
-            raise ValueError(f"its header is said to have {length} bytes")
-        header = json.loads(raw[8 : 8 + length].tobytes())
-        if not isinstance(header, dict):
-            raise ValueError("its header is not an object")
-        header.pop("__metadata__", None)
-        tensors = {
-            name: (t["dtype"], *(8 + length + int(at) for at in t["data_offsets"])) for name, t in header.items()
-        }
-        for name, (dtype, begin, end) in tensors.items():
-            if dtype in _INTEGERS:
-                continue
-            if dtype not in _EXPONENT or not 8 + length <= begin <= end <= size:
-                raise ValueError(f"{name} is {dtype} in bytes {begin}..{end}")
-            view, mask = _EXPONENT[dtype]
-            if np.any((raw[begin:end].view(view) & mask) == mask):
-                raise BundleError("bundle", f"weights must be finite: NaN or infinity in {path.name}", name)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BundleError("bundle", f"{path.name} is not a safetensors file that can be checked: {error}") from error

@@ -48,6 +48,7 @@ Height = Annotated[int | None, typer.Option(help="Pixels [default: the model's o
 Image = Annotated[Path, typer.Option(help="The picture to start from (PNG, JPEG, WebP).", show_default=False)]
 Mask = Annotated[Path, typer.Option(help="Mask of the picture's size, white = repaint.", show_default=False)]
 Model = Annotated[Path | None, typer.Option(help="Bundle directory [default: the built-in model].")]
+Engine = Annotated[str, typer.Option(help="auto, a kind (openvino) or a kind and precision (openvino-bf16).")]
 LongPrompt = Annotated[str, typer.Option(help="Beyond 75 tokens: truncate (with a warning) or chunk.")]
 Out = Annotated[
     Path, typer.Option(help="A picture's name (.png, .jpg, .webp), or a directory. Only PNG carries its request.")
@@ -69,6 +70,7 @@ def txt2img(
     height: Height = None,
     long_prompt: LongPrompt = "truncate",
     model: Model = None,
+    engine: Engine = "auto",
     out: Out = Path("out"),
     json_: Json = False,
 ) -> None:
@@ -77,7 +79,7 @@ def txt2img(
         prompt=prompt, negative_prompt=negative, num_inference_steps=steps, guidance_scale=guidance, sampler=sampler,
         width=width, height=height, long_prompt=long_prompt,
     )  # fmt: skip
-    _draw("txt2img", arguments, {}, seed, num_images, batches, model, out, json_)
+    _draw("txt2img", arguments, {}, seed, num_images, batches, model, engine, out, json_)
 
 
 @app.command()
@@ -97,6 +99,7 @@ def img2img(
     height: Height = None,
     long_prompt: LongPrompt = "truncate",
     model: Model = None,
+    engine: Engine = "auto",
     out: Out = Path("out"),
     json_: Json = False,
 ) -> None:
@@ -105,7 +108,7 @@ def img2img(
         prompt=prompt, negative_prompt=negative, num_inference_steps=steps, guidance_scale=guidance, sampler=sampler,
         width=width, height=height, long_prompt=long_prompt, strength=strength, resize_mode=resize_mode,
     )  # fmt: skip
-    _draw("img2img", arguments, {"image": image}, seed, num_images, batches, model, out, json_)
+    _draw("img2img", arguments, {"image": image}, seed, num_images, batches, model, engine, out, json_)
 
 
 @app.command()
@@ -128,6 +131,7 @@ def inpaint(
     height: Height = None,
     long_prompt: LongPrompt = "truncate",
     model: Model = None,
+    engine: Engine = "auto",
     out: Out = Path("out"),
     json_: Json = False,
 ) -> None:
@@ -138,7 +142,7 @@ def inpaint(
         padding_mask_crop=only_masked,
     )  # fmt: skip
     files = {"image": image, "mask_image": mask}
-    _draw("inpaint", arguments, files, seed, num_images, batches, model, out, json_)
+    _draw("inpaint", arguments, files, seed, num_images, batches, model, engine, out, json_)
 
 
 @app.command()
@@ -162,7 +166,7 @@ def rerun(
             raise InputError("rerun", f"{name} must be the file the picture was made from", str(path))
     target = out or file.with_name(f"{file.stem}-rerun.png")
     _draw(stored.command, dict(stored.arguments), paths, stored.seed, 1, 1,
-          found(stored.model) if stored.model else None, target, json_, stored=stored)  # fmt: skip
+          found(stored.model) if stored.model else None, stored.engine, target, json_, stored=stored)  # fmt: skip
 
 
 @app.command()
@@ -203,6 +207,52 @@ def doctor(json_: Json = False) -> None:
             typer.echo(f"{'ok  ' if finding.ok else '--  '}{finding.name:<22}{finding.found}{advice}")
 
 
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A bundle.")],
+    json_: Json = False,
+) -> None:
+    """Show what a bundle is: family, sources, engines, sizes, certificates. Every file is hashed first."""
+    from .bundle import Bundle
+    from .inspection import describe
+
+    bundle = Bundle.open(path)
+    if json_:
+        _print_json({**bundle.manifest, "id": bundle.id})
+    else:
+        for line in describe(bundle):
+            typer.echo(line)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path | None, typer.Argument(help="A bundle [default: the built-in model].")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="Only these engines. Repeatable.")] = None,
+    update: Annotated[bool, typer.Option(help="Write the certificates that hold here into the bundle.")] = False,
+    json_: Json = False,
+) -> None:
+    """Hash every file of a bundle and run every engine that can run here against the stored reference."""
+    from .bundle import Bundle, builtin
+    from .inspection import certificate_line
+    from .parity import update_certificates
+    from .parity import verify as verified
+
+    bundle = Bundle.open(path or builtin())
+    found = verified(bundle, engines=engine or ())
+    if json_:
+        _print_json({name: {"certificate": made, "problem": problem} for name, (made, problem) in found.items()})
+    else:
+        typer.echo(f"{len(bundle.manifest['files'])} files whole, {bundle.family.name} {bundle.id[:12]}")
+        for name, (made, problem) in found.items():
+            state = "not run" if made is None else "BROKEN" if problem else "holds"
+            typer.echo(f"{name:<18}{state:<9}{certificate_line(made) if made else ''}{problem or ''}")
+    broken = [name for name, (made, problem) in found.items() if made is not None and problem]
+    if broken:
+        raise InputError("verify", "every certificate must hold", broken)
+    if update:
+        update_certificates(bundle, {name: made for name, (made, _) in found.items() if made is not None})
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
@@ -222,6 +272,7 @@ def _draw(
     num_images: int,
     batches: int,
     model: Path | None,
+    engine: str,
     out: Path,
     as_json: bool,
     *,
@@ -242,7 +293,7 @@ def _draw(
     seeds = seeds_for(secrets.randbelow(2**32) if seed is None else seed, batches * num_images)
     targets = _targets(command, out, seeds)
     sources = stored.files if stored else {name: source(path) for name, path in files.items()}
-    pipe = load(model)
+    pipe = load(model, engine=engine)
     if stored is not None and stored.bundle != pipe.bundle.id:
         raise InputError(command, "the picture was made with another version of the model", stored.bundle[:12] + "…")
     timings = []
@@ -256,7 +307,7 @@ def _draw(
         for drawn, image_seed, target in zip(result.images, result.seeds, targets[own], strict=True):
             request = StoredRequest(
                 command, settings, sources, image_seed, pipe.bundle.id,
-                stored.model if stored else str(model) if model else None,
+                stored.model if stored else str(model) if model else None, pipe.engine,
             )  # fmt: skip
             images.save(drawn, target, text={KEY: request.text()})
         timings.append(result.timings)

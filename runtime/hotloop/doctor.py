@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import hotloop_kernels
 
 from . import engines
-from .bundle import Bundle, builtin
+from .bundle import BUILT_NEVER_RUN, Bundle, builtin
 from .errors import HotloopError
 
 __all__ = ["Finding", "examine"]
@@ -39,10 +39,14 @@ def _host() -> Finding:
 def _engines() -> list[Finding]:
     findings = []
     for kind, install in engines.available().items():
-        found = "not installed"
-        if install is None:
-            found = f"{engines.version(kind)} on {', '.join(engines.devices(kind))}"
-        findings.append(Finding(f"engine {kind}", install is None, found, install or ""))
+        if install is not None:
+            findings.append(Finding(f"engine {kind}", False, "not installed", install))
+        elif devices := engines.devices(kind):
+            able = ", ".join(f"{device} ({' '.join(engines.precisions(kind, device))})" for device in devices)
+            findings.append(Finding(f"engine {kind}", True, f"{engines.version(kind)} on {able}"))
+        else:
+            found = f"{engines.version(kind)}, no device it runs on: what is built here is {BUILT_NEVER_RUN}"
+            findings.append(Finding(f"engine {kind}", False, found, "a GPU that it supports, with its driver"))
     return findings
 
 
@@ -65,8 +69,8 @@ def _compiler() -> Finding:
 
 def _gpu() -> Finding:
     kinds = [kind for kind, install in engines.available().items() if install is None]
-    if any("cuda" in engines.devices(kind) for kind in kinds):
-        return Finding("CUDA", True, "onnxruntime can use it")
+    if able := [kind for kind in kinds if "cuda" in engines.devices(kind)]:
+        return Finding("CUDA", True, f"{', '.join(able)} can use it")
     return Finding("CUDA", False, "not used", "pip install onnxruntime-gpu on a machine with an NVIDIA GPU")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -14,10 +15,13 @@ import numpy as np
 
 from . import image as images
 from . import loop, samplers
-from .bundle import Bundle, builtin
-from .denoiser import UNetDenoiser
-from .engines import Engine, devices, open_engine
+from .adapters import Adapters, Swap
+from .bundle import Bundle, Entry, builtin
+from .cache import cache_folder
+from .choice import Choice, choose
+from .engines import Engine
 from .errors import BundleError, InputError
+from .networks import Networks
 from .noise import Streams
 from .request import MAX_IMAGES, Options, Request, check_finite, check_integer, check_number
 from .samplers import StepTable
@@ -64,57 +68,103 @@ class _Clock:
         self._last = now
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What one call of a pipeline holds from its start to its end."""
+
+    request: Request
+    networks: Networks
+    clock: _Clock
+
+
 def load(
-    bundle: str | Path | None = None, *, engine: str = "auto", device: str = "auto", threads: int | None = None
-) -> Pipeline:
+    bundle: str | Path | None = None, *, engine: str = "auto", device: str = "auto", threads: int | None = None,
+    vae: str | None = None,
+) -> Pipeline:  # fmt: skip
     """Open a bundle directory (the built-in model by default) and its engines.
 
-    engine: "auto" or a kind of `hotloop.engines.KINDS`; device: "auto", "cpu" or "cuda"; threads: engine threads,
-    all usable cores by default. Raises BundleError for a damaged bundle, InputError for an unknown engine or device.
+    engine   "auto": the fastest certified one that this machine can run; a kind of `hotloop.engines.KINDS`; or a kind
+             with a precision, such as "openvino-bf16". `pipe.why` tells what was chosen and the reason.
+    device   "auto", "cpu" or "cuda"
+    threads  engine threads, all usable cores by default
+    vae      "full" or "tiny", where the bundle carries a tiny VAE; the bundle's own choice by default
+
+    Raises BundleError for a damaged bundle, InputError for an engine or device that is not there. With "auto" a faster
+    engine that cannot run here is warned of.
     """
-    return Pipeline(Bundle.open(builtin() if bundle is None else bundle), engine=engine, device=device, threads=threads)
+    opened = Bundle.open(builtin() if bundle is None else bundle)
+    return Pipeline(opened, engine=engine, device=device, threads=threads, vae=vae)
 
 
 class Pipeline:
-    """A loaded model. `txt2img`, `img2img` and `inpaint` take diffusers' argument names; several threads may call."""
+    """A loaded model. `txt2img`, `img2img` and `inpaint` take diffusers' argument names; several threads may call.
+
+    choice: an engine that was chosen before, in place of engine and device.
+    """
 
     def __init__(
-        self, bundle: Bundle, *, engine: str = "auto", device: str = "auto", threads: int | None = None
-    ) -> None:
+        self, bundle: Bundle, *, engine: str = "auto", device: str = "auto", threads: int | None = None,
+        vae: str | None = None, choice: Choice | None = None, given: Mapping[str, Engine] | None = None,
+    ) -> None:  # fmt: skip
         if threads is not None:
             check_integer("load", "threads", threads, 1, 1024)
         self.bundle, self.family = bundle, bundle.family
-        self.engine = _choose_engine(bundle, engine)
-        self._threads = threads
+        self._vae = self._vae_prefix(vae or bundle.defaults.get("vae", "full"))
+        choices = [choice] if choice else choose(bundle, engine, device)
         self.schedule = Schedule.from_config(bundle.scheduler_config, self.family.schedule)
         self.tokenizer = Tokenizer.from_dir(bundle.path / "tokenizer")
-        self._open_on(device)
+        networks, self.why = self._open(choices if "auto" in (engine, device) else choices[:1], threads, given)
+        self.adapters = Adapters(networks)
+        self._grid = math.lcm(self.family.grid, self.entry.grid)
         # A schedule is fixed for the pipeline's life, so its compiled tables can be kept.
         self._table = lru_cache(maxsize=64)(self._build_table)
 
-    @cached_property
-    def vae_encoder(self) -> Engine:
-        """Opened when an image comes in for the first time."""
-        return self._open("vae_encoder")
+    def _open(
+        self, choices: Sequence[Choice], threads: int | None, given: Mapping[str, Engine] | None
+    ) -> tuple[Networks, str]:
+        """Open what every call needs, on the first choice that works; never silently on another."""
+        for choice, after in zip(choices, [*choices[1:], None], strict=True):
+            networks = Networks(
+                self.bundle, choice.entry, device=choice.device, threads=threads, given=given,
+                cache=cache_folder() / "compiled" / self.bundle.id,
+            )  # fmt: skip
+            try:
+                for name in ("text_encoder", "unet", self._vae + "vae_decoder"):
+                    networks[name]
+                return networks, choice.why
+            except BundleError as error:
+                if after is None:
+                    raise
+                instead = f"running {after.entry.name} on {after.device} instead"
+                warnings.warn(f"{error}; {instead}", RuntimeWarning, stacklevel=4)
+        raise AssertionError("there is at least one choice")
 
-    def _open_on(self, device: str) -> None:
-        """Open what every call needs; with "auto" on the fastest device that works, and never silently on another."""
-        self.device = devices(self.engine)[0] if device == "auto" else device
-        try:
-            self.text_encoder = self._open("text_encoder")
-            self.unet = self._open("unet")
-            self.vae_decoder = self._open("vae_decoder")
-        except BundleError as error:
-            if device != "auto" or self.device == "cpu":
-                raise
-            warnings.warn(f"{error}; running on the CPU instead", RuntimeWarning, stacklevel=4)
-            self._open_on("cpu")
+    def _vae_prefix(self, vae: str) -> str:
+        """What the names of the VAE's networks begin with: nothing, or `tiny_`."""
+        if vae not in ("full", "tiny"):
+            raise InputError("load", "vae must be full or tiny", vae)
+        if vae == "tiny" and "tiny_vae" not in self.bundle.manifest["weights"]:
+            raise InputError("load", "this bundle carries no tiny VAE; export it with --vae", vae)
+        return "tiny_" if vae == "tiny" else ""
 
-    def _open(self, network: str) -> Engine:
-        spec = self.family.networks[network]
-        return open_engine(
-            self.engine, self.bundle.network_file(network), spec, device=self.device, threads=self._threads
-        )
+    @property
+    def networks(self) -> Networks:
+        """The engines that the next call will use."""
+        return self.adapters.networks
+
+    @property
+    def entry(self) -> Entry:
+        """The engine of the bundle that runs."""
+        return self.networks.entry
+
+    @property
+    def engine(self) -> str:
+        """Its name, such as "openvino-bf16"."""
+        return self.entry.name
+
+    @property
+    def device(self) -> str:
+        return self.networks.device
 
     # Pipelines.
 
@@ -135,18 +185,18 @@ class Pipeline:
         options: as listed in `hotloop.request.Options`.
         Raises InputError for an argument out of range, NonFiniteError instead of returning a broken image.
         """
-        clock = _Clock()
-        request = self._checked("txt2img", prompt, negative_prompt, options)
+        call = self._begin("txt2img", prompt, negative_prompt, options)
+        request = call.request
         self._refuse_inpainting_network(request.place)
         width, height = self._size(request.place, width, height)
         table = self.table(request.sampler, request.steps, options=request.options)
-        cond = self._encode_prompts(request)
-        clock.lap("text")
+        cond = self._encode_prompts(call)
+        call.clock.lap("text")
         streams = Streams(request.seeds, request.rng)
         shape = self._latent_shape(width, height)
         noise = streams.normal(shape) if latents is None else self._given_latents(latents, len(request.seeds), shape)
         x = noise * np.float32(table.init_scale)
-        return self._finish(request, (width, height), table, x, cond, streams, clock)
+        return self._finish(call, (width, height), table, x, cond, streams)
 
     def img2img(
         self,
@@ -167,8 +217,8 @@ class Pipeline:
         strength in (0, 1]: the share of the steps that is run, N - min(int(N * strength), N) are skipped.
         Everything else as in `txt2img`.
         """
-        clock = _Clock()
-        request = self._checked("img2img", prompt, negative_prompt, options)
+        call = self._begin("img2img", prompt, negative_prompt, options)
+        request = call.request
         self._refuse_inpainting_network(request.place)
         if resize_mode not in _RESIZE:
             raise InputError(request.place, "resize_mode must be one of " + ", ".join(_RESIZE), resize_mode)
@@ -176,15 +226,15 @@ class Pipeline:
         width, height = self._size(request.place, width, height, source.size)
         start = self._start(request, strength)
         table = self.table(request.sampler, request.steps, start=start, options=request.options)
-        cond = self._encode_prompts(request)
-        clock.lap("text")
+        cond = self._encode_prompts(call)
+        call.clock.lap("text")
         streams = Streams(request.seeds, request.rng)
         shape = self._latent_shape(width, height)
         pixels = images.to_float(_RESIZE[resize_mode](source, (width, height)))  # [1, 3, H, W]
-        known = self._encode_image(pixels, streams, shape)
+        known = self._encode_image(call, pixels, streams, shape)
         eps = streams.normal(shape)
         x = np.float32(table.start_img) * known + np.float32(table.start_eps) * eps
-        return self._finish(request, (width, height), table, x, cond, streams, clock)
+        return self._finish(call, (width, height), table, x, cond, streams)
 
     def inpaint(
         self,
@@ -210,8 +260,8 @@ class Pipeline:
         many pixels around it, at width x height (the family's default size), and paste it back ("only masked").
         With a 4-channel UNet the known latents are blended in after every row; a 9-channel one sees them as input.
         """
-        clock = _Clock()
-        request = self._checked("inpaint", prompt, negative_prompt, options)
+        call = self._begin("inpaint", prompt, negative_prompt, options)
+        request = call.request
         original = images.open_image(image)
         mask = images.open_mask(mask_image, size=original.size)
         only_masked = padding_mask_crop is not None
@@ -228,8 +278,8 @@ class Pipeline:
             region = images.mask_region(mask, padding=padding_mask_crop, aspect=width / height)
         start = self._start(request, strength)
         table = self.table(request.sampler, request.steps, start=start, options=request.options)
-        cond = self._encode_prompts(request)
-        clock.lap("text")
+        cond = self._encode_prompts(call)
+        call.clock.lap("text")
 
         source, source_mask = (original, mask) if region is None else (original.crop(region), mask.crop(region))
         pixels = images.to_float(images.resize(source, (width, height)))  # [1, 3, H, W]
@@ -243,9 +293,9 @@ class Pipeline:
 
         # Draw order of the baseline: image posterior, noise, masked image posterior, then the steps.
         blend = not self.family.inpaint_channels
-        known = self._encode_image(pixels, streams, shape) if blend or start else None
+        known = self._encode_image(call, pixels, streams, shape) if blend or start else None
         eps = streams.normal(shape)
-        masked = self._encode_image(pixels * (pixel_mask < 0.5), streams, shape)
+        masked = self._encode_image(call, pixels * (pixel_mask < 0.5), streams, shape)
         # At full strength the baseline starts from pure noise, not from the image with the last step's noise on it.
         if strength == 1.0 or known is None:
             x = np.float32(table.init_scale) * eps
@@ -257,10 +307,10 @@ class Pipeline:
             constraint = loop.Inpaint(mask=np.repeat(latent_mask, len(x), axis=0), known=known, eps=eps)
         else:
             cond["extra"] = np.concatenate([np.repeat(latent_mask, len(x), axis=0), masked], axis=1)
-        result = self._finish(request, (width, height), table, x, cond, streams, clock, constraint)
+        result = self._finish(call, (width, height), table, x, cond, streams, constraint)
         if paste:
             result.images[:] = [images.paste(original, drawn, mask, box=region) for drawn in result.images]
-            clock.lap("paste")
+            call.clock.lap("paste")
         return result
 
     def table(self, sampler: str, steps: int, *, start: int = 0, options: Mapping[str, Any] | None = None) -> StepTable:
@@ -271,30 +321,67 @@ class Pipeline:
         self, sizes: Iterable[tuple[int, int]] | None = None, batches: Iterable[int] = (1,), *, guidance: bool = True
     ) -> None:
         """Allocate buffers and run every network once for each (width, height) and number of images."""
-        halves = 2 if guidance else 1
         shapes = [self._size("warmup", *size) for size in sizes or [self.family.default_size]]
         counts = list(batches)
+        networks = self.networks
+        encoder, decoder = (networks[self._vae + name] for name in ("vae_encoder", "vae_decoder"))
         for n in counts:
             check_integer("warmup", "batch", n, 1, MAX_IMAGES)
+        networks["text_encoder"].prepare([{"B": 1, "T": self.family.vocab_tokens}])
         for width, height in shapes:
-            for engine, batch in [
-                (self.text_encoder, 1),
-                (self.vae_encoder, 1),
-                *((self.unet, halves * n) for n in counts),
-                *((self.vae_decoder, n) for n in counts),
-            ]:
+            for engine, batch in [(encoder, 1), *((decoder, n) for n in counts)]:
                 engine.prepare([_pick(engine, self.family.dims(width=width, height=height, batch=batch))])
+            for n in counts:
+                self._warm_loop(networks, (n, *self._latent_shape(width, height)), guidance=guidance)
+
+    def _warm_loop(self, networks: Networks, shape: tuple[int, ...], *, guidance: bool) -> None:
+        """One step of the loop on zeros: makes the contexts that calls of this shape use."""
+        n, family = shape[0], self.family
+        context = np.zeros((n, family.vocab_tokens, family.context_dim), np.float32)
+        cond = {"context": context} | ({"negative_context": context} if guidance else {})
+        if extra := family.unet_channels - family.latent_channels:
+            cond["extra"] = np.zeros((n, extra, *shape[2:]), np.float32)
+        with networks.denoiser() as denoiser:
+            denoiser.begin(cond, self.table("ddim", 1), shape)
+            denoiser.step(np.zeros(shape, np.float32), np.zeros(n, np.int32))
+
+    # Adapters.
+
+    def load_lora(self, file: str | Path, scale: float | Mapping[str, float] = 1.0, *, name: str | None = None) -> Swap:
+        """Draw with a LoRA file (kohya's, PEFT's or diffusers' keys; LoRA, LoCon, DoRA) from the next call on.
+
+        scale  of the change, or block -> scale, such as {"down_blocks.1": 0.5, "text_encoder": 0}
+        name   for `set_lora` and `unload_lora`, by default the file's
+
+        Calls under way, in other threads, end with the weights they began with; those that begin while the new
+        engines are made use the old ones. Waits until the switch; `pipe.adapters.load` gives a Future instead.
+        Raises InputError for a LoRA that does not fit this model or an engine that cannot take one; then nothing has
+        changed.
+        """
+        return self.adapters.load(Path(file), scale, name).result()
+
+    def set_lora(self, name: str, scale: float | Mapping[str, float]) -> Swap:
+        """Another scale for a loaded LoRA. Raises InputError for a name that is not loaded."""
+        return self.adapters.set(name, scale).result()
+
+    def unload_lora(self, name: str) -> Swap:
+        """Take a LoRA away. Without any, images are again what they were, bit for bit."""
+        return self.adapters.unload(name).result()
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents f32 [N, C, h, w] as they leave the loop -> pixels uint8 [N, H, W, 3]; one launch of the decoder."""
         if latents.ndim != 4 or latents.shape[1] != self.family.latent_channels:
             rule = f"latents must be [N, {self.family.latent_channels}, h, w]"
             raise InputError("decode", rule, latents.shape)
+        return self._decode(self.networks, latents)
+
+    def _decode(self, networks: Networks, latents: np.ndarray) -> np.ndarray:
         n, _, h, w = latents.shape
         factor = self.family.vae_factor
         dims = self.family.dims(width=w * factor, height=h * factor, batch=n)
-        with self.vae_decoder.contexts.lease(**_pick(self.vae_decoder, dims)) as context:
-            np.divide(latents, np.float32(self.family.scaling_factor), out=context.inputs["latents"])
+        engine = networks[self._vae + "vae_decoder"]
+        with engine.contexts.lease(**_pick(engine, dims)) as context:
+            np.divide(latents, self._scaling, out=context.inputs["latents"])
             context.run()
             pixels = context.outputs["image"]
             check_finite("vae_decoder", "image", pixels)
@@ -302,14 +389,15 @@ class Pipeline:
 
     # Steps the pipelines share.
 
-    def _checked(
+    def _begin(
         self,
         place: str,
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] | None,
         options: Options,
-    ) -> Request:
-        return Request.checked(
+    ) -> _Call:
+        clock = _Clock()
+        request = Request.checked(
             place,
             prompt,
             negative_prompt,
@@ -317,25 +405,26 @@ class Pipeline:
             most_steps=self.schedule.num_train_timesteps,
             **options,
         )
+        return _Call(request, self.networks, clock)
 
     def _finish(
         self,
-        request: Request,
+        call: _Call,
         size: tuple[int, int],
         table: StepTable,
         x: np.ndarray,
         cond: dict[str, np.ndarray],
         streams: Streams,
-        clock: _Clock,
         inpaint: loop.Inpaint | None = None,
     ) -> Result:
         """Draw the steps' noise, run the loop, decode."""
+        request, clock = call.request, call.clock
         # All noise of a run is made before the loop starts.
         draws = table.noises
         noise = np.stack([streams.normal(x.shape[1:]) for _ in range(draws)]) if draws else None
         guidance = np.full(len(x), request.guidance, np.float32)
         clock.lap("prepare")
-        with UNetDenoiser(self.unet) as denoiser:
+        with call.networks.denoiser() as denoiser:
             if request.callback is None:
                 latents = loop.run(denoiser, table, x, cond=cond, guidance=guidance, noise=noise, inpaint=inpaint)
             else:
@@ -346,7 +435,7 @@ class Pipeline:
             clock.lap("loop")
             clock.timings["engine"] = denoiser.seconds
         check_finite(request.place, "latents", latents)
-        pixels = self.decode(latents)
+        pixels = self._decode(call.networks, latents)
         made = images.from_array(pixels)
         clock.lap("vae")
         settings = dict(
@@ -358,8 +447,14 @@ class Pipeline:
         )
         return Result(made, request.seeds, clock.timings, settings, latents)
 
-    def _encode_prompts(self, request: Request) -> dict[str, np.ndarray]:
+    @property
+    def _scaling(self) -> np.float32:
+        """Latents of the loop / scaling are the VAE's; the tiny one was trained on the loop's own."""
+        return np.float32(1 if self._vae else self.family.scaling_factor)
+
+    def _encode_prompts(self, call: _Call) -> dict[str, np.ndarray]:
         """Hidden states [N, chunks * T, C] of every prompt and, with guidance, of every negative prompt."""
+        request, engine = call.request, call.networks["text_encoder"]
         texts = request.prompts if request.negatives is None else request.negatives + request.prompts
         # Each text is encoded once, however many images share it.
         unique = list(dict.fromkeys(texts))
@@ -369,7 +464,7 @@ class Pipeline:
         b, chunks, length = tokens.ids.shape
         output = "penultimate_hidden_state" if request.clip_skip else "last_hidden_state"
         hidden = np.empty((b, chunks, length, self.family.context_dim), np.float32)
-        with self.text_encoder.contexts.lease(B=chunks, T=length) as context:
+        with engine.contexts.lease(B=chunks, T=length) as context:
             # One text at a time: what stands beside a prompt must not reach its last bits.
             for i in range(b):
                 context.inputs["input_ids"][:] = tokens.ids[i]
@@ -397,17 +492,18 @@ class Pipeline:
             rule = f"{self.family.name} takes mask and masked image as input: call inpaint"
             raise InputError(place, rule, f"{self.family.unet_channels} channels")
 
-    def _encode_image(self, pixels: np.ndarray, streams: Streams, shape: tuple[int, ...]) -> np.ndarray:
+    def _encode_image(self, call: _Call, pixels: np.ndarray, streams: Streams, shape: tuple[int, ...]) -> np.ndarray:
         """Pixels [1, 3, H, W] -> a posterior sample per image, scaled: f32 [N, C, h, w]."""
         _, _, height, width = pixels.shape
         dims = self.family.dims(width=width, height=height, batch=1)
-        with self.vae_encoder.contexts.lease(**_pick(self.vae_encoder, dims)) as context:
+        engine = call.networks[self._vae + "vae_encoder"]
+        with engine.contexts.lease(**_pick(engine, dims)) as context:
             context.inputs["image"][:] = pixels
             context.run()
             mean, logvar = context.outputs["mean"].copy(), context.outputs["logvar"].copy()
         check_finite("vae_encoder", "latents", mean)
         deviation = np.exp(np.float32(0.5) * np.clip(logvar, -30, 20))
-        return (mean + deviation * streams.normal(shape)) * np.float32(self.family.scaling_factor)
+        return (mean + deviation * streams.normal(shape)) * self._scaling
 
     def _build_table(self, sampler: str, steps: int, start: int, options: tuple[tuple[str, Any], ...]) -> StepTable:
         known = samplers.options(sampler)
@@ -442,7 +538,7 @@ class Pipeline:
         self, place: str, width: int | None, height: int | None, source: tuple[int, int] | None = None
     ) -> tuple[int, int]:
         """The size to draw at: as asked, else the source's rounded down to the grid, else the family's default."""
-        grid, least, most = self.family.grid, self.family.min_cells * self.family.vae_factor, self.family.max_size
+        grid, least, most = self._grid, self.family.min_cells * self.family.vae_factor, self.family.max_size
         default = self.family.default_size if source is None else tuple(side - side % grid for side in source)
         sides = []
         for name, asked, fallback in (("width", width, default[0]), ("height", height, default[1])):
@@ -451,18 +547,10 @@ class Pipeline:
                 raise InputError(place, f"give width and height in {least}..{most} for an image of this size", source)
             check_integer(place, name, side, least, most)
             if side % grid:
-                raise InputError(place, f"{name} must be a multiple of {grid}", side)
+                reason = f" with {self.engine}" if grid != self.family.grid else ""
+                raise InputError(place, f"{name} must be a multiple of {grid}{reason}", side)
             sides.append(int(side))
         return sides[0], sides[1]
-
-
-def _choose_engine(bundle: Bundle, asked: str) -> str:
-    built = [entry["kind"] for entry in bundle.manifest["engines"]]
-    if asked == "auto":
-        return built[0]
-    if asked not in built:
-        raise InputError("load", f"engine must be auto or one this bundle was built with: {', '.join(built)}", asked)
-    return asked
 
 
 def _pick(engine: Engine, dims: Mapping[str, int]) -> dict[str, int]:

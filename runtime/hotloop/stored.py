@@ -39,6 +39,7 @@ class StoredRequest:
     files      argument -> {path, sha256} of the pictures it was made from
     seed       of this image
     bundle     the id of the bundle that drew it; model: where that lay, None for the built-in one
+    engine     the bundle's engine that drew it: another one's last bits differ
     """
 
     command: str
@@ -47,6 +48,7 @@ class StoredRequest:
     seed: int
     bundle: str
     model: str | None
+    engine: str
     version: str = __version__
 
     def text(self) -> str:
@@ -75,7 +77,12 @@ class StoredRequest:
             raise ValueError(f"{self.command} takes no {sorted(unknown)}")
         if set(self.files) != files:
             raise ValueError(f"{self.command} reads {sorted(files)}, not {sorted(self.files)}")
-        texts = [self.bundle, self.version, *(value for file in self.files.values() for value in file.values())]
+        texts = [
+            self.bundle,
+            self.engine,
+            self.version,
+            *(value for file in self.files.values() for value in file.values()),
+        ]
         if any(set(file) != {"path", "sha256"} for file in self.files.values()):
             raise ValueError("a file is its path and sha256")
         if not all(isinstance(text, str) for text in texts) or not isinstance(self.model, str | None):

@@ -24,7 +24,8 @@ import numpy as np
 from ..errors import InputError
 from ..spec import Network
 
-__all__ = ["KINDS", "Context", "ContextPool", "Engine", "available", "devices", "open_engine", "version"]
+__all__ = ["KINDS", "Context", "ContextPool", "Engine", "available", "devices", "open_engine", "precisions",
+           "version"]  # fmt: skip
 
 # kind -> (module, class, what to install when its library is missing)
 KINDS: dict[str, tuple[str, str, str]] = {
@@ -49,8 +50,9 @@ class Context(Protocol):
 class Engine(Protocol):
     """One network that can run. Several contexts share one set of weights.
 
-    Classes are made with `Cls(path, network, *, device, threads, precision, cache)` and have two static or class
-    methods: `import_library()` (the library itself; raises ImportError) and `devices()` (those it can use here).
+    Classes are made with `Cls(path, network, *, device, threads, precision, cache)` and have three static or class
+    methods: `import_library()` (the library itself; raises ImportError), `devices()` (those it can use here) and
+    `precisions(device)` (what they compute in).
     """
 
     kind: str
@@ -96,6 +98,11 @@ class ContextPool:
             while len(self._idle) > self._shapes:
                 self._idle.popitem(last=False)
 
+    def shapes(self) -> list[dict[str, int]]:
+        """The shapes that were used last: what a second engine should be warm for."""
+        with self._lock:
+            return [dict(key) for key in self._idle]
+
     @contextmanager
     def lease(self, **dims: int) -> Iterator[Context]:
         context = self.acquire(**dims)
@@ -125,6 +132,12 @@ def version(kind: str) -> str:
 def devices(kind: str) -> list[str]:
     """The devices this kind's library can use here, fastest first. Raises InputError as `open_engine` does."""
     found: list[str] = _checked(kind).devices()
+    return found
+
+
+def precisions(kind: str, device: str) -> list[str]:
+    """What this kind can compute in on a device of `devices(kind)`. Raises InputError as `open_engine` does."""
+    found: list[str] = _checked(kind).precisions(device)
     return found
 
 

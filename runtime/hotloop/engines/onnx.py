@@ -46,8 +46,8 @@ class HostContext:
     def __init__(self, engine: OnnxEngine, dims: Mapping[str, int]) -> None:
         self._session = engine.session
         self._binding = engine.session.io_binding()
-        self.inputs = {t.name: _zeros(t, dims) for t in engine.network.inputs}
-        self.outputs = {t.name: _zeros(t, dims) for t in engine.network.outputs}
+        self.inputs: Mapping[str, Any] = {t.name: _zeros(t, dims) for t in engine.network.inputs}
+        self.outputs: Mapping[str, Any] = {t.name: _zeros(t, dims) for t in engine.network.outputs}
         for name, array in self.inputs.items():
             self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in self.outputs.items():
@@ -70,8 +70,8 @@ class CudaContext:
         ort = import_library()
         self._session, self._lock = engine.session, engine.lock
         self._binding = engine.session.io_binding()
-        self.inputs = {t.name: _zeros(t, dims) for t in engine.network.inputs}
-        self.outputs = {t.name: _zeros(t, dims) for t in engine.network.outputs}
+        self.inputs: Mapping[str, Any] = {t.name: _zeros(t, dims) for t in engine.network.inputs}
+        self.outputs: Mapping[str, Any] = {t.name: _zeros(t, dims) for t in engine.network.outputs}
         place = ort.OrtValue.ortvalue_from_shape_and_type
         self._given = {name: place(a.shape, a.dtype, "cuda", 0) for name, a in self.inputs.items()}
         self._made = {name: place(a.shape, a.dtype, "cuda", 0) for name, a in self.outputs.items()}
@@ -103,6 +103,10 @@ class OnnxEngine:
     kind = "onnx"
     import_library = staticmethod(import_library)
     devices = staticmethod(devices)
+
+    @staticmethod
+    def precisions(device: str) -> list[str]:
+        return list(_PRECISIONS[device])
 
     def __init__(
         self, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None,

@@ -1,0 +1,107 @@
+"""Which of a bundle's engines this machine shall run, and why."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from . import engines
+from .bundle import CERTIFIED, Bundle, Entry
+from .errors import InputError
+
+__all__ = ["Choice", "candidates", "choose"]
+
+# Fastest first on each device; a precision stands for every kind's. The order on the CPU is measured (README, Speed).
+_RANK = {
+    "cuda": ("tensorrt-fp16", "tensorrt_rtx-fp16", "native-fp16", "native-bf16", "onnx-fp16", "tensorrt-bf16",
+             "tensorrt_rtx-bf16", "tensorrt-fp32",
+             "tensorrt_rtx-fp32", "native-fp32", "onnx-fp32"),
+    "cpu": ("openvino-int8", "openvino-bf16", "openvino-fp32", "openvino-fp16", "onnx-int8", "onnx-fp32", "onnx-fp16",
+            "native-bf16", "native-fp32", "native-fp16"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine of the bundle, the device it runs on, and the reason in words."""
+
+    entry: Entry
+    device: str
+    why: str
+
+
+def candidates(bundle: Bundle, device: str = "auto") -> tuple[list[tuple[Entry, str]], dict[str, str]]:
+    """(every engine that can run here with every device it can run on, fastest first; the others' names with what
+    stands in the way)."""
+    able: list[tuple[Entry, str]] = []
+    unable = {}
+    for entry in bundle.entries:
+        found = _devices(entry, device)
+        if isinstance(found, list):
+            able += [(entry, on) for on in found]
+        else:
+            unable[entry.name] = found.rule
+    return sorted(able, key=lambda pair: _place(*pair)), unable
+
+
+def choose(bundle: Bundle, asked: str = "auto", device: str = "auto") -> list[Choice]:
+    """The engines to run, best first: the second is for when the first does not open.
+
+    asked   "auto" (the fastest certified one that can run), a kind ("openvino": its fastest), or a name
+            ("openvino-bf16")
+    device  "auto", "cpu" or "cuda"
+
+    Raises InputError when the bundle has no such engine or none can run here. With "auto" an engine that would be
+    faster but cannot run here is warned of, never passed over in silence.
+    """
+    named = [entry for entry in bundle.entries if asked in ("auto", entry.kind, entry.name)]
+    if not named:
+        names = ", ".join(["auto", *(entry.name for entry in bundle.entries)])
+        raise InputError("load", f"engine must be one this bundle was built with: {names}", asked)
+    able, unable = candidates(bundle, device)
+    able = [(entry, on) for entry, on in able if entry in named]
+    if asked == "auto":
+        for entry, _ in able:
+            if entry.status != CERTIFIED:
+                unable[entry.name] = f"{entry.status}; `hotloop verify --update` certifies it here"
+        able = [(entry, on) for entry, on in able if entry.status == CERTIFIED]
+    if not able:
+        reasons = "; ".join(f"{entry.name}: {unable[entry.name]}" for entry in named)
+        raise InputError("load", f"no engine of this bundle can run here ({reasons})", asked)
+    best, on = able[0]
+    if asked == "auto":
+        _warn_of_faster(best, on, {entry.name: entry for entry in named}, unable)
+    skipped = "; ".join(f"{name} cannot run: {reason}" for name, reason in unable.items())
+    choices = []
+    for i, (entry, where) in enumerate(able):
+        rivals = [f"{other.name} on {at}" for other, at in able[i + 1 :]]
+        why = "asked for" if asked == entry.name else "faster than " + ", ".join(rivals) if rivals else "the only one"
+        choices.append(Choice(entry, where, why + (f" ({skipped})" if skipped else "")))
+    return choices
+
+
+def _warn_of_faster(best: Entry, on: str, named: dict[str, Entry], unable: dict[str, str]) -> None:
+    for name, reason in unable.items():
+        device = next(device for device in (on, *_RANK) if name in _RANK[device])
+        if _place(named[name], device) < _place(best, on):
+            rule = f"engine {name} would be faster: {reason}; running {best.name} on {on} instead"
+            warnings.warn(rule, RuntimeWarning, stacklevel=5)
+
+
+def _devices(entry: Entry, asked: str) -> list[str] | InputError:
+    """The devices an engine can run on here, or the error that says why there is none."""
+    try:
+        present = engines.devices(entry.kind)
+    except InputError as error:
+        return error
+    fits = [device for device in present if asked in ("auto", device) and entry.name in _RANK.get(device, ())]
+    if not fits:
+        return InputError("load", f"no {'usable device' if asked == 'auto' else asked} for {entry.kind} here")
+    wanted = {entry.precision_of(network) for network in entry.networks}
+    able = [device for device in fits if wanted <= set(engines.precisions(entry.kind, device))]
+    return able or InputError("load", f"{entry.kind} on {fits[0]} does not compute {', '.join(sorted(wanted))} here")
+
+
+def _place(entry: Entry, device: str) -> tuple[int, int]:
+    names = _RANK[device]
+    return list(_RANK).index(device), names.index(entry.name) if entry.name in names else len(names)

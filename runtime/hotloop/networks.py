@@ -1,0 +1,67 @@
+"""The opened engines of a bundle: each when it is first used, all replaced as a whole."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from .bundle import Bundle, Entry
+from .denoiser import UNetDenoiser
+from .engines import Engine, open_engine
+from .spec import Network
+
+__all__ = ["COMPONENTS", "Networks"]
+
+# network -> whose weights it holds
+COMPONENTS: Mapping[str, str] = {
+    "text_encoder": "text_encoder", "unet": "unet", "prompt": "unet", "time": "unet", "vae_encoder": "vae",
+    "vae_decoder": "vae", "tiny_vae_encoder": "tiny_vae", "tiny_vae_decoder": "tiny_vae",
+    "image_encoder": "image_encoder",
+}  # fmt: skip
+
+
+class Networks:
+    """name -> Engine. A call takes one of these at its start and keeps it, so a swap never mixes two sets of weights.
+
+    given: engines that stand in place of the entry's own.
+    """
+
+    def __init__(
+        self, bundle: Bundle, entry: Entry, *, device: str, threads: int | None = None, cache: Path | None = None,
+        given: Mapping[str, Engine] | None = None,
+    ) -> None:  # fmt: skip
+        self.bundle, self.entry, self.device = bundle, entry, device
+        self.rows: Mapping[str, Network] = bundle.networks(entry)
+        self._threads, self._cache = threads, cache
+        self._open = dict(given or {})
+        self._lock = threading.Lock()
+
+    def __getitem__(self, name: str) -> Engine:
+        """Raises BundleError for a network that the entry does not have, or that does not open."""
+        with self._lock:
+            if name not in self._open:
+                path = self.bundle.network_file(self.entry, name)
+                self._open[name] = open_engine(
+                    self.entry.kind, path, self.rows[name], device=self.device, threads=self._threads,
+                    precision=self.entry.precision_of(name), cache=self._cache,
+                )  # fmt: skip
+            return self._open[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._open or name in self.entry.networks
+
+    def opened(self) -> dict[str, Engine]:
+        with self._lock:
+            return dict(self._open)
+
+    def replaced(self, engines: Mapping[str, Engine]) -> Networks:
+        """Others like these with some engines replaced; the rest is shared."""
+        return Networks(
+            self.bundle, self.entry, device=self.device, threads=self._threads, cache=self._cache,
+            given=self.opened() | dict(engines),
+        )  # fmt: skip
+
+    def denoiser(self) -> UNetDenoiser:
+        """What the loop holds: the UNet with the networks that were split from it."""
+        return UNetDenoiser(self["unet"], **{name: self[name] for name in ("prompt", "time") if name in self.rows})

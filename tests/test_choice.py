@@ -1,0 +1,117 @@
+"""`engine="auto"` takes the fastest engine of a bundle that the machine can run, and says what it passed over."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hotloop import engines
+from hotloop.bundle import BUILT_NEVER_RUN, CERTIFIED, Bundle, Entry, builtin
+from hotloop.choice import choose
+from hotloop.errors import InputError
+
+PRESENT: dict[str, dict[str, list[str]]] = {
+    "onnx": {"cpu": ["fp32", "int8"]},
+    "openvino": {"cpu": ["fp32", "bf16", "int8"]},
+}
+
+
+def entry(name: str, **changes: Any) -> Entry:
+    kind, precision = name.split("-")
+    made = Entry(kind, precision, "fp16", (), (), 1, "any", CERTIFIED, {"unet": {"path": "unet/model.onnx"}}, {})
+    return replace(made, **changes)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, list[str]]]:
+    """What the machine is said to have: kind -> device -> precisions."""
+    present = {kind: dict(devices) for kind, devices in PRESENT.items()}
+
+    def devices(kind: str) -> list[str]:
+        if kind not in present:
+            raise InputError("engine", f"{kind} needs a library that is not installed: pip install {kind}")
+        return list(present[kind])
+
+    monkeypatch.setattr(engines, "devices", devices)
+    monkeypatch.setattr(engines, "precisions", lambda kind, device: present[kind][device])
+    return present
+
+
+def bundle(*entries: Entry) -> Bundle:
+    made = Bundle.open(builtin(), verify=False)
+    vars(made)["entries"] = entries
+    return made
+
+
+def test_the_fastest_engine_wins_whatever_the_order(machine: Any) -> None:
+    made = bundle(entry("onnx-fp32"), entry("openvino-bf16"), entry("openvino-fp32"))
+    first = choose(made)[0]
+    assert (first.entry.name, first.device) == ("openvino-bf16", "cpu")
+    assert first.why == "faster than openvino-fp32 on cpu, onnx-fp32 on cpu"
+    assert [choice.entry.name for choice in choose(made)] == ["openvino-bf16", "openvino-fp32", "onnx-fp32"]
+
+
+def test_a_gpu_comes_before_the_cpu_and_the_cpu_stands_in(machine: Any) -> None:
+    machine["onnx"] = {"cuda": ["fp32"], "cpu": ["fp32"]}
+    made = bundle(entry("onnx-fp32"), entry("openvino-bf16"))
+    assert [(c.entry.kind, c.device) for c in choose(made)] == [("onnx", "cuda"), ("openvino", "cpu"), ("onnx", "cpu")]
+    assert [(c.entry.kind, c.device) for c in choose(made, device="cpu")] == [("openvino", "cpu"), ("onnx", "cpu")]
+
+
+def test_a_faster_engine_that_cannot_run_is_warned_of(machine: Any) -> None:
+    machine["openvino"] = {"cpu": ["fp32"]}
+    made = bundle(entry("onnx-fp32"), entry("openvino-bf16"))
+    with pytest.warns(RuntimeWarning, match=r"openvino-bf16 would be faster: .* does not compute bf16 here"):
+        assert choose(made)[0].entry.name == "onnx-fp32"
+    del machine["openvino"]
+    with pytest.warns(RuntimeWarning, match="pip install openvino"):
+        assert choose(made)[0].entry.name == "onnx-fp32"
+
+
+def test_a_slower_engine_that_cannot_run_is_no_warning(machine: Any) -> None:
+    made = bundle(entry("openvino-bf16"), entry("native-fp32"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = choose(made)[0]
+    assert first.entry.name == "openvino-bf16"
+    assert "native-fp32 cannot run" in first.why
+
+
+def test_auto_never_takes_an_engine_that_was_never_run(machine: Any) -> None:
+    machine["tensorrt"] = {"cuda": ["fp16"]}
+    made = bundle(entry("onnx-fp32"), entry("tensorrt-fp16", status=BUILT_NEVER_RUN))
+    with pytest.warns(RuntimeWarning, match="never run"):
+        assert choose(made)[0].entry.kind == "onnx"
+    assert choose(made, "tensorrt")[0].entry.kind == "tensorrt"
+
+
+def test_an_engine_can_be_named_by_kind_or_with_its_precision(machine: Any) -> None:
+    made = bundle(entry("onnx-fp32"), entry("openvino-bf16"), entry("openvino-fp32"))
+    assert choose(made, "openvino")[0].entry.name == "openvino-bf16"
+    assert choose(made, "openvino-fp32")[0].why == "asked for"
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "rule"),
+    [("tensorrt", "auto", "built with: auto, onnx-fp32"), ("onnx", "cuda", "no cuda for onnx"), ("onnx", "tpu", "tpu")],
+)
+def test_what_is_not_there_is_refused_by_name(machine: Any, asked: str, device: str, rule: str) -> None:
+    with pytest.raises(InputError, match=rule):
+        choose(bundle(entry("onnx-fp32")), asked, device)
+
+
+def test_networks_of_one_entry_may_run_in_several_precisions(machine: Any) -> None:
+    networks = {"unet": {"path": "a.xml"}, "text_encoder": {"path": "b.onnx", "precision": "bf16"}}
+    made = bundle(entry("openvino-int8", networks=networks))
+    assert choose(made)[0].entry.precision_of("text_encoder") == "bf16"
+    machine["openvino"] = {"cpu": ["fp32", "int8"]}
+    with pytest.raises(InputError, match="does not compute bf16, int8"):
+        choose(made)
+
+
+def test_the_built_in_bundle_draws_here(tmp_path: Path) -> None:
+    assert choose(Bundle.open(builtin()))[0].device == "cpu"
