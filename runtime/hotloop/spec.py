@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from .errors import InputError
 
 __all__ = [
-    "FAMILIES", "GROUPS", "REWRITES", "Family", "Network", "Schedule", "Tensor", "cells", "family", "resolve",
+    "FAMILIES", "GROUPS", "REWRITES", "Family", "Network", "Schedule", "Tensor", "cells", "family", "phase_grid",
+    "resolve",
 ]  # fmt: skip
 
 Dim = int | str
@@ -261,6 +262,12 @@ def _ordered(what: str, names: Sequence[str], known: tuple[str, ...]) -> tuple[s
 def cells(h: int, w: int) -> dict[str, int]:
     """The symbols of latents of h x w cells and of their halves: h, h2, h4... Halving an odd side rounds up."""
     return {"h": h, "w": w} | {f"{name}{by}": -(-side // by) for by in _HALVES for name, side in (("h", h), ("w", w))}
+
+
+def phase_grid(family: Family) -> int:
+    """Pixels that width and height must be multiples of for the UNet's rewrite `phase`: every halving then comes out
+    even."""
+    return family.vae_factor * 2 ** (len(family.unet_widths) - 1)
 
 
 def resolve(shape: tuple[Dim, ...], dims: Mapping[str, int]) -> tuple[int, ...]:
