@@ -23,7 +23,9 @@ from .errors import BundleError, InputError, TruncationWarning
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["LONG_PROMPTS", "MAX_CHARACTERS", "SYNTAXES", "Tokenizer", "Tokens", "apply_weights", "parse_weights"]
+__all__ = [
+    "LONG_PROMPTS", "MAX_CHARACTERS", "SYNTAXES", "Tokenizer", "Tokens", "apply_weights", "parse_weights", "series",
+]  # fmt: skip
 
 MAX_CHARACTERS = 100_000
 MAX_DEPTH = 100
@@ -54,10 +56,20 @@ class Tokens:
 
 
 class Tokenizer:
-    """CLIP's tokenizer over the files of a diffusers `tokenizer` folder; make one with `from_dir`."""
+    """CLIP's tokenizer over the files of a diffusers `tokenizer` folder; make one with `from_dir`.
 
-    def __init__(self, backend: tokenizers.Tokenizer, begin: int, end: int, pad: int, *, length: int = _LENGTH) -> None:
+    Added tokens (textual inversion) are found anywhere in a prompt, in any case of letters. Where `word`, `word_1`,
+    `word_2` are added tokens, `word` in a prompt stands for all of them, as in diffusers. (Over transformers 5
+    diffusers misses the others of a word that is not in lower case, in the prompt or in its name; here it has all.)
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, begin: int, end: int, pad: int, *, length: int = _LENGTH,
+        series: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:  # fmt: skip
+        """series: the id of an added token -> those of all its vectors."""
         self._backend = backend
+        self._series = dict(series or {})
         self.begin, self.end, self.pad, self.length = begin, end, pad, length
 
     @classmethod
@@ -90,7 +102,14 @@ class Tokenizer:
             ids.append(index)
         stated = _read_json(path / "tokenizer_config.json").get("model_max_length", _LENGTH)
         length = int(stated) if 3 <= stated <= 10_000 else _LENGTH  # transformers writes 1e30 for "not known"
-        return cls(backend, *ids, length=length)
+        known = backend.get_vocab(with_added_tokens=True)
+        words = series([token.content for token in added])
+        parts = {known[word]: [known[part] for part in its] for word, its in words.items()}
+        return cls(backend, *ids, length=length, series=parts)
+
+    def vocabulary(self, *, added: bool = True) -> dict[str, int]:
+        """Every token's id; without those that were added to the model's own, if told so."""
+        return self._backend.get_vocab(with_added_tokens=added)
 
     def encode(self, text: str | Sequence[str], *, syntax: str = "a1111", long_prompt: str = "truncate") -> Tokens:
         """Prompts -> Tokens; ids and weights [B, chunks, 77].
@@ -136,12 +155,12 @@ class Tokenizer:
             if keep is not None and len(ids) == keep:
                 dropped += segment
                 continue
-            encoding = self._backend.encode(segment, add_special_tokens=False)
-            room = len(encoding) if keep is None else keep - len(ids)
-            if len(encoding) > room:
-                dropped = segment[encoding.offsets[room][0] :]
-            ids += encoding.ids[:room]
-            weights += [weight] * min(len(encoding), room)
+            found, offsets = self._encode(segment)
+            room = len(found) if keep is None else keep - len(ids)
+            if len(found) > room:
+                dropped = segment[offsets[room] :]
+            ids += found[:room]
+            weights += [weight] * min(len(found), room)
         if dropped.strip():
             shown = " ".join(dropped.split())
             shown = shown if len(shown) <= 300 else shown[:300] + "…"
@@ -151,6 +170,17 @@ class Tokenizer:
                 stacklevel=3,
             )
         return ids, weights
+
+    def _encode(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids, and where in the text each begins."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        ids: list[int] = []
+        offsets: list[int] = []
+        for i, (begin, _) in zip(encoding.ids, encoding.offsets, strict=True):
+            parts = self._series.get(i, (i,))
+            ids += parts
+            offsets += [begin] * len(parts)
+        return ids, offsets
 
 
 # --- Files ---
@@ -217,6 +247,19 @@ def _read_special_tokens(path: Path) -> tuple[dict[str, Any], list[tokenizers.Ad
         if _content(value) not in known:
             once.setdefault((isinstance(value, str), _content(value)), value)
     return named, [*(added[i] for i in sorted(added)), *map(_added_token, once.values())]
+
+
+def series(added: Sequence[str]) -> dict[str, list[str]]:
+    """Added tokens with numbered ones after them -> all of them: cat -> [cat, cat_1, cat_2]."""
+    known = set(added)
+    found: dict[str, list[str]] = {}
+    for token in added:
+        parts = [token]
+        while (part := f"{token}_{len(parts)}") in known:
+            parts.append(part)
+        if len(parts) > 1:
+            found[token] = parts
+    return found
 
 
 def _content(token: str | Mapping[str, Any]) -> str:
