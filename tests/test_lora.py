@@ -674,7 +674,8 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "patterns": ({"alpha_pattern": ["a"]}, "an object as alpha_pattern"),
     "pattern's alpha": ({"alpha_pattern": {"a": None}}, "finite numbers as alpha"),
     "slow pattern": ({"alpha_pattern": {"(a+)+$": 1}}, "simple patterns"),
-    "repeats": ({"alpha_pattern": {"a*a*a*b": 1}}, "simple patterns"),
+    "repeats": ({"alpha_pattern": {"a*a*b": 1}}, "simple patterns"),
+    "many repeats": ({"alpha_pattern": {f"a{i}.*": 1 for i in range(33)}}, "at most 32 patterns with repeats"),
     "no pattern": ({"alpha_pattern": {"(": 1}}, "simple patterns"),
     "dora": ({"use_dora": True}, "magnitude for every module"),
     "list": ([1], "must hold a JSON object"),
@@ -719,6 +720,38 @@ def test_a_lora_of_another_family_is_refused_by_the_width_of_its_prompts(kohya_f
     refused(error)
 
 
+FULL = {
+    "sd15": ({"attention_head_dim": 8, "cross_attention_dim": 768}, (768, 3072, 12)),
+    "sd21": ({"attention_head_dim": [5, 10, 20, 20], "cross_attention_dim": 1024, "use_linear_projection": True},
+             (1024, 4096, 23)),
+}  # fmt: skip
+
+
+def test_a_lora_of_every_layer_fits_the_true_sd_15_or_21_and_not_the_other(tmp_path: Path) -> None:
+    nets, shapes = {}, {}
+    for form, (config, (width, inner, depth)) in FULL.items():
+        text = transformers.CLIPTextConfig(
+            hidden_size=width, intermediate_size=inner, num_hidden_layers=depth, bos_token_id=0, eos_token_id=1
+        )
+        with torch.device("meta"):
+            unet = diffusers.UNet2DConditionModel(block_out_channels=(320, 640, 1280, 1280), **config)
+            nets[form] = {"unet": unet, "text_encoder": transformers.CLIPTextModel(text)}
+        shapes[form] = {
+            component: {
+                ("text_model." if component == "text_encoder" else "") + key.removeprefix("text_model."): tuple(v.shape)
+                for key, v in net.state_dict().items()
+            }
+            for component, net in nets[form].items()
+        }
+    for form, other in (("sd15", "sd21"), ("sd21", "sd15")):
+        lora = opened(tmp_path / f"{form}.safetensors", kohya(nets[form], rank=1, dtype=torch.float16))
+        found = lora.resolve(shapes[form])
+        assert sum(len(layers) for layers in found.values()) == sum(len(layers_of(net)) for net in nets[form].values())
+        with pytest.raises(InputError, match="for another family") as error:
+            lora.check(shapes[other])
+        refused(error)
+
+
 def test_a_lora_must_fit_module_by_module(kohya_file: Path, tmp_path: Path) -> None:
     lora = Lora.open(kohya_file)
     shapes = shapes_of(base_of(networks("sd15")))
@@ -750,6 +783,15 @@ def test_a_scale_must_be_a_moderate_number(kohya_file: Path, scale: Any) -> None
     with pytest.raises(InputError, match="scale must be a number from -100 to 100") as error:
         Scaled(Lora.open(kohya_file), scale)
     refused(error)
+    with pytest.raises(InputError, match="named in text, got 1"):
+        Scaled(Lora.open(kohya_file), {1: 0.5})  # type: ignore[dict-item]
+
+
+def test_a_sum_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    base, tensors = one_layer((6, 5))
+    lora = opened(tmp_path / "a.safetensors", tensors | {f"{STEM}.alpha": torch.tensor(3e38)})
+    with pytest.raises(InputError, match=r"merged weights must be finite: conv_in\.weight"):
+        merge([Scaled(lora, 100)], base)
 
 
 @pytest.mark.parametrize("block", ["down", "down_blocks.7", "text_encoder.layers", "vae", "", "down_blocks."])

@@ -28,13 +28,15 @@ from .weights import Weights, refuse_non_finite
 __all__ = ["MAX_RANK", "MAX_TENSORS", "Layer", "Lora", "Scaled", "merge"]
 
 MAX_RANK = 4096
-MAX_TENSORS = 20_000
+MAX_TENSORS = 10_000
 MAX_SCALE = 100.0
+MAX_NAME = 256
 
 F32 = npt.NDArray[np.float32]
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 
 _CONFIG = "adapter_config.json"
+_REPEATS = 32
 _NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 _PARTS = ("unet", "text_encoder")
 # Where diffusers keeps PEFT's configuration: in the file's own header.
@@ -135,7 +137,7 @@ class Lora:
         Raises InputError for a LoRA of another family, a module that is not there and a shape that does not fit.
         """
         found: dict[str, dict[str, Layer]] = {}
-        for component, layers in self.layers.items():
+        for component, layers in sorted(self.layers.items(), reverse=True):  # the UNet first: it tells families apart
             if component not in shapes:
                 raise InputError("lora", f"{self.name} changes the {component}, which is not there")
             targets = {key: shape for key, shape in shapes[component].items() if _can_change(key, shape)}
@@ -149,7 +151,7 @@ class Lora:
                 if key in mine:
                     raise InputError("lora", f"{self.name} may change {key} once only", layer.name)
                 mine[key] = layer
-            # The width of the prompt tells families apart: say that first.
+            # By the width of its prompts: say that before anything else.
             for key in sorted(mine, key=lambda key: "attn2.to_" not in key):
                 _check_shape(self.name, key, mine[key], targets[key])
             found[component] = {key: mine[key] for key in sorted(mine)}
@@ -174,6 +176,8 @@ class Scaled:
     def __post_init__(self) -> None:
         scales = self.scale if isinstance(self.scale, Mapping) else {"": self.scale}
         for block, scale in scales.items():
+            if not isinstance(block, str):
+                raise InputError("lora", "a scale must be for a block, named in text", block)
             number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
             if not number or not -MAX_SCALE <= scale <= MAX_SCALE:
                 raise InputError("lora", f"scale must be a number from {-MAX_SCALE:g} to {MAX_SCALE:g}", {block: scale})
@@ -201,8 +205,9 @@ def merge(loras: Sequence[Scaled], base: Mapping[str, Mapping[str, np.ndarray]])
 
     base   component -> key -> array, any floating dtype; may be lazy: read once per weight, from two threads
     Changes of several LoRAs add up, each taken from the base: the order does not matter. The scale s of a DoRA is
-    PEFT's, W' = m (W + s change) / |W + s change|. Scale 0 is no change at all. Raises what `Lora.resolve` raises,
-    and InputError for a block of `Scaled` that is not there, before anything is computed.
+    PEFT's, W' = m (W + s change) / |W + s change|. Scale 0 is no change at all. Raises what `Lora.resolve` raises and
+    InputError for a block of `Scaled` that is not there, before anything is computed; InputError for a sum that is
+    not finite.
     """
     shapes = {component: {key: _shape(base[component], key) for key in base[component]} for component in base}
     jobs: dict[tuple[str, str], list[tuple[Layer, float]]] = {}
@@ -217,27 +222,30 @@ def merge(loras: Sequence[Scaled], base: Mapping[str, Mapping[str, np.ndarray]])
     with ThreadPoolExecutor(2) as pool:
         done = pool.map(lambda job: _merged(base[job[0]][job[1]], jobs[job]), jobs)
         for (component, key), value in zip(jobs, done, strict=True):
+            if not np.isfinite(value).all():
+                raise InputError("lora", f"merged weights must be finite: {key}", [one.lora.name for one in loras])
             merged[component][key] = value
     return merged
 
 
 def _merged(base: np.ndarray, changes: Sequence[tuple[Layer, float]]) -> F32:
-    """One weight with its changes."""
+    """One weight with its changes; what overflows shows in it."""
     rows = base.reshape(base.shape[0], -1)
-    plain = [layer.factors(scale) for layer, scale in changes if layer.magnitude is None]
-    if plain:
-        # One product for all of them: up [out, sum of r] @ down [sum of r, in k k].
-        ups, downs = zip(*plain, strict=True)
-        up, down = (ups[0], downs[0]) if len(plain) == 1 else (np.concatenate(ups, 1), np.concatenate(downs, 0))
-        out = up @ down
-        np.add(out, rows, out=out, casting="same_kind")
-    else:
-        out = rows.astype(np.float32)
-    for layer, scale in changes:
-        if layer.magnitude is not None:
-            decomposed = _decomposed(rows, layer, scale, base.shape)
-            # Alone it is the result itself, without the rounding of a difference.
-            out = decomposed if len(changes) == 1 else out + (decomposed - rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+        plain = [layer.factors(scale) for layer, scale in changes if layer.magnitude is None]
+        if plain:
+            # One product for all of them: up [out, sum of r] @ down [sum of r, in k k].
+            ups, downs = zip(*plain, strict=True)
+            up, down = (ups[0], downs[0]) if len(plain) == 1 else (np.concatenate(ups, 1), np.concatenate(downs, 0))
+            out = up @ down
+            np.add(out, rows, out=out, casting="same_kind")
+        else:
+            out = rows.astype(np.float32)
+        for layer, scale in changes:
+            if layer.magnitude is not None:
+                decomposed = _decomposed(rows, layer, scale, base.shape)
+                # Alone it is the result itself, without the rounding of a difference.
+                out = decomposed if len(changes) == 1 else out + (decomposed - rows)
     return out.reshape(base.shape)
 
 
@@ -375,6 +383,8 @@ class _Config:
         patterns = values.get("alpha_pattern") or {}
         if not isinstance(patterns, Mapping):
             raise InputError("lora", f"{place} must have an object as alpha_pattern", patterns)
+        if len(patterns) > MAX_TENSORS or sum(bool(re.search(r"[*+{?]", name)) for name in patterns) > _REPEATS:
+            raise InputError("lora", f"{place} must have at most {_REPEATS} patterns with repeats", len(patterns))
         return cls(
             _number(values.get("lora_alpha", 8), place),
             tuple((_pattern(name, place), _number(alpha, place)) for name, alpha in patterns.items()),
@@ -397,9 +407,10 @@ def _number(value: Any, place: str) -> float:
 def _pattern(name: str, place: str) -> re.Pattern[str]:
     """A module's name, its end from a dot on, or a regular expression for those, as PEFT takes it.
 
-    Only expressions that cannot run for long: at most two repeats, none of a group, no references.
+    Only expressions that cannot run for long: one repeat at most, not of a group, and no references.
     """
-    harmless = len(name) <= 256 and len(re.findall(r"[*+{?]", name)) <= 2 and not re.search(r"\)[*+{?]|\\\d|\(\?", name)
+    repeats, others = len(re.findall(r"[*+{?]", name)), re.search(r"\)[*+{?]|\\\d|\(\?", name)
+    harmless = len(name) <= MAX_NAME and repeats <= 1 and not others
     try:
         if harmless:
             return re.compile(rf"(.*\.)?({name})")
