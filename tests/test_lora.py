@@ -437,6 +437,10 @@ def test_a_dora_and_another_lora_add_their_changes(tmp_path: Path) -> None:
     both = changed(merge([Scaled(dora, 0.5), Scaled(plain, 2)], base))
     alone = [changed(merge([one], base)) - changed(base) for one in (Scaled(dora, 0.5), Scaled(plain, 2))]
     np.testing.assert_allclose(both, changed(base) + sum(alone), atol=TOLERANCE)
+    wide = {"unet": {"conv_in.weight": changed(base).astype(np.float64)}}
+    both_wide = changed(merge([Scaled(dora, 0.5), Scaled(plain, 2)], wide))
+    assert both_wide.dtype == np.float32
+    np.testing.assert_allclose(both_wide, both, atol=TOLERANCE)
 
 
 # --- Closed forms ---

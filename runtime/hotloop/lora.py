@@ -245,7 +245,7 @@ def _merged(base: np.ndarray, changes: Sequence[tuple[Layer, float]]) -> F32:
             if layer.magnitude is not None:
                 decomposed = _decomposed(rows, layer, scale, base.shape)
                 # Alone it is the result itself, without the rounding of a difference.
-                out = decomposed if len(changes) == 1 else out + (decomposed - rows)
+                out = decomposed if len(changes) == 1 else np.add(out, decomposed - rows, out=out, casting="same_kind")
     return out.reshape(base.shape)
 
 
