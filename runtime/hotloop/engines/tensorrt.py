@@ -30,6 +30,8 @@ from . import ContextPool
 __all__ = ["TensorRtContext", "TensorRtEngine", "TensorRtRtxEngine", "compute_capability", "make_logger"]
 
 _PLACE = "engine.tensorrt"
+# What a weight can be built as -> what a safetensors file calls it.
+_STORED = {"FLOAT": "F32", "HALF": "F16", "BF16": "BF16"}
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 
 
@@ -85,6 +87,15 @@ def make_logger(trt: ModuleType) -> Any:
             return text if len(text) <= 400 else text[:400] + "…"
 
     return Logger()
+
+
+def _converted(value: np.ndarray, dtype: str) -> np.ndarray:
+    """A flat copy in one of TensorRT's dtypes; bfloat16, which numpy lacks, as its bits, rounded to nearest even."""
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(value, np.float32).reshape(-1).view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(value, _DTYPES[dtype]).reshape(-1)
 
 
 class _Pinned:
@@ -390,9 +401,10 @@ class TensorRtEngine:
             raise InputError(f"engine.{self.kind}", f"{self.path.name} does not use the weight", unused[0])
         kept = []  # the library reads the arrays until refit_cuda_engine() is done
         for name in names:
-            array = self._as_built(name, refitter.get_weights_prototype(name), sources[name])
+            prototype = refitter.get_weights_prototype(name)
+            array = self._as_built(name, prototype, sources[name])
             kept.append(array)
-            if not refitter.set_named_weights(name, self.trt.Weights(array)):
+            if not refitter.set_named_weights(name, self.trt.Weights(prototype.dtype, array.ctypes.data, array.size)):
                 raise self.failed(f"the weight {name} is not taken")
         if missing := list(refitter.get_missing_weights()):
             raise self.failed(f"it needs {len(missing)} more weights, {missing[0]} first")
@@ -401,17 +413,22 @@ class TensorRtEngine:
 
     def _as_built(self, name: str, prototype: Any, source: Weights) -> np.ndarray:
         """A weight, flat, of the dtype and size that the plan was built with."""
-        dtype = _DTYPES.get(prototype.dtype.name)
-        if dtype is None:
-            raise BundleError(f"engine.{self.kind}", f"{name} must be float32 or float16", prototype.dtype.name)
-        value = self._patches.get(name, source[name])
-        with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(value, dtype=dtype).reshape(-1)
-        if name in self._patches and (value.shape != source.shape(name) or not np.isfinite(array).all()):
-            rule = f"{name} must have the shape {source.shape(name)} and be finite in {dtype}"
-            raise InputError(f"engine.{self.kind}", rule, value.shape)
+        place, dtype = f"engine.{self.kind}", prototype.dtype.name
+        if dtype not in _STORED:
+            raise BundleError(place, f"{name} must be one of {', '.join(_STORED)}", dtype)
+        patch = self._patches.get(name)
+        if patch is not None:
+            if patch.shape != source.shape(name):
+                raise InputError(place, f"{name} must have the shape {source.shape(name)}", patch.shape)
+            array = _converted(patch, dtype)
+            if not np.isfinite(array if dtype != "BF16" else patch).all():
+                raise InputError(place, f"weights must be finite in {dtype}", name)
+        elif source.dtype(name) == _STORED[dtype]:
+            array = source.bits(name).view("u2" if dtype == "BF16" else _DTYPES[dtype])
+        else:
+            array = _converted(source[name], dtype)
         if array.size != prototype.size:
-            raise BundleError(f"engine.{self.kind}", f"{name} must have {prototype.size} values", array.size)
+            raise BundleError(place, f"{name} must have {prototype.size} values", array.size)
         return array
 
     def patched(self, tensors: Mapping[str, np.ndarray]) -> TensorRtEngine:
