@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from hotloop.errors import BundleError
-from hotloop.nets.clip import CLIPText
+from hotloop.nets.clip import CLIPText, CLIPVision
 from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL, TinyVAE
 
@@ -231,6 +231,29 @@ def test_a_later_token_changes_no_earlier_state() -> None:
     a, b = net(ids)[0], net(changed)[0]
     assert torch.equal(a[:, :6], b[:, :6])
     assert not torch.allclose(a[:, 6], b[:, 6])
+
+
+EYES = {
+    "small": {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+              "image_size": 28, "patch_size": 7, "projection_dim": 20},
+    "gelu": {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "image_size": 30, "patch_size": 14, "projection_dim": 24, "hidden_act": "gelu"},
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", EYES)
+def test_image_encoder_equals_transformers(name: str, tmp_path: Path) -> None:
+    ref = randomise(transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**EYES[name])))
+    ref.save_pretrained(tmp_path / "theirs")
+    net = CLIPVision.from_dir(tmp_path / "theirs")
+    side = EYES[name]["image_size"]
+    assert (net.side, net.embedding) == (side, EYES[name]["projection_dim"])
+    image = normal(2, 3, side, side)
+    assert difference(net(image), ref(image).image_embeds) <= TOLERANCE
+    net.save(tmp_path / "ours", dtype=torch.float32)
+    stock = transformers.CLIPVisionModelWithProjection.from_pretrained(tmp_path / "ours")
+    assert difference(net(image), stock(image).image_embeds) <= TOLERANCE
 
 
 @torch.no_grad()

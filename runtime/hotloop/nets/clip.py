@@ -1,4 +1,4 @@
-"""The text encoder of CLIP (Radford et al. 2021): token ids -> hidden states."""
+"""The encoders of CLIP (Radford et al. 2021): token ids -> hidden states, pixels -> an embedding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import keys
 from .base import Net
 
-__all__ = ["CLIPText"]
+__all__ = ["CLIPText", "CLIPVision"]
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -23,9 +23,9 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": _quick_gelu
 
 
 class _Attention(nn.Module):
-    def __init__(self, width: int, *, heads: int) -> None:
+    def __init__(self, width: int, *, heads: int, causal: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
@@ -37,7 +37,7 @@ class _Attention(nn.Module):
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -53,9 +53,9 @@ class _MLP(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, width: int, hidden: int, *, heads: int, activation: str, eps: float) -> None:
+    def __init__(self, width: int, hidden: int, *, heads: int, activation: str, eps: float, causal: bool) -> None:
         super().__init__()
-        self.self_attn = _Attention(width, heads=heads)
+        self.self_attn = _Attention(width, heads=heads, causal=causal)
         self.layer_norm1 = nn.LayerNorm(width, eps)
         self.mlp = _MLP(width, hidden, activation=activation)
         self.layer_norm2 = nn.LayerNorm(width, eps)
@@ -76,9 +76,19 @@ class _Embeddings(nn.Module):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, layers: list[_Layer]) -> None:
+    """The stack of layers; `default`: hidden size, inner size, layers, heads of a config that leaves them out."""
+
+    def __init__(self, config: Mapping[str, Any], default: tuple[int, int, int, int], *, causal: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        width, hidden, layers, heads = default
+        self.layers = nn.ModuleList(
+            _Layer(
+                config.get("hidden_size", width), config.get("intermediate_size", hidden),
+                heads=config.get("num_attention_heads", heads), activation=config.get("hidden_act", "quick_gelu"),
+                eps=config.get("layer_norm_eps", 1e-5), causal=causal,
+            )
+            for _ in range(config.get("num_hidden_layers", layers))
+        )  # fmt: skip
 
 
 class CLIPText(Net):
@@ -95,15 +105,7 @@ class CLIPText(Net):
         self.vocabulary = config.get("vocab_size", 49408)
         self.tokens = config.get("max_position_embeddings", 77)
         self.embeddings = _Embeddings(self.vocabulary, self.tokens, width)
-        self.encoder = _Encoder(
-            [
-                _Layer(
-                    width, config.get("intermediate_size", 2048), heads=config.get("num_attention_heads", 8),
-                    activation=config.get("hidden_act", "quick_gelu"), eps=config.get("layer_norm_eps", 1e-5),
-                )
-                for _ in range(config.get("num_hidden_layers", 12))
-            ]
-        )  # fmt: skip
+        self.encoder = _Encoder(config, (512, 2048, 12, 8), causal=True)
         self.final_layer_norm = nn.LayerNorm(width, config.get("layer_norm_eps", 1e-5))
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,5 +125,68 @@ class CLIPText(Net):
         """
         return {
             "architectures": [self.class_name], "model_type": "clip_text_model",
+            "dtype": "float32", "torch_dtype": "float32",
+        }  # fmt: skip
+
+
+class _Patches(nn.Module):
+    """The picture cut into patches, behind one learned token that stands for the whole."""
+
+    def __init__(self, channels: int, width: int, *, patch: int, side: int) -> None:
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.patch_embedding = nn.Conv2d(channels, width, patch, stride=patch, bias=False)
+        self.position_embedding = nn.Embedding((side // patch) ** 2 + 1, width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [B, patches, C]
+        whole = self.class_embedding.expand(patches.shape[0], 1, -1)
+        return torch.cat([whole, patches], dim=1) + self.position_embedding.weight
+
+
+class _Vision(nn.Module):
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        width, eps = config.get("hidden_size", 768), config.get("layer_norm_eps", 1e-5)
+        self.embeddings = _Patches(
+            config.get("num_channels", 3), width, patch=config.get("patch_size", 32), side=config.get("image_size", 224)
+        )
+        self.pre_layrnorm = nn.LayerNorm(width, eps)  # the checkpoints' own spelling
+        self.encoder = _Encoder(config, (768, 3072, 12, 12), causal=False)
+        self.post_layernorm = nn.LayerNorm(width, eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.pre_layrnorm(self.embeddings(pixels))
+        for layer in self.encoder.layers:
+            x = layer(x)
+        return self.post_layernorm(x[:, 0])
+
+
+class CLIPVision(Net):
+    """CLIP's vision transformer with its projection; keys as in transformers' CLIPVisionModelWithProjection."""
+
+    class_name = "CLIPVisionModelWithProjection"
+    stem = "model"
+    only: ClassVar[Mapping[str, tuple[Any, ...]]] = {"hidden_act": tuple(_ACTIVATIONS)}
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        self.side = config.get("image_size", 224)
+        self.embedding = config.get("projection_dim", 512)
+        self.vision_model = _Vision(config)
+        self.visual_projection = nn.Linear(config.get("hidden_size", 768), self.embedding, bias=False)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, side, side] -> the picture's embedding [B, embedding]."""
+        return self.visual_projection(self.vision_model(pixel_values))
+
+    @classmethod
+    def table(cls, names: Iterable[str]) -> dict[str, keys.From]:
+        return keys.clip_vision(names)
+
+    def identity(self) -> dict[str, Any]:
+        """As the text encoder's."""
+        return {
+            "architectures": [self.class_name], "model_type": "clip_vision_model",
             "dtype": "float32", "torch_dtype": "float32",
         }  # fmt: skip

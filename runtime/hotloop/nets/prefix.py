@@ -27,7 +27,9 @@ class SharedPrefix(UNet):
         """As UNet.forward, with sample, timestep and timestep_cond [N, ...] and all else [B, ...]."""
         time = self.time_embedding(timestep, timestep_cond)
         cond = Conditions(context, identity_kv, identity_scale)
-        rows = torch.arange(context.shape[0], device=sample.device) % sample.shape[0]
+        images = sample.shape[0]
+        rows = torch.arange(context.shape[0], device=sample.device)
+        rows = torch.where(rows < images, rows, rows - images)  # the exporter has no remainder by a symbol
         levels = self.levels
         skips = [self.conv_in(sample)]  # [N, ...] until the fork
         while (attentions := levels[0].attentions) is None:
@@ -37,8 +39,8 @@ class SharedPrefix(UNet):
         x = levels[0].resnets[0](skips[-1], time)
         h = first.enter(x)
         # Fork: an index, not a repeat, so that N and B stay free of each other.
-        skips, time = [skip[rows] for skip in skips], time[rows]
-        x = first.leave(x[rows], h[rows], cond)
+        skips, time = [skip.index_select(0, rows) for skip in skips], time.index_select(0, rows)
+        x = first.leave(x.index_select(0, rows), h.index_select(0, rows), cond)
         skips.append(x)
         skips += levels.pop(0)(x, time, cond, done=1)
         for level in levels:

@@ -1,0 +1,168 @@
+"""The networks in torch as they stand in `hotloop.nets`, on the CPU or CUDA: float32 on the CPU is the reference that
+every other engine's certificate is measured against."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import BundleError, InputError
+from ..spec import Network, resolve
+from . import ContextPool
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..nets.base import Net
+    from ..nets.parts import Call
+
+__all__ = ["NativeContext", "NativeEngine"]
+
+_PLACE = "engine.native"
+_PRECISIONS = ["fp32", "bf16", "fp16"]
+
+
+def import_library() -> ModuleType:
+    """torch itself. Raises ImportError when it is not installed."""
+    import torch
+
+    return torch
+
+
+def devices() -> list[str]:
+    """The devices torch can use here, fastest first."""
+    return ["cuda", "cpu"] if import_library().cuda.is_available() else ["cpu"]
+
+
+class NativeContext:
+    """One shape's buffers in host memory; on CUDA they are copied there and back."""
+
+    def __init__(self, engine: NativeEngine, dims: Mapping[str, int]) -> None:
+        self._engine = engine
+        network = engine.network
+        self.inputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.inputs}
+        self.outputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.outputs}
+
+    def run(self, stream: int | None = None) -> None:
+        self._engine.run(self.inputs, self.outputs)
+
+
+class NativeEngine:
+    """One network in torch, made from config.json and safetensors.
+
+    path       the network's folder in a bundle (config.json and the weights), or a file in it; the network's own
+               `rewrites` decide what is made of them
+    threads    of torch, set while a network runs; its own choice by default
+    precision  "fp32", or "bf16" or "fp16" with norms and the time embedding in float32
+
+    Raises InputError for an unknown device or precision, BundleError for files that do not hold the network.
+    """
+
+    kind = "native"
+    import_library = staticmethod(import_library)
+    devices = staticmethod(devices)
+
+    @staticmethod
+    def precisions(device: str) -> list[str]:
+        return list(_PRECISIONS)
+
+    def __init__(
+        self, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None,
+        precision: str = "fp32", cache: Path | None = None,
+    ) -> None:  # fmt: skip
+        if device not in devices():
+            raise InputError(_PLACE, f"device must be one of {devices()} with this torch", device)
+        if precision not in _PRECISIONS:
+            raise InputError(_PLACE, f"precision must be one of {', '.join(_PRECISIONS)}", precision)
+        folder = path if path.is_dir() else path.parent
+        self.device, self.network, self.threads = device, network, threads
+        self._net, call = _load(folder, network)
+        self._call = call.lower(precision).to(device).eval()
+        self.contexts = ContextPool(self)
+
+    def context(self, **dims: int) -> NativeContext:
+        return NativeContext(self, dims)
+
+    def prepare(self, shapes: Iterable[Mapping[str, int]]) -> None:
+        for dims in shapes:
+            with self.contexts.lease(**dims) as context:
+                context.run()
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        """Fill `outputs` from `inputs`, both by the spec's names."""
+        torch = import_library()
+        with torch.inference_mode(), _threads(self.threads):
+            given = (torch.from_numpy(inputs[tensor.name]).to(self.device) for tensor in self.network.inputs)
+            for tensor, value in zip(self.network.outputs, self._call(*given), strict=True):
+                torch.from_numpy(outputs[tensor.name]).copy_(value)
+
+    def patched(self, tensors: Mapping[str, np.ndarray]) -> NativeEngine:
+        """Another engine with these weights in place of its own, by their names in the files; it shares the others."""
+        torch = import_library()
+        other = copy.copy(self)
+        other._call = copy.deepcopy(self._call, {id(p): p for p in self._call.parameters()})
+        for name, array in tensors.items():
+            owner, _, leaf = name.removeprefix(self._net.prefix).rpartition(".")
+            try:
+                module: nn.Module = other._call.net.get_submodule(owner)
+                old = module.get_parameter(leaf)
+            except AttributeError as error:
+                raise InputError(_PLACE, f"weights to replace must be of {self.network.name}", name) from error
+            if array.shape != tuple(old.shape):
+                raise InputError(_PLACE, f"{name} must have the shape {tuple(old.shape)}", array.shape)
+            value = torch.from_numpy(np.array(array, np.float32)).to(old)
+            setattr(module, leaf, torch.nn.Parameter(value, requires_grad=False))
+        other.contexts = ContextPool(other)
+        return other
+
+
+def _load(folder: Path, network: Network) -> tuple[type[Net], Call]:
+    """The class that holds the network's weights, and the network in float32; only the weights it uses are read."""
+    torch = import_library()
+
+    from .. import derived
+    from ..nets.base import find_weights
+    from ..nets.parts import PARTS, module_of
+    from ..weights import Weights
+
+    part = PARTS[network.name]
+    config = part.config(folder)
+    net = part.choose(config)
+    with torch.device("meta"):
+        call = module_of(net(config), network)
+    stored = Weights.open(find_weights(folder, net.stem))
+    weights = {name.removeprefix(net.prefix): source for name, source in net.table(stored).items()}
+    view = stored.view(weights)
+    wanted = call.net.state_dict()
+    sums = derived.derive(view) if any(map(derived.is_derived, wanted)) else {}
+    filled = {}
+    for name, empty in wanted.items():
+        if name not in sums and name not in view:
+            raise BundleError(_PLACE, f"{stored.path.name} must hold the weights of {network.name}", name)
+        array = sums[name] if name in sums else view[name]
+        if array.shape != tuple(empty.shape):
+            raise BundleError(_PLACE, f"{name} in {stored.path.name} must be {tuple(empty.shape)}", array.shape)
+        filled[name] = torch.from_numpy(np.array(array, np.float32))
+    call.net.load_state_dict(filled, assign=True)
+    return net, call.requires_grad_(False)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """torch's threads are the process's: they are set for the run and set back."""
+    torch = import_library()
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
