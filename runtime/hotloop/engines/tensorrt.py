@@ -515,8 +515,7 @@ class TensorRtRtxEngine(TensorRtEngine):
             file = self._compiled_file()
             if file.is_file():
                 self._kept = file.read_bytes()
-                if not compiled.deserialize(self._kept):
-                    self._kept = b""  # of another driver or GPU: it is replaced after the first run
+                compiled.deserialize(self._kept)  # refused when of another driver or GPU, and replaced after a run
             if not config.set_runtime_cache(compiled):
                 raise self.failed("it takes no runtime cache")
             self._compiled = compiled
