@@ -16,7 +16,9 @@ import onnx
 import pytest
 import torch
 
-from hotloop import derived
+from hotloop import derived, samplers
+from hotloop.denoiser import UNetDenoiser
+from hotloop.engines import open_engine
 from hotloop.engines.native import NativeEngine
 from hotloop.errors import BundleError
 from hotloop.nets.clip import CLIPText, CLIPVision
@@ -24,6 +26,7 @@ from hotloop.nets.parts import PARTS
 from hotloop.nets.rewrites import constants
 from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL
+from hotloop.schedule import Schedule
 from hotloop.spec import REWRITES, Family, Network, family
 from hotloop.weights import Weights, save
 from hotloop_export.onnx import difference, export_graph, graph_name, reference, sample_inputs
@@ -128,6 +131,42 @@ def test_graph_in_onnxruntime_equals_the_torch_modules(
         assert difference(file, inputs, expected) <= TOLERANCE
 
 
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_split_graphs_draw_every_image_of_a_batch_as_if_alone(made: Made, kind: str) -> None:
+    """Through the denoiser, guidance on, each image at a row of its own; in ONNX Runtime bit for bit."""
+    pytest.importorskip("openvino" if kind == "openvino" else "onnxruntime")
+    declared = {"unet": ("controlnet", "identity"), "time": ("timestep_cond",)}
+    engines = {
+        name: open_engine(
+            kind, made.graph(name, REWRITES, declared.get(name, ())),
+            made.network(name, REWRITES, declared.get(name, ())), threads=1,
+        )
+        for name in ("unet", "prompt", "time")
+    }  # fmt: skip
+    table = samplers.build("euler", Schedule.from_config({}, made.row.schedule), 4)
+    rng = np.random.default_rng(3)
+    x, context, negative = (rng.standard_normal(s, np.float32) for s in ((3, 4, 8, 12), (3, 9, 24), (3, 9, 24)))
+    rows = np.array([2, 0, 3])
+
+    def step(images: slice) -> tuple[np.ndarray, np.ndarray]:
+        with UNetDenoiser(**engines) as denoiser:
+            cond = {"context": context[images], "negative_context": negative[images]}
+            denoiser.begin(cond, table, x[images].shape)
+            m_c, m_u = denoiser.step(x[images], rows[images])
+            assert m_u is not None
+            return m_c.copy(), m_u.copy()
+
+    both = step(slice(None))
+    u = torch.from_numpy(x * table.c_in[rows][:, None, None, None])
+    for i, states in enumerate((context, negative)):
+        with torch.no_grad():
+            plain = made.nets["unet"](u, torch.from_numpy(table.timesteps[rows]), torch.from_numpy(states)).numpy()
+        assert np.abs(both[i] - plain).max() <= TOLERANCE
+        for image in range(3):
+            alone = step(slice(image, image + 1))[i][0]
+            assert np.abs(both[i][image] - alone).max() <= (0 if kind == "onnx" else TOLERANCE)
+
+
 def test_graphs_point_into_the_checkpoints_weights_and_the_derived_ones(made: Made) -> None:
     file = made.graph("unet", REWRITES, ("controlnet", "identity"))
     graph = onnx.load(file, load_external_data=False).graph
@@ -200,7 +239,7 @@ def test_half_precision_graphs_compute_in_half_between_islands(made: Made, name:
         assert 1e-5 < difference(file, inputs, expected) <= 0.02 * max(abs(v).max() for v in expected.values())
 
 
-def test_kept_layers_stay_in_float32(made: Made) -> None:
+def test_layers_named_to_be_kept_stay_in_float32(made: Made) -> None:
     file = made.folder / "vae" / "kept.onnx"
     keep = ("decoder.conv_out", "decoder.mid_block.resnets", "not.here")
     export_graph(made.nets["vae"], made.network("vae_decoder"), file, compute="bf16", keep_fp32=keep)
@@ -298,6 +337,7 @@ import resource, sys, time
 from pathlib import Path
 import torch
 from hotloop.nets.unet import UNet
+from hotloop.schedule import Schedule
 from hotloop.spec import REWRITES, family
 from hotloop_export.onnx import export_graph, graph_name
 
