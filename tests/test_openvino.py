@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hotloop.bundle import builtin
 from hotloop.engines import Context, Engine, open_engine
 from hotloop.engines.onnx import OnnxEngine
 from hotloop.errors import BundleError, InputError
-from hotloop.spec import Network, family
+from hotloop.nets.rewrites import constants
+from hotloop.nets.unet import UNet
+from hotloop.spec import REWRITES, Network, family
+from hotloop_export.onnx import export_graph
 
 pytest.importorskip("openvino")
 from hotloop.engines import openvino as module
@@ -115,6 +122,36 @@ def test_a_graph_compiled_for_every_shape_equals_one_compiled_per_shape(
         assert distance(outputs(engine, dims), outputs(oracle["unet"], dims)) <= FP32
 
 
+@pytest.fixture(scope="module")
+def shared_prefix(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Network]:
+    """A tiny UNet with all rewrites."""
+    folder = tmp_path_factory.mktemp("prefix") / "unet"
+    torch.manual_seed(0)
+    UNet({
+        "block_out_channels": (16, 32), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "layers_per_block": 1, "norm_num_groups": 8,
+        "attention_head_dim": 4, "cross_attention_dim": 24,
+    }).save(folder)  # fmt: skip
+    net = UNet.from_dir(folder)
+    sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in constants(net).items()}
+    network = replace(ROW, **sizes, context_dim=24).split(REWRITES, ())["unet"]
+    export_graph(net, network, folder / "model.onnx")
+    return folder / "model.onnx", network
+
+
+@pytest.mark.parametrize("limit", [module._SMALL, 0], ids=["static", "dynamic"])
+def test_no_shape_spoils_the_next_one(
+    shared_prefix: tuple[Path, Network], monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """OpenVINO itself fails at this when the graph is compiled for all shapes and one run has a single token."""
+    monkeypatch.setattr(module, "_SMALL", limit)
+    path, network = shared_prefix
+    engine, theirs = OpenVinoEngine(path, network, threads=1), OnnxEngine(path, network, threads=1)
+    for images, batch, tokens, side in ((1, 1, 1, 8), (1, 2, 77, 16), (2, 2, 77, 8), (1, 2, 1, 16), (2, 4, 154, 12)):
+        dims = {"N": images, "B": batch, "T": tokens, "h": side, "w": 16}
+        assert distance(outputs(engine, dims), outputs(theirs, dims)) <= FP32, dims
+
+
 def test_a_run_reads_and_writes_the_same_arrays(unet: OpenVinoEngine, oracle: dict[str, OnnxEngine]) -> None:
     context = unet.context(**used(unet.network, DIMS))
     addresses = [array.ctypes.data for array in (*context.inputs.values(), *context.outputs.values())]
@@ -180,6 +217,18 @@ def test_an_adapter_among_the_same_weights_compiles_nothing(
     both = outputs(oracle["unet"].patched(tensors | fewer))
     assert distance(outputs(first.patched(fewer)), both) <= FP32
     assert not compiled
+
+
+def test_an_engine_that_is_let_go_is_freed_at_once(unet: OpenVinoEngine) -> None:
+    engine = OpenVinoEngine(PATHS["vae_decoder"], NETWORKS["vae_decoder"], threads=1)
+    outputs(engine)
+    graph = weakref.ref(engine.graph)
+    gc.disable()
+    try:
+        del engine
+        assert graph() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("tensors", "rule"), [

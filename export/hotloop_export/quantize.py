@@ -150,8 +150,9 @@ def quantize_openvino(graph: Path, out: Path, inputs: Iterable[Inputs], *, keep:
     """Write `out` (.xml, and its .bin beside it): `graph` in int8, by NNCF's post-training quantisation.
 
     inputs: calibration inputs by name, as `calibration_inputs` collects them. Layers under `keep` stay as they are.
-    The files' bytes depend only on graph, inputs and the versions of openvino and nncf. Memory: about three times the
-    weights in float32. Raises InputError for no inputs or an unknown name to keep.
+    The files' bytes depend only on graph, inputs and the versions of openvino and nncf. The UNet of SD 1.5 takes 148 s
+    on two busy cores and 7.6 GB, with 4 inputs of 16x16 latents; the tensors of larger ones come on top.
+    Raises InputError for no inputs or an unknown name to keep.
     """
     import nncf
     import openvino

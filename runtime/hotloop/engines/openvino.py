@@ -17,12 +17,12 @@ import shutil
 import tempfile
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -41,8 +41,11 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 # size the difference is lost in the noise.
 _SMALL = 64 << 20
 _SHAPES = 8
-# Symbols of the smallest shape that any network here takes; every other symbol is 1.
-_SMALLEST = {"h": 8, "w": 8, "H": 64, "W": 64}
+# Symbols of the smallest shape that any network here takes; every other symbol is 2.
+_SMALLEST = {"N": 1, "B": 1, "h": 8, "w": 8, "H": 64, "W": 64}
+# Symbols that may be 1 in a graph for all shapes. OpenVINO 2026.4 runs such a graph of a UNet with a shared prefix
+# wrongly, without a word, for every later shape, once it has run it with a single token: that shape is compiled apart.
+_MAY_BE_ONE = {"N", "B"}
 
 
 def import_library() -> ModuleType:
@@ -99,7 +102,7 @@ class _Graph:
         self._lock = threading.RLock()
         self._weights: Mapping[str, Any] | None = None
         # (shape or None, names of the live weights) -> compiled model; the engines and contexts in use keep it.
-        self._compiled: WeakValueDictionary[tuple[Any, frozenset[str]], Any] = WeakValueDictionary()
+        self._compiled: weakref.WeakValueDictionary[tuple[Any, frozenset[str]], Any] = weakref.WeakValueDictionary()
         self._recent: OrderedDict[tuple[Any, frozenset[str]], Any] = OrderedDict()
         try:
             self._model = _core().read_model(str(path))
@@ -150,14 +153,16 @@ class _Graph:
         return found
 
     def compiled(self, dims: Mapping[str, int], live: frozenset[str]) -> Any:
-        """The compiled model that runs this shape, with these weights as inputs."""
-        shape = {tensor.name: resolve(tensor.shape, dims) for tensor in self.network.inputs} if self.small else None
+        """The compiled model that runs this shape, with these weights as inputs; without dims: for all shapes."""
+        ones = {symbol for symbol, size in dims.items() if size == 1} - _MAY_BE_ONE
+        inputs = {tensor.name: resolve(tensor.shape, dims) for tensor in self.network.inputs} if dims else {}
+        shape = inputs if self.small or ones else None
         key = (shape and tuple(shape.items()), live)
         with self._lock:
             model = self._compiled.get(key)
             if model is None:
                 model = self._compiled[key] = self._compile(shape, live)
-                if not self.small:
+                if shape is None:
                     self._pack(model, live)
             if self.small:  # cheap to keep, and a shape or an adapter comes back
                 self._recent[key] = model
@@ -192,7 +197,7 @@ class _Graph:
     def _pack(self, model: Any, live: frozenset[str]) -> None:
         """Run once at the smallest shape: OpenVINO packs the weights then (1.6 s for SD 1.5), not in the first step."""
         symbols = {d for tensor in self.network.inputs for d in tensor.shape if isinstance(d, str)}
-        dims = {symbol: _SMALLEST.get(symbol, 1) for symbol in symbols}
+        dims = {symbol: _SMALLEST.get(symbol, 2) for symbol in symbols}
         given = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in self.network.inputs}
         request = model.create_infer_request()
         for name, array in (given | {name: self.weights[name].data for name in live}).items():
@@ -289,8 +294,6 @@ class OpenVinoEngine:
             rule = f"precision on this {device} must be one of {', '.join(precisions(device))}"
             raise InputError(_PLACE, rule, precision)
         self._share(_Graph(path, network, device=device, threads=threads, precision=precision, cache=cache), {})
-        if not self.graph.small:
-            self.compiled({})
 
     def _share(self, graph: _Graph, patches: Mapping[str, np.ndarray]) -> None:
         self.graph, self.device, self.network = graph, graph.device, graph.network
@@ -300,15 +303,14 @@ class OpenVinoEngine:
         self.values: dict[str, np.ndarray] = {
             name: patches[name] if name in patches else graph.weights[name].data for name in self._live
         }
-        self._model: Any = None
+        # What serves all shapes lives as long as the engine.
+        self._model = None if graph.small else self.compiled({})
         self._used: OrderedDict[tuple[tuple[str, int], ...], None] = OrderedDict()
-        self.contexts = ContextPool(self, shapes=_SHAPES)
+        # A proxy, or the pool and the engine would hold each other: gigabytes until the garbage collector comes by.
+        self.contexts = ContextPool(weakref.proxy(self), shapes=_SHAPES)
 
     def compiled(self, dims: Mapping[str, int]) -> Any:
-        model = self.graph.compiled(dims, self._live)
-        if not self.graph.small:
-            self._model = model  # lives as long as the engine
-        return model
+        return self.graph.compiled(dims, self._live)
 
     def context(self, **dims: int) -> OpenVinoContext:
         shape = tuple(sorted(dims.items()))
@@ -345,8 +347,6 @@ class OpenVinoEngine:
         engine._share(self.graph, patches)
         if self.graph.small:
             engine.prepare([dict(shape) for shape in self._used])
-        else:
-            engine.compiled({})
         return engine
 
 
