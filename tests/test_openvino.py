@@ -143,7 +143,7 @@ def shared_prefix(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Netwo
 def test_no_shape_spoils_the_next_one(
     shared_prefix: tuple[Path, Network], monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    """OpenVINO itself fails at this when the graph is compiled for all shapes and one run has a single token."""
+    """OpenVINO itself fails at this when the graph is compiled for all shapes and its first run has a single token."""
     monkeypatch.setattr(module, "_SMALL", limit)
     path, network = shared_prefix
     engine, theirs = OpenVinoEngine(path, network, threads=1), OnnxEngine(path, network, threads=1)

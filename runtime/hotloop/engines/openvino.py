@@ -41,11 +41,9 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 # size the difference is lost in the noise.
 _SMALL = 64 << 20
 _SHAPES = 8
-# Symbols of the smallest shape that any network here takes; every other symbol is 2.
-_SMALLEST = {"N": 1, "B": 1, "h": 8, "w": 8, "H": 64, "W": 64}
-# Symbols that may be 1 in a graph for all shapes. OpenVINO 2026.4 runs such a graph of a UNet with a shared prefix
-# wrongly, without a word, for every later shape, once it has run it with a single token: that shape is compiled apart.
-_MAY_BE_ONE = {"N", "B"}
+# Symbols of the shape that a graph for all shapes is run at first; every other symbol is 2, not 1: when the first run
+# has a single token, OpenVINO 2026.4 runs a UNet with a shared prefix wrongly ever after, without a word.
+_FIRST = {"N": 1, "B": 1, "h": 8, "w": 8, "H": 64, "W": 64}
 
 
 def import_library() -> ModuleType:
@@ -153,10 +151,8 @@ class _Graph:
         return found
 
     def compiled(self, dims: Mapping[str, int], live: frozenset[str]) -> Any:
-        """The compiled model that runs this shape, with these weights as inputs; without dims: for all shapes."""
-        ones = {symbol for symbol, size in dims.items() if size == 1} - _MAY_BE_ONE
-        inputs = {tensor.name: resolve(tensor.shape, dims) for tensor in self.network.inputs} if dims else {}
-        shape = inputs if self.small or ones else None
+        """The compiled model that runs this shape, with these weights as inputs."""
+        shape = {tensor.name: resolve(tensor.shape, dims) for tensor in self.network.inputs} if self.small else None
         key = (shape and tuple(shape.items()), live)
         with self._lock:
             model = self._compiled.get(key)
@@ -195,9 +191,9 @@ class _Graph:
             raise BundleError(_PLACE, f"{self.path.name} does not compile: {_reason(error)}") from error
 
     def _pack(self, model: Any, live: frozenset[str]) -> None:
-        """Run once at the smallest shape: OpenVINO packs the weights then (1.6 s for SD 1.5), not in the first step."""
+        """Run once at a small shape: OpenVINO packs the weights then (1.6 s for SD 1.5), not in the first step."""
         symbols = {d for tensor in self.network.inputs for d in tensor.shape if isinstance(d, str)}
-        dims = {symbol: _SMALLEST.get(symbol, 2) for symbol in symbols}
+        dims = {symbol: _FIRST.get(symbol, 2) for symbol in symbols}
         given = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in self.network.inputs}
         request = model.create_infer_request()
         for name, array in (given | {name: self.weights[name].data for name in live}).items():
