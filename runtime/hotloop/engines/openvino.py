@@ -3,7 +3,7 @@
 Weights can be *live*: inputs of the compiled model instead of constants in it. Compiling takes from half a second
 (avatar-tiny) to several (SD 1.5); handing a compiled model other arrays takes no time, so an adapter that is switched,
 scaled or stacked among the same weights shows at the next step, and all its versions share one compiled model.
-Live weights cost 5 to 10 % of the speed; the engine that was opened first has none.
+Live weights cost 1 to 8 % of the speed; the engine that was opened first has none.
 """
 
 from __future__ import annotations
