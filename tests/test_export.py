@@ -1,50 +1,55 @@
-"""Bundles made from a random avatar-tiny-shaped checkpoint that stock diffusers wrote."""
+"""Checkpoints become bundles of certified engines: from stock diffusers' own files, whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import onnx
+import numpy as np
 import pytest
 import torch
 import transformers
-import typer
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
-from typer.testing import CliRunner
 
-from hotloop.bundle import Bundle
+import hotloop
+from hotloop import parity
+from hotloop.bundle import BUILT_NEVER_RUN, Bundle
 from hotloop.errors import BundleError, InputError
-from hotloop.nets.unet import UNet
-from hotloop.nets.vae import TinyVAE
-from hotloop.spec import family
-from hotloop_export import bundle as bundle_module
-from hotloop_export.bundle import write_bundle
-from hotloop_export.cli import export
-from hotloop_export.onnx import PARTS, difference, export_network, load_part, reference, sample_inputs
+from hotloop.inspection import describe
+from hotloop_export import bundle as module
+from hotloop_export import engines as engines_module
+from hotloop_export.bundle import add_engines, write_bundle
+from hotloop_export.recipe import Recipe, Target, parse_target
+from hotloop_export.store import Store
 
-# Making the bundle takes half a minute: one worker makes it once.
+# Tracing the graphs takes half a minute: one worker makes them once.
 pytestmark = pytest.mark.xdist_group("export")
 
-TOLERANCE = 1e-4
-ROW = family("avatar-tiny")
-SIZES = [(64, 64, 1, 77), (76, 52, 3, 20)]  # width, height, batch, tokens; the second has odd latents
+NETWORKS = {"text_encoder", "unet", "prompt", "time", "vae_decoder", "vae_encoder"}
+REWRITES = ("kv", "time", "prefix")
+FAST = {"num_inference_steps": 4, "guidance_scale": 2.0, "sampler": "plms"}
+QUICK = dict(num_inference_steps=3, guidance_scale=2.0, seed=3)
 
 
-def randomise(module: Any) -> Any:
+def randomise(net: Any) -> Any:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for name, p in module.named_parameters():
+        for name, p in net.named_parameters():
             p.normal_(generator=generator)
             p.mul_(p[0].numel() ** -0.5 if p.ndim > 1 and "embedding." not in name else 0.3)
             if p.ndim == 1 and name.endswith("weight"):
                 p.add_(1)
-    return module.eval()
+    return net.eval()
 
 
 def write_tokenizer(folder: Path) -> int:
@@ -64,21 +69,21 @@ def write_tokenizer(folder: Path) -> int:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint as stock diffusers saves it, in float32, its tokenizer as CLIP ships it."""
+    """A checkpoint of avatar-tiny's kind as stock diffusers saves it, in float32 that no half can hold."""
     folder = tmp_path_factory.mktemp("checkpoint") / "source"
     vocabulary = write_tokenizer(folder / "tokenizer")
     text = transformers.CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=vocabulary, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1,
     )  # fmt: skip
     unet = diffusers.UNet2DConditionModel(
-        sample_size=16, block_out_channels=(64, 96, 128), layers_per_block=1, attention_head_dim=4,
-        cross_attention_dim=128, norm_num_groups=16,
+        sample_size=16, block_out_channels=(16, 24, 32), layers_per_block=1, attention_head_dim=4,
+        cross_attention_dim=128, norm_num_groups=8,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     )  # fmt: skip
     vae = diffusers.AutoencoderKL(
-        block_out_channels=(32, 48, 64), norm_num_groups=8, sample_size=64, scaling_factor=0.9,
+        block_out_channels=(16, 24, 32), norm_num_groups=8, sample_size=64, scaling_factor=0.9,
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
     )  # fmt: skip
     scheduler = diffusers.PNDMScheduler(
@@ -104,239 +109,412 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(source: Path) -> Path:
-    defaults = {"num_inference_steps": 20, "guidance_scale": 4.0}
-    return write_bundle(source, source.parent / "bundle", family="avatar-tiny", defaults=defaults)
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", PARTS)
-def test_graph_in_onnxruntime_equals_the_torch_module(made: Path, name: str, size: tuple[int, ...]) -> None:
-    width, height, batch, tokens = size
-    part, network = PARTS[name], ROW.networks[name]
-    inputs = sample_inputs(network, ROW.dims(width=width, height=height, batch=batch, tokens=tokens), seed=1, ids=515)
-    expected = reference(load_part(made, part), part, network, inputs)
-    assert all(value.std() > 0.02 for value in expected.values())
-    assert difference(made / part.folder / part.graph, inputs, expected) <= TOLERANCE
+@pytest.fixture(scope="module")
+def recipe(source: Path) -> Recipe:
+    targets = tuple(parse_target(text, None) for text in ("onnx:fp32", "openvino:fp32", "native:fp32"))
+    return Recipe(source, targets=targets, rewrites=REWRITES, defaults=FAST)
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_graph_holds_no_weights_and_nothing_of_this_machine(made: Path, name: str) -> None:
-    part = PARTS[name]
-    file = made / part.folder / part.graph
-    raw = file.read_bytes()
-    assert len(raw) < 400_000
-    for word in (b"site-packages", b"stack_trace", str(made.parent).encode(), str(Path.home()).encode() + b"/"):
-        assert word not in raw
-    graph = onnx.load(file, load_external_data=False).graph
-    inline = [t for t in graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
-    assert sum(t.ByteSize() for t in inline) < 20_000
-    stored = [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
-    beside = {t.name: {e.key: e.value for e in t.external_data} for t in stored}
-    assert {entry["location"] for entry in beside.values()} == {f"{load_part(made, part).stem}.safetensors"}
-    # The slices are the tensors of those names.
-    weights = load_file(made / part.folder / f"{load_part(made, part).stem}.safetensors")
-    data = (made / part.folder / f"{load_part(made, part).stem}.safetensors").read_bytes()
-    assert name.startswith("vae") or set(beside) == set(weights)
-    for key, entry in beside.items():
-        begin = int(entry["offset"])
-        assert data[begin : begin + int(entry["length"])] == weights[key].numpy().tobytes(), key
+@pytest.fixture(scope="module")
+def made(recipe: Recipe, store: Store, source: Path) -> Path:
+    return write_bundle(recipe, source.parent / "bundle", store=store).path
 
 
-def test_the_vae_is_stored_once_for_both_halves(made: Path) -> None:
-    assert sorted(p.name for p in (made / "vae").iterdir()) == [
-        "config.json", "decoder.onnx", "diffusion_pytorch_model.safetensors", "encoder.onnx"
-    ]  # fmt: skip
+def changed(recipe: Recipe, **others: Any) -> Recipe:
+    return Recipe(**(vars(recipe) | others))
 
 
-def test_exporting_again_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
-    part = PARTS["vae_decoder"]
-    shutil.copytree(made / "vae", tmp_path / "elsewhere" / "vae")
-    again = tmp_path / "elsewhere" / "vae" / part.graph
-    again.unlink()
-    export_network(load_part(tmp_path / "elsewhere", part), part, ROW.networks["vae_decoder"], again)
-    assert again.read_bytes() == (made / "vae" / part.graph).read_bytes()
-
-
-@torch.no_grad()
-def test_stock_diffusers_draws_from_the_bundle(made: Path) -> None:
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(made)
-    assert pipe.safety_checker is None
-    assert pipe.text_encoder.dtype == torch.float32
+def stock(folder: Path) -> Any:
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, feature_extractor=None)
     pipe.set_progress_bar_config(disable=True)
-    image = pipe("hi", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images
-    assert image.shape == (1, 64, 64, 3)
-    part, network = PARTS["unet"], ROW.networks["unet"]
-    inputs = sample_inputs(network, ROW.dims(width=64, height=48, batch=2), seed=2, ids=9)
-    expected = reference(load_part(made, part), part, network, inputs)["out"]
-    out = pipe.unet(*(torch.from_numpy(inputs[t.name]) for t in network.inputs)).sample
-    assert abs(out.numpy() - expected).max() <= TOLERANCE
-    ids = torch.arange(20)[None]
-    text = load_part(made, PARTS["text_encoder"])
-    assert (pipe.text_encoder(ids).last_hidden_state - text(ids)[0]).abs().max() <= TOLERANCE
+    return pipe
 
 
-def test_the_weights_are_the_checkpoints_own_rounded_to_half(source: Path, made: Path) -> None:
-    for folder in ("unet", "vae"):
-        ours = load_file(made / folder / "diffusion_pytorch_model.safetensors")
-        theirs = load_file(source / folder / "diffusion_pytorch_model.safetensors")
-        assert set(ours) == set(theirs)
-        assert all(torch.equal(ours[key], theirs[key].half()) for key in theirs)
-
-
-def test_the_manifest_seals_every_file(made: Path) -> None:
-    manifest = json.loads((made / "manifest.json").read_text())
-    on_disk = {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()} - {"manifest.json"}
-    assert set(manifest["files"]) == on_disk
-    assert {"LICENSE", "tokenizer/vocab.json", "scheduler/scheduler_config.json", "unet/model.onnx"} <= on_disk
-    for name, digest in manifest["files"].items():
-        assert hashlib.sha256((made / name).read_bytes()).hexdigest() == digest
-    assert str(made.parent) not in json.dumps(manifest)
-
-
-def test_the_manifest_carries_the_checkpoints_constants_and_certificate(made: Path) -> None:
-    bundle = Bundle.open(made)
-    assert (bundle.family.scaling_factor, bundle.family.vae_factor, bundle.family.grid) == (0.9, 4, 4)
-    assert bundle.family.default_size == (64, 64)
-    assert bundle.family.schedule.beta_schedule == "scaled_linear"
-    assert bundle.defaults == {"sampler": "plms", "num_inference_steps": 20, "guidance_scale": 4.0}
-    assert bundle.manifest["engines"][0]["kind"] == "onnx"
-    for name in PARTS:
-        assert bundle.network_file(name).is_file()
-        assert 0 < bundle.manifest["certificate"]["networks"][name]["max_abs"] <= TOLERANCE
+def stock_latents(pipe: Any, prompt: str) -> np.ndarray:
+    images = pipe(
+        prompt, num_inference_steps=3, guidance_scale=2.0, generator=torch.Generator().manual_seed(3),
+        output_type="latent", width=64, height=64,
+    ).images  # fmt: skip
+    return images.numpy()
 
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def crash(*args: object, **options: object) -> None:
-    raise RuntimeError("power cut")
+# Faithful.
 
 
-def test_a_crash_midway_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_module, "export_network", crash)
-    with pytest.raises(RuntimeError, match="power cut"):
-        write_bundle(source, tmp_path / "new" / "bundle", family="avatar-tiny")
-    assert list((tmp_path / "new").iterdir()) == []
+@pytest.mark.parametrize("engine", ["onnx-fp32", "openvino-fp32", "native-fp32"])
+def test_every_engine_draws_what_stock_diffusers_draws_from_the_source(made: Path, source: Path, engine: str) -> None:
+    got = hotloop.load(made, engine=engine).txt2img("hi there", **QUICK).latents
+    assert np.abs(got - stock_latents(stock(source), "hi there")).max() <= 1e-3
 
 
-def test_a_crash_midway_keeps_the_bundle_that_was_there(
-    source: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_certificate_holds_and_verify_measures_it_again(made: Path) -> None:
+    bundle = Bundle.open(made)
+    assert {entry.name for entry in bundle.entries} == {"onnx-fp32", "openvino-fp32", "native-fp32"}
+    for entry in bundle.entries:
+        assert set(entry.networks) == NETWORKS
+        assert set(entry.certificate["networks"]) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
+        assert all(figures["max_abs"] <= 1e-4 for figures in entry.certificate["networks"].values())
+        assert min(entry.certificate["psnr"]) >= 50
+        assert len(entry.certificate["psnr"]) == 2
+    found = parity.verify(bundle, engines=["onnx"])
+    assert set(found) == {"onnx-fp32"}
+    certificate, problem = found["onnx-fp32"]
+    assert problem is None and certificate == bundle.entries[0].certificate
+
+
+def test_fp32_weights_are_the_checkpoints_own_bits(source: Path, made: Path) -> None:
+    for folder in ("unet", "vae"):
+        ours = load_file(made / folder / "diffusion_pytorch_model.safetensors")
+        theirs = load_file(source / folder / "diffusion_pytorch_model.safetensors")
+        assert set(ours) == set(theirs)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert all(entry.storage == "fp32" for entry in Bundle.open(made).entries)
+
+
+def test_stock_diffusers_draws_from_the_bundle(made: Path, source: Path) -> None:
+    pipe = stock(made)
+    assert pipe.text_encoder.dtype == torch.float32
+    assert np.array_equal(stock_latents(pipe, "hi"), stock_latents(stock(source), "hi"))
+
+
+def test_fp16_rounds_the_weights_and_the_certificate_says_what_that_does(
+    recipe: Recipe, store: Store, source: Path, tmp_path: Path
+) -> None:
+    out = write_bundle(changed(recipe, targets=(Target("onnx", "fp16"),)), tmp_path / "half", store=store).path
+    entry = Bundle.open(out).entries[0]
+    assert (entry.storage, entry.precision, entry.precision_of("unet")) == ("fp16", "fp16", "fp32")
+    theirs = load_file(source / "unet/diffusion_pytorch_model.safetensors")
+    ours = load_file(out / "unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(ours[key], theirs[key].half()) for key in theirs)
+    unet = entry.certificate["networks"]["unet"]
+    assert unet["max_abs"] > 1e-5 and unet["cosine"] >= 0.9995 and min(entry.certificate["psnr"]) >= 40
+
+
+def test_a_half_precision_source_stays_half_under_an_exact_engine(
+    recipe: Recipe, store: Store, made: Path, source: Path, tmp_path: Path
+) -> None:
+    half = shutil.copytree(source, tmp_path / "half")
+    for file in half.rglob("*.safetensors"):
+        save_file({key: value.half() for key, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    out = write_bundle(changed(recipe, source=half, targets=(Target("onnx", "fp32"),)), tmp_path / "out", store=store)
+    entry = Bundle.open(out.path).entries[0]
+    assert entry.storage == "fp16"
+    assert entry.certificate["networks"]["unet"]["max_abs"] <= 1e-4
+
+
+def test_a_lora_merged_at_export_is_the_lora_stock_diffusers_fuses(
+    recipe: Recipe, store: Store, made: Path, source: Path, tmp_path: Path
+) -> None:
+    rng, lora = np.random.default_rng(0), {}
+    for key, value in load_file(source / "unet/diffusion_pytorch_model.safetensors").items():
+        if key.endswith(("to_q.weight", "to_k.weight", "to_v.weight")):
+            stem = f"unet.{key.removesuffix('.weight')}"
+            lora[f"{stem}.lora_A.weight"] = torch.from_numpy(rng.standard_normal((2, value.shape[1]), np.float32) * 0.2)
+            lora[f"{stem}.lora_B.weight"] = torch.from_numpy(rng.standard_normal((value.shape[0], 2), np.float32) * 0.2)
+    file = tmp_path / "style.safetensors"
+    save_file(lora, file)
+    merged = changed(recipe, loras=((file, 0.7),), targets=(Target("onnx", "fp32"),))
+    outcome = write_bundle(merged, tmp_path / "merged", store=store)
+    # The architecture is the same: no graph was traced again.
+    assert all(seconds < 5 for name, seconds, _ in outcome.stages if name.startswith("ONNX graph"))
+    sources = Bundle.open(outcome.path).manifest["sources"]
+    assert [(entry["name"], entry["scale"]) for entry in sources if entry["role"] == "lora"] == [
+        ("style.safetensors", 0.7)
+    ]
+    got = hotloop.load(outcome.path).txt2img("hi", **QUICK).latents
+    pipe = stock(source)
+    plain = stock_latents(pipe, "hi")
+    pipe.load_lora_weights(file, adapter_name="style")
+    pipe.set_adapters(["style"], [0.7])
+    want = stock_latents(pipe, "hi")
+    assert np.abs(got - want).max() <= 1e-3 < np.abs(want - plain).max()
+
+
+def test_an_embedding_becomes_a_word_of_the_bundle(
+    recipe: Recipe, store: Store, made: Path, source: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "cat.safetensors"
+    save_file({"<cat-toy>": torch.randn(2, 128, generator=torch.Generator().manual_seed(1))}, file)
+    with_word = changed(recipe, embeddings=((file, None),), targets=(Target("onnx", "fp32"),))
+    out = write_bundle(with_word, tmp_path / "out", store=store).path
+    got = hotloop.load(out).txt2img("hi <cat-toy>", **QUICK).latents
+    pipe = stock(source)
+    pipe.load_textual_inversion(file)
+    assert np.abs(got - stock_latents(pipe, "hi <cat-toy>")).max() <= 1e-3
+    with pytest.raises(InputError, match=r"\[.*\].*128"):
+        save_file({"<wide>": torch.randn(2, 96)}, file)
+        write_bundle(with_word, tmp_path / "wide", store=store)
+    assert not (tmp_path / "wide").exists()
+
+
+def test_a_tiny_vae_comes_beside_the_full_one(
+    recipe: Recipe, store: Store, made: Path, source: Path, tmp_path: Path
+) -> None:
+    tiny = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    )  # fmt: skip
+    randomise(tiny).save_pretrained(tmp_path / "taesd")
+    with_tiny = changed(recipe, vae=tmp_path / "taesd", targets=(Target("onnx", "fp32"),))
+    out = write_bundle(with_tiny, tmp_path / "out", store=store).path
+    assert {"tiny_vae_decoder", "tiny_vae_encoder"} <= set(Bundle.open(out).entries[0].networks)
+    pipe = hotloop.load(out)
+    result = pipe.txt2img("hi", **QUICK)
+    with torch.no_grad():
+        decoded = tiny.decode(torch.from_numpy(result.latents)).sample
+    want = ((decoded.permute(0, 2, 3, 1).numpy()[0] / 2 + 0.5).clip(0, 1) * 255).round()
+    assert np.abs(np.asarray(result.images[0], float) - want).max() <= 1
+    full = hotloop.load(out, vae="full").txt2img("hi", **QUICK)
+    assert np.array_equal(full.latents, result.latents)
+    assert np.asarray(full.images[0]).tobytes() != np.asarray(result.images[0]).tobytes()
+    with pytest.raises(InputError, match="carries no tiny VAE"):
+        hotloop.load(made, vae="tiny")
+
+
+# Whole.
+
+
+def test_the_manifest_seals_every_file_and_nothing_of_this_machine(made: Path, source: Path) -> None:
+    manifest = json.loads((made / "manifest.json").read_text())
+    on_disk = {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert set(manifest["files"]) == on_disk
+    assert {"LICENSE", "tokenizer/vocab.json", "scheduler/scheduler_config.json", "unet/prompt.onnx"} <= on_disk
+    for name, digest in manifest["files"].items():
+        assert hashlib.sha256((made / name).read_bytes()).hexdigest() == digest
+    for word in (str(source.parent), str(Path.home()) + "/", "site-packages"):
+        assert not any(word.encode() in raw for raw in tree(made).values())
+
+
+def test_inspect_tells_what_a_bundle_is(made: Path) -> None:
+    text = "\n".join(describe(Bundle.open(made)))
+    for part in ("avatar-tiny", "onnx-fp32: certified", "rewrites kv time prefix", "model.safetensors", "as sealed"):
+        assert part in text
+
+
+def test_a_second_export_is_a_hit(recipe: Recipe, store: Store, made: Path, tmp_path: Path) -> None:
+    outcome = write_bundle(recipe, tmp_path / "again", store=store)
+    assert outcome.hit
+    assert [name for name, _, _ in outcome.stages] == ["hash and open the source"]
+    assert tree(outcome.path) == tree(made)
+    assert write_bundle(recipe, made, store=store).hit
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"rewrites": ("kv", "time")}, {"defaults": {**FAST, "num_inference_steps": 5}}, {"certify": "full"},
+        {"targets": (Target("onnx", "fp16"),)}, {"groups": ("identity",)}, {"keep_fp32": "auto"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_whatever_decides_a_bundle_is_in_its_key(recipe: Recipe, others: dict[str, Any]) -> None:
+    def key(of: Recipe) -> str:
+        source = module.open_source(of.source)
+        return module.key_of(module._parts(of, source, rehash=False))
+
+    assert key(changed(recipe, **others)) != key(recipe) == key(changed(recipe))
+
+
+def test_a_changed_source_is_never_taken_for_the_old_one(
+    recipe: Recipe, store: Store, made: Path, source: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(source, tmp_path / "source")
+    first = write_bundle(changed(recipe, source=other), tmp_path / "first", store=store)
+    assert first.hit  # the same bytes in another place
+    file = other / "vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["decoder.conv_in.bias"][0] += 1
+    save_file(tensors, file, metadata={"format": "pt"})
+    second = write_bundle(
+        changed(recipe, source=other, targets=(Target("native", "fp32"),)), tmp_path / "2", store=store
+    )
+    assert not second.hit and second.key != first.key
+
+
+def test_a_shape_range_is_in_the_key_of_engines_with_profiles_only(recipe: Recipe) -> None:
+    source = module.open_source(recipe.source)
+
+    def parts(**others: Any) -> dict[str, Any]:
+        return module._parts(changed(recipe, **others), source, rehash=False)
+
+    assert parts(batches=(1, 4)) == parts()
+    rtx = (Target("tensorrt_rtx", "fp16"),)
+    assert parts(targets=rtx, batches=(1, 4)) != parts(targets=rtx)
+
+
+# Or not at all.
+
+
+def unfaithful(pipe: Any) -> dict[str, Any]:
+    """A certificate of an engine that is not the model."""
+    figures = {"max_abs": 0.5, "mean_abs": 0.1, "cosine": 0.5}
+    return {"networks": {"unet": figures}, "psnr": [10.0], "device": "cpu"}
+
+
+def test_an_engine_that_is_not_the_model_is_never_shipped(
+    recipe: Recipe, store: Store, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines_module, "certify", unfaithful)
+    other = changed(recipe, targets=(Target("onnx", "fp32"),), defaults={**FAST, "guidance_scale": 3.0})
+    with pytest.raises(BundleError, match=r"onnx-fp32 is not the model: unet: max .* at most 0\.0001, is 0\.5"):
+        write_bundle(other, tmp_path / "out", store=store)
+    assert list(tmp_path.iterdir()) == []
+    assert list((store.root / "work").iterdir()) == []
+
+
+def test_a_bundle_that_was_there_is_kept_when_an_export_fails(
+    recipe: Recipe, store: Store, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = shutil.copytree(made, tmp_path / "bundle")
-    monkeypatch.setattr(bundle_module, "_certify", crash)
-    monkeypatch.setattr(bundle_module, "export_network", lambda *args: None)
-    with pytest.raises(RuntimeError, match="power cut"):
-        write_bundle(source, out, family="avatar-tiny")
-    assert list(tmp_path.iterdir()) == [out]
-    assert tree(out) == tree(made)
+    before = tree(out)
+    monkeypatch.setattr(engines_module, "certify", unfaithful)
+    with pytest.raises(BundleError):
+        write_bundle(changed(recipe, defaults={**FAST, "guidance_scale": 3.5}), out, store=store)
+    with pytest.raises(BundleError):
+        add_engines(out, [Target("openvino", "bf16")], store=store)
+    assert tree(out) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
 
 
-def reuse(made: Path) -> Any:
-    """An exporter that takes the finished graphs, to try what comes after."""
+EXPORT = """
+import sys
+from hotloop.cli import app, main
+from hotloop_export.cli import export
+app.command("export")(export)
+sys.argv = ["hotloop", "export", *sys.argv[1:]]
+from importlib import metadata
+import hotloop.cli
+hotloop.cli.entry_points = lambda group: []
+main()
+"""
 
-    def copy(net: Any, part: Any, network: Any, file: Path) -> None:
-        shutil.copyfile(made / part.folder / part.graph, file)
 
-    return copy
+def run_export(*arguments: str, cache: Path, limit: int | None = None) -> subprocess.Popen[str]:
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails with an error instead
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    environment = os.environ | {"HOTLOOP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", EXPORT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment, preexec_fn=limited,
+    )  # fmt: skip
 
 
-def test_a_complete_bundle_replaces_the_old_one(
-    source: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stage", ["read and merge weights", "reference in float32", "ONNX graph of text_encoder"])
+def test_killing_the_exporter_at_any_stage_leaves_no_bundle(source: Path, tmp_path: Path, stage: str) -> None:
+    out = tmp_path / "out" / "bundle"
+    out.parent.mkdir()
+    with run_export(str(source), "--out", str(out), cache=tmp_path / "cache") as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(stage):
+                break
+        else:
+            pytest.fail("the stage was never reached")
+        process.kill()
+    assert list(out.parent.iterdir()) == []
+    again = Recipe(source, targets=(Target("native", "fp32"),))
+    write_bundle(again, out, store=Store(tmp_path / "cache"))
+    assert Bundle.open(out).entries[0].name == "native-fp32"
+    assert [p.name for p in out.parent.iterdir()] == ["bundle"]
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    with run_export(
+        str(source), "--out", str(out), "--engine", "native", cache=tmp_path / "cache", limit=300_000
+    ) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 2, errors
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("hotloop: [") and "File too large" in last
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+    assert list((tmp_path / "cache/exports/work").iterdir()) == []
+    assert list((tmp_path / "cache/exports/bundles").iterdir()) == []
+
+
+def test_too_little_room_is_said_before_the_work(
+    recipe: Recipe, store: Store, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = shutil.copytree(made, tmp_path / "bundle")
-    (out / "stale.txt").write_text("from an earlier export")
-    monkeypatch.setattr(bundle_module, "export_network", reuse(made))
-    write_bundle(source, out, family="avatar-tiny", defaults={"num_inference_steps": 20, "guidance_scale": 4.0})
-    assert list(tmp_path.iterdir()) == [out]
-    assert tree(out) == tree(made)
-
-
-def test_a_graph_that_differs_from_torch_is_never_shipped(
-    source: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bundle_module, "export_network", reuse(made))
-    monkeypatch.setattr(bundle_module, "difference", lambda *args: float("nan"))
-    with pytest.raises(BundleError, match=r"text_encoder .* within 0\.0001 of torch, got nan"):
-        write_bundle(source, tmp_path / "bundle", family="avatar-tiny")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(BundleError, match=r"must have .* GB free to make this bundle"):
+        write_bundle(changed(recipe, defaults={**FAST, "guidance_scale": 9.0}), tmp_path / "out", store=store)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wrong_arguments_are_refused_before_any_work(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="family must be one of"):
-        write_bundle(source, tmp_path / "out", family="sd99")
-    with pytest.raises(InputError, match=r"export\.defaults.*cfg"):
-        write_bundle(source, tmp_path / "out", family="avatar-tiny", defaults={"cfg": 7})
-    with pytest.raises(BundleError, match=r"model_index\.json"):
-        write_bundle(tmp_path, tmp_path / "out", family="avatar-tiny")
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_source_is_one_line(
+    recipe: Recipe, store: Store, source: Path, tmp_path: Path, share: float
+) -> None:
+    broken = shutil.copytree(source, tmp_path / "source")
+    file = broken / "unet/diffusion_pytorch_model.safetensors"
+    with file.open("rb+") as opened:
+        opened.truncate(int(share * file.stat().st_size))
+    with pytest.raises(BundleError, match=r"diffusion_pytorch_model\.safetensors") as caught:
+        write_bundle(changed(recipe, source=broken), tmp_path / "out", store=store)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+def test_weights_with_nan_are_refused_by_name(recipe: Recipe, store: Store, source: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(source, tmp_path / "source")
+    file = broken / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["conv_in.bias"][3] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(BundleError, match=r"finite.*conv_in\.bias"):
+        write_bundle(changed(recipe, source=broken), tmp_path / "out", store=store)
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_is_no_bundle_is_never_replaced(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "me.png").write_text("dear to someone")
+    (tmp_path / "photos/me.png").write_text("dear to someone")
     with pytest.raises(InputError, match="must be a bundle to replace"):
-        write_bundle(source, tmp_path / "photos", family="avatar-tiny")
+        write_bundle(recipe, tmp_path / "photos")
     assert [p.name for p in tmp_path.rglob("*")] == ["photos", "me.png"]
 
 
-def test_a_checkpoint_of_another_family_is_refused(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="context_dim of the family sd15 is 768, got 128"):
-        write_bundle(source, tmp_path / "out", family="sd15")
+# Later.
 
 
-def test_weights_with_nan_are_refused_by_name(source: Path, tmp_path: Path) -> None:
-    broken = shutil.copytree(source, tmp_path / "source")
-    file = broken / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(file)
-    tensors["conv_in.bias"][3] = float("nan")
-    save_file(tensors, file)
-    with pytest.raises(BundleError, match=r"finite, got 'conv_in\.bias'"):
-        write_bundle(broken, tmp_path / "out", family="avatar-tiny")
-    assert list(tmp_path.iterdir()) == [broken]
+def test_build_adds_an_engine_and_keeps_the_rest(made: Path, store: Store, tmp_path: Path) -> None:
+    out = shutil.copytree(made, tmp_path / "bundle")
+    before = tree(out)
+    add_engines(out, [Target("openvino", "bf16")], store=store)
+    after = tree(out)
+    assert {name for name in after if after[name] != before.get(name)} == {"manifest.json"}
+    bundle = Bundle.open(out)
+    assert [entry.name for entry in bundle.entries] == ["onnx-fp32", "openvino-fp32", "native-fp32", "openvino-bf16"]
+    assert bundle.entries[-1].certificate["networks"]["unet"]["cosine"] >= 0.999
+    assert bundle.id == Bundle.open(made).id
+    with pytest.raises(BundleError):
+        add_engines(tmp_path, [Target("openvino", "bf16")], store=store)
 
 
-def test_the_command_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-
-    def remember(source: Path, out: Path, **options: Any) -> Path:
-        seen.update(source=source, out=out, **options)
-        return out
-
-    monkeypatch.setattr(bundle_module, "write_bundle", remember)
-    app = typer.Typer()
-    app.command("export")(export)
-    result = CliRunner().invoke(app, ["src", "--out", "dst", "--family", "avatar-tiny", "--steps", "20"])
-    assert result.exit_code == 0, result.output
-    assert result.output.strip() == "dst"
-    assert seen == {
-        "source": Path("src"), "out": Path("dst"), "family": "avatar-tiny", "defaults": {"num_inference_steps": 20}
-    }  # fmt: skip
-
-
-def exported_difference(net: Any, name: str, folder: Path, row: Any, dims: dict[str, int]) -> float:
-    part, network = PARTS[name], row.networks[name]
-    randomise(net).save(folder / part.folder)
-    net = load_part(folder, part)
-    graph = folder / part.folder / part.graph
-    export_network(net, part, network, graph)
-    inputs = sample_inputs(network, dims, seed=3, ids=9)
-    return difference(graph, inputs, reference(net, part, network, inputs))
-
-
-@pytest.mark.parametrize("name", ["vae_encoder", "vae_decoder"])
-def test_the_tiny_vae_exports_too(name: str, tmp_path: Path) -> None:
-    row = family("sd15")
-    config = {"num_encoder_blocks": (1, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 1)}
-    dims = row.dims(width=72, height=40, batch=3)
-    assert exported_difference(TinyVAE(config), name, tmp_path, row, dims) <= TOLERANCE
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("channels", [4, 9])
-@pytest.mark.parametrize("linear", [False, True])
-def test_narrow_sd_unets_export_with_odd_sizes(channels: int, linear: bool, tmp_path: Path) -> None:
-    row = family("sd15").with_constants({"context_dim": 48, "unet_channels": channels})
-    config = {
-        "block_out_channels": (32, 64, 96, 96), "norm_num_groups": 16, "cross_attention_dim": 48,
-        "in_channels": channels, "attention_head_dim": 8, "use_linear_projection": linear,
-    }  # fmt: skip
-    dims = row.dims(width=8 * 13, height=8 * 9, batch=3)
-    assert exported_difference(UNet(config), "unet", tmp_path, row, dims) <= TOLERANCE
+def test_a_plan_is_built_without_a_gpu_and_says_it_never_ran(made: Path, store: Store, tmp_path: Path) -> None:
+    out = shutil.copytree(made, tmp_path / "bundle")
+    add_engines(out, [Target("tensorrt_rtx", "fp32")], shapes=[(64, 64)], batches=(1, 2), store=store)
+    bundle = Bundle.open(out)
+    entry = bundle.entries[-1]
+    assert (entry.name, entry.status) == ("tensorrt_rtx-fp32", BUILT_NEVER_RUN)
+    assert "8.9" in entry.target.split()
+    assert entry.certificate == {}
+    for network in NETWORKS:
+        assert bundle.network_file(entry, network).stat().st_size > 1000
+    assert BUILT_NEVER_RUN in "\n".join(describe(bundle))
+    found = parity.verify(bundle, engines=["tensorrt_rtx"])
+    assert found["tensorrt_rtx-fp32"][0] is None and BUILT_NEVER_RUN in str(found["tensorrt_rtx-fp32"][1])
+    with pytest.warns(RuntimeWarning, match="tensorrt_rtx-fp32 would be faster"):
+        assert hotloop.load(out).engine == "openvino-fp32"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ def fill(work: Path, content: str = "weights") -> None:
     (work / "unet").mkdir()
     (work / "unet/weights").write_text(content)
     digest = hashlib.sha256(content.encode()).hexdigest()
-    (work / "manifest.json").write_text(json.dumps({"files": {"unet/weights": digest}}))
+    (work / "manifest.json").write_text(json.dumps({"key": work.name.split(".")[0], "files": {"unet/weights": digest}}))
 
 
 def made(store: Store, key: str = KEY) -> Path:
@@ -52,13 +51,17 @@ def test_a_bundle_is_found_under_its_key_only(store: Store) -> None:
     assert store.find(key_of({"source": "b"})) is None
 
 
-def test_an_altered_bundle_is_never_served(store: Store, tmp_path: Path) -> None:
+def test_an_altered_bundle_is_never_served(store: Store) -> None:
     path = made(store)
-    put(path, tmp_path / "out")
-    time.sleep(0.01)
-    (tmp_path / "out/unet/weights").write_text("altered")  # the same file as in the cache: a hard link
+    (path / "unet/weights").write_text("altered")
     assert store.find(KEY) is None
     assert not path.exists()
+
+
+def test_a_missing_file_is_noticed(store: Store) -> None:
+    path = made(store)
+    (path / "unet/weights").unlink()
+    assert store.find(KEY) is None
 
 
 def test_a_flip_that_keeps_the_times_is_found_by_rehashing(store: Store) -> None:
@@ -72,9 +75,37 @@ def test_a_flip_that_keeps_the_times_is_found_by_rehashing(store: Store) -> None
 
 def test_an_unchanged_bundle_is_not_read_again(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = made(store)
-    put(path, tmp_path / "out")  # a link changes the inode's own time
+    put(path, tmp_path / "out")
+    store.stamp(tmp_path / "out")
     monkeypatch.setattr(module, "sha256", lambda file: pytest.fail("hashed"))
     assert store.find(KEY) == path
+    assert store.holds(tmp_path / "out", KEY)
+    assert not store.holds(tmp_path / "out", "another")
+    assert not store.holds(tmp_path / "nowhere", KEY)
+
+
+def test_a_users_copy_that_was_altered_does_not_hold(store: Store, tmp_path: Path) -> None:
+    put(made(store), tmp_path / "out")
+    store.stamp(tmp_path / "out")
+    (tmp_path / "out/unet/weights").write_text("altered")
+    assert not store.holds(tmp_path / "out", KEY)
+    assert store.find(KEY) is not None
+
+
+def test_a_graph_is_made_once_and_an_altered_one_again(store: Store, tmp_path: Path) -> None:
+    calls: list[Path] = []
+
+    def make(out: Path) -> None:
+        calls.append(out)
+        out.write_bytes(b"graph")
+
+    assert not store.graph("k", tmp_path / "a", make)
+    assert store.graph("k", tmp_path / "b", make)
+    assert (tmp_path / "b").read_bytes() == b"graph" and len(calls) == 1
+    cached = store.root / "graphs" / "k.onnx"
+    cached.write_bytes(cached.read_bytes()[:-1] + b"x")
+    assert not store.graph("k", tmp_path / "c", make)
+    assert (tmp_path / "c").read_bytes() == b"graph"
 
 
 def test_a_failure_midway_leaves_nothing(store: Store) -> None:
@@ -144,26 +175,16 @@ def test_the_least_recently_used_bundles_go_beyond_the_limit(store: Store, monke
     assert [store.find(key) is not None for key in keys] == [False, True, True]
 
 
-def test_put_replaces_a_bundle_whole_and_shares_its_bytes(store: Store, tmp_path: Path) -> None:
+def test_put_replaces_a_bundle_whole(store: Store, tmp_path: Path) -> None:
     path = made(store)
     out = tmp_path / "out"
     (out / "old").mkdir(parents=True)
     (out / "manifest.json").write_text("{}")
     put(path, out)
     assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "unet"]
-    assert (out / "unet/weights").samefile(path / "unet/weights")
+    assert (out / "unet/weights").read_text() == "weights"
+    assert (out / "unet/weights").stat().st_nlink == 1  # onnx refuses weights that have two names
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-
-
-def test_put_copies_where_links_cannot_be_made(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = made(store)
-
-    def refuse(source: str, target: str) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
-    put(path, tmp_path / "out")
-    assert (tmp_path / "out/unet/weights").read_text() == "weights"
 
 
 def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:

@@ -1,102 +1,329 @@
-"""A diffusers folder to a bundle: fp16 weights, configs and tokenizer, ONNX graphs that point into the weights, and a
-manifest that seals every file and certifies every graph against torch."""
+"""A checkpoint to a bundle: weights, graphs, engines, reference and certificates, sealed by a manifest."""
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hotloop.bundle import SCHEMA_VERSION, sha256
-from hotloop.errors import BundleError, InputError
+import numpy as np
+import torch
+
+from hotloop import __version__
+from hotloop.bundle import SCHEMA_VERSION, Bundle, sha256
+from hotloop.errors import BundleError
+from hotloop.lora import Lora, Scaled, merge
+from hotloop.nets import rewrites
 from hotloop.nets.base import Net
 from hotloop.nets.clip import CLIPText
 from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL, TinyVAE
-from hotloop.spec import Family, Network, Schedule
+from hotloop.spec import Family, Schedule
 from hotloop.spec import family as family_row
 
-from .onnx import PARTS, difference, export_network, load_part, reference, sample_inputs
+from .embeddings import add_embeddings, open_embedding
+from .engines import BUILDERS, Making
+from .hashes import file_sha256
+from .onnx import PARTS
+from .progress import Progress
+from .recipe import DEFAULTS, Recipe, Target
+from .reference import ModuleEngine, draw_reference, images_for, write_reference
+from .sources import Source, open_source
+from .store import Store, check_place, code_version, full_disk_is_one_line, key_of, put, swap
 
-__all__ = ["DEFAULTS", "TOLERANCE", "write_bundle"]
+__all__ = ["Outcome", "add_engines", "write_bundle"]
 
-# The largest |ONNX Runtime - torch| a bundle may have, in fp32.
-TOLERANCE = 1e-4
-# What a pipeline does when it is told nothing: the habits of stock diffusers.
-DEFAULTS: Mapping[str, Any] = {"sampler": "plms", "num_inference_steps": 50, "guidance_scale": 7.5}
-_SEED = 20240229
-_CERTIFIED_CELLS = 32
-_TOOLS = ("onnx", "onnxruntime", "onnxscript", "torch")
-_COPIED = ("tokenizer/*", "scheduler/scheduler_config.json", "LICENSE*", "*.md")
-_REQUIRED = ("model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json")
+_TOOLS = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch")
+_ENGINE_TOOLS: Mapping[str, tuple[str, ...]] = {
+    "openvino": ("openvino",), "tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx",),
+}  # fmt: skip
 
 
-def write_bundle(source: Path, out: Path, *, family: str, defaults: Mapping[str, Any] | None = None) -> Path:
-    """Export the diffusers folder `source` as the bundle `out`; returns `out`.
+@dataclass(frozen=True)
+class Outcome:
+    """path of the bundle, its key, whether the cache had it, and what every stage took (name, seconds, peak bytes)."""
 
-    family     the row of hotloop.spec that the checkpoint belongs to
-    defaults   what a pipeline does when told nothing: sampler, num_inference_steps, guidance_scale
+    path: Path
+    key: str
+    hit: bool
+    stages: list[tuple[str, float, float]]
 
-    The bundle is made in a temporary folder beside `out` and takes its place only when it is complete: a bundle that
-    was there is kept until then. Raises InputError for an unknown family or an `out` that is something else, and
-    BundleError for a source that lacks files, does not fit the family or differs from torch by more than TOLERANCE.
+
+def write_bundle(
+    recipe: Recipe, out: Path, *, store: Store | None = None, rehash: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Outcome:  # fmt: skip
+    """Make the bundle `out` after a recipe, or take it from the cache.
+
+    rehash  hash the source and a cached bundle anew, whatever is remembered
+    say     called with a line at the beginning and end of every stage
+
+    The bundle is made in the cache and appears at `out` by one rename: what was there is kept until then, and an
+    exporter that is killed leaves nothing to be seen. Raises InputError for a recipe that does not fit the source or an
+    `out` that is something else than a bundle; BundleError for a damaged source, an engine that breaks a bound of
+    `hotloop.parity.BOUNDS` (named with its worst layer), and a full disk.
     """
-    source, out = Path(source), Path(out)
-    row = family_row(family)
-    settings = {**DEFAULTS, **(defaults or {})}
-    if unknown := sorted(set(settings) - set(DEFAULTS)):
-        raise InputError("export.defaults", "keys must be among " + ", ".join(DEFAULTS), unknown)
-    if out.exists() and not ((out / "manifest.json").is_file() or (out.is_dir() and not any(out.iterdir()))):
-        raise InputError("export.out", "must be a bundle to replace, an empty folder or a new name", str(out))
-    for name in _REQUIRED:
-        if not (source / name).is_file():
-            raise BundleError("export", f"source must hold {name}", str(source))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        work.chmod(0o755)
-        _fill(work, source, row=row, defaults=settings)
-        _put(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return out
+    out = Path(out)
+    check_place(out)
+    progress = Progress(say)
+    with progress.stage("hash and open the source"):
+        source = open_source(
+            recipe.source, family=recipe.family, prediction=recipe.prediction, tokenizer=recipe.tokenizer,
+            variant=recipe.variant, vae=recipe.vae, rehash=rehash,
+        )  # fmt: skip
+        parts = _parts(recipe, source, rehash=rehash)
+        key = key_of(parts)
+    store = store or Store()
+    if store.holds(out, key, rehash=rehash):
+        return Outcome(out, key, True, progress.stages)
+    with full_disk_is_one_line(out):
+        found = store.find(key, rehash=rehash)
+        hit = found is not None
+        if found is None:
+            waiting = f"another process is exporting the same bundle ({key[:12]}); waiting for it"
+            with store.making(key, waiting=lambda: progress.say(waiting)) as work:
+                found = store.find(key)  # by the process that was waited for
+                hit = found is not None
+                if found is None:
+                    _check_space(work, source)
+                    _make(work, recipe, source, parts, key, store, progress)
+                    found = store.keep(work, key)
+        put(found, out)
+        store.stamp(out)
+    return Outcome(out, key, hit, progress.stages)
 
 
-def _fill(work: Path, source: Path, *, row: Family, defaults: Mapping[str, Any]) -> None:
-    _copy(source, work)
-    for part in {part.folder: part for part in PARTS.values()}.values():
-        load_part(source, part).save(work / part.folder)
-    nets = {name: load_part(work, part) for name, part in PARTS.items()}  # the weights as rounded
-    row, constants = _constants(nets, _read(work / "scheduler" / "scheduler_config.json"), row=row)
-    networks, certificate = {}, {}
-    for name, part in PARTS.items():
-        folder = work / part.folder
-        export_network(nets[name], part, row.networks[name], folder / part.graph)
-        certificate[name] = _certify(nets[name], name, row=row, folder=folder)
-        weights = f"{part.folder}/{nets[name].stem}.safetensors"
-        networks[name] = {"path": f"{part.folder}/{part.graph}", "weights": weights}
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "family": row.name,
-        "constants": constants,
-        "defaults": dict(defaults),
-        "groups": {name: [] for name in PARTS},
-        "networks": networks,
-        "engines": [{"kind": "onnx", "precision": "fp32", "weights": "fp16", "networks": sorted(PARTS)}],
-        "certificate": {
-            "reference": "torch, fp32, on the bundle's own weights", "measure": "max |difference|",
-            "tolerance": TOLERANCE, "seed": _SEED, "networks": certificate,
-        },
-        "made_with": {package: version(package).split("+")[0] for package in _TOOLS},
-        "files": {
-            path.relative_to(work).as_posix(): sha256(path) for path in sorted(work.rglob("*")) if path.is_file()
-        },
+def _parts(recipe: Recipe, source: Source, *, rehash: bool) -> dict[str, Any]:
+    """All that decides the bundle's bytes."""
+    settings = {**DEFAULTS, **recipe.defaults}
+    return {
+        "hotloop": __version__,
+        "code": code_version(),
+        "schema": SCHEMA_VERSION,
+        "family": source.family,
+        "sources": source.provenance + _provenance(recipe, rehash=rehash),
+        "scheduler": dict(source.scheduler),
+        "targets": [asdict(target) for target in recipe.targets],
+        "rewrites": sorted(recipe.rewrites),
+        "groups": sorted(recipe.groups),
+        "shapes": recipe.shapes if any("tensorrt" in target.kind for target in recipe.targets) else (),
+        "batches": recipe.batches if any("tensorrt" in target.kind for target in recipe.targets) else (),
+        "keep_fp32": recipe.keep_fp32,
+        "certify": recipe.certify,
+        "defaults": settings,
+        "tools": _versions(recipe.targets),
+        "machine": sorted({BUILDERS[target.kind].machine(target) for target in recipe.targets}),
+    }
+
+
+def _provenance(recipe: Recipe, *, rehash: bool) -> list[dict[str, Any]]:
+    """Adapters and embeddings as the manifest lists them."""
+    loras = [
+        {"role": "lora", "name": path.name, "scale": scale, "sha256": Lora.open(path).sha256}
+        for path, scale in recipe.loras
+    ]
+    words = [
+        {"role": "embedding", "name": path.name, "token": word, "sha256": file_sha256(path, rehash=rehash)}
+        for path, word in recipe.embeddings
+    ]
+    return loras + words
+
+
+def _versions(targets: Sequence[Target]) -> dict[str, str]:
+    tools = [*_TOOLS, *(tool for target in targets for tool in _ENGINE_TOOLS.get(target.kind, ()))]
+    if any(target.precision == "int8" and target.kind == "openvino" for target in targets):
+        tools.append("nncf")
+    return {tool: version(tool).split("+")[0] for tool in sorted(set(tools))}
+
+
+def _check_space(work: Path, source: Source) -> None:
+    """What is written is at most the weights in float32 and again as much of built engines."""
+    weights = sum(
+        int(np.prod(tensors.shape(name))) * 4 for tensors in source.tensors.values() for name in tensors
+    )  # fmt: skip
+    free = shutil.disk_usage(work).free
+    if free < weights:
+        need = f"{work.parent} must have {weights / 1e9:.1f} GB free to make this bundle (set HOTLOOP_CACHE elsewhere)"
+        raise BundleError("export", need, f"{free / 1e9:.1f} GB")
+
+
+def _make(
+    work: Path, recipe: Recipe, source: Source, parts: Mapping[str, Any], key: str, store: Store, progress: Progress
+) -> None:
+    """Fill `work` with the bundle."""
+    size = sum(tensors.nbytes(name) for tensors in source.tensors.values() for name in tensors) / 1e9
+    settings = {**DEFAULTS, **recipe.defaults} | ({"vae": "tiny"} if "tiny_vae" in source.tensors else {})
+    with progress.stage("read and merge weights", estimate=4 * size):
+        nets = _nets(work, recipe, source)
+        _copy(work, source)
+        row, constants = _constants(nets, source)
+        storage = _write_weights(work, nets, recipe.targets)
+    weights = {name: {"path": f"{name}/{net.stem}.safetensors"} for name, net in nets.items()}
+    manifest: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION, "key": key, "family": row.name, "constants": constants,
+        "defaults": settings, "sources": parts["sources"], "weights": weights, "engines": [],
+        "made_with": parts["tools"] | {"hotloop": __version__}, "files": _hashes(work),
     }  # fmt: skip
+    with progress.stage("reference in float32", estimate=30 * size):
+        modules = {
+            name: ModuleEngine(nets[part.folder], row.networks[name])
+            for name, part in PARTS.items() if part.folder in nets and name in row.networks
+        }  # fmt: skip
+        images = images_for(row, recipe.certify, settings)
+        text = nets["text_encoder"]
+        assert isinstance(text, CLIPText)
+        manifest["parity"] = write_reference(work, modules, row, images, vocabulary=text.vocabulary)
+        bundle = Bundle(work, manifest, row)
+        manifest["parity"]["files"]["images"] = draw_reference(bundle, modules, images)
+    making = Making(work, manifest, row, recipe, nets, storage, store, progress)
+    making.write_graphs()
+    nets.clear()
+    modules.clear()
+    gc.collect()
+    making.build_and_certify(recipe.targets)
+    _seal(work, manifest)
+
+
+def add_engines(
+    path: Path, targets: Sequence[Target], *, shapes: Sequence[tuple[int, int]] = (), batches: tuple[int, int] = (1, 1),
+    keep_fp32: tuple[str, ...] | str = (), store: Store | None = None, say: Callable[[str], None] | None = None,
+) -> Outcome:  # fmt: skip
+    """Build more engines, for this machine, into an existing bundle; an engine of the same name is replaced.
+
+    They carry the rewrites and optional inputs of the engines that are there. Raises what `write_bundle` raises; the
+    bundle then stays as it was.
+    """
+    bundle = Bundle.open(path)
+    first = bundle.entries[0]
+    progress = Progress(say)
+    recipe = Recipe(
+        path, targets=tuple(targets), rewrites=first.rewrites, groups=first.groups, shapes=tuple(shapes),
+        batches=batches, keep_fp32=keep_fp32,
+    )  # fmt: skip
+    with full_disk_is_one_line(path):
+        work = path.parent / f".{path.name}.building"
+        shutil.rmtree(work, ignore_errors=True)
+        try:
+            put(path, work)
+            manifest = json.loads(json.dumps(bundle.manifest))
+            made = {target.name for target in targets}
+            manifest["engines"] = [e for e in manifest["engines"] if f"{e['kind']}-{e['precision']}" not in made]
+            manifest["made_with"] |= _versions(targets)
+            nets = _Lazy(work, manifest)
+            making = Making(work, manifest, bundle.family, recipe, nets, first.storage, store or Store(), progress)
+            making.write_graphs()
+            nets.clear()
+            making.build_and_certify(targets)
+            _seal(work, manifest)
+            swap(work, path)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return Outcome(path, manifest["key"], False, progress.stages)
+
+
+class _Lazy(dict[str, Net]):
+    """The networks of a bundle, read when a graph of theirs has to be made."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._folder, self._names = folder, tuple(manifest["weights"])
+
+    def __missing__(self, name: str) -> Net:
+        self[name] = _class(name, _read(self._folder / name / "config.json")).from_dir(self._folder / name)
+        return self[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
+def _nets(work: Path, recipe: Recipe, source: Source) -> dict[str, Net]:
+    """Every network in float32 with adapters merged and embeddings added; the tokenizer is written on the way."""
+    words = [open_embedding(path, token=word) for path, word in recipe.embeddings]
+    scaled = [Scaled(Lora.open(path), scale) for path, scale in recipe.loras]
+    adapted = {name: source.tensors[name] for name in ("unet", "text_encoder")}
+    changed = merge(scaled, adapted) if scaled else {}
+    (work / "tokenizer").mkdir()
+    for file in source.tokenizer_files:
+        shutil.copyfile(file, work / "tokenizer" / file.name)
+    nets = {}
+    for name, tensors in source.tensors.items():
+        own: dict[str, np.ndarray] = {**tensors, **changed.pop(name, {})}
+        config = source.configs[name]
+        if name == "text_encoder" and words:
+            table = next(key for key in own if key.endswith("token_embedding.weight"))
+            own[table] = add_embeddings(source.tokenizer, own[table], words, work / "tokenizer")
+            config = {**config, "vocab_size": len(own[table])}
+        nets[name] = _class(name, config).from_tensors(config, own)
+    return nets
+
+
+def _class(component: str, config: Mapping[str, Any]) -> type[Net]:
+    return next(part for part in PARTS.values() if part.folder == component).choose(config)
+
+
+def _write_weights(work: Path, nets: Mapping[str, Net], targets: Sequence[Target]) -> str:
+    """Store the weights; float32 only where float16 would lose bits that an fp32 engine promises to have."""
+    exact = any(target.precision == "fp32" for target in targets)
+    wide = exact and not all(_fits_half(value) for net in nets.values() for value in net.state_dict().values())
+    for name, net in nets.items():
+        net.save(work / name, dtype=torch.float32 if wide else torch.float16)
+    return "fp32" if wide else "fp16"
+
+
+def _fits_half(value: torch.Tensor) -> bool:
+    return torch.equal(value.half().float(), value)
+
+
+def _copy(work: Path, source: Source) -> None:
+    (work / "scheduler").mkdir()
+    for name, value in (("scheduler/scheduler_config.json", source.scheduler), ("model_index.json", source.index)):
+        (work / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    for file in source.extras:
+        shutil.copyfile(file, work / file.name)
+
+
+def _constants(nets: Mapping[str, Net], source: Source) -> tuple[Family, dict[str, Any]]:
+    """The family's row with this checkpoint's own constants, and those constants as the manifest lists them."""
+    row = family_row(source.family)
+    unet, vae, text = nets["unet"], nets["vae"], nets["text_encoder"]
+    assert isinstance(unet, UNet) and isinstance(vae, AutoencoderKL | TinyVAE) and isinstance(text, CLIPText)
+    for name, found in (
+        ("latent_channels", vae.latent_channels),
+        ("unet_channels", unet.in_channels),
+        ("context_dim", unet.context_dim),
+        ("context_dim", text.width),
+    ):
+        if found != getattr(row, name):
+            raise BundleError("export", f"{name} of the family {row.name} is {getattr(row, name)}", found)
+    if "tiny_vae" in nets and (tiny := nets["tiny_vae"]) and tiny.latent_channels != vae.latent_channels:
+        raise BundleError("export", f"the tiny VAE's latents must have {vae.latent_channels} channels")
+    constants: dict[str, Any] = {
+        "vae_factor": vae.factor,
+        "grid": vae.factor,
+        "scaling_factor": vae.config.get("scaling_factor", row.scaling_factor),
+        "vocab_tokens": text.tokens,
+        **rewrites.constants(unet),
+        "schedule": {key: source.scheduler[key] for key in Schedule.__dataclass_fields__ if key in source.scheduler},
+    }
+    if cells := unet.config.get("sample_size"):
+        height, width = (cells, cells) if isinstance(cells, int) else cells
+        constants["default_size"] = [width * vae.factor, height * vae.factor]
+    return row.with_constants(constants), constants
+
+
+def _seal(work: Path, manifest: dict[str, Any]) -> None:
+    manifest["files"] = _hashes(work)
     (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+
+
+def _hashes(work: Path) -> dict[str, str]:
+    files = sorted(path for path in work.rglob("*") if path.is_file() and path != work / "manifest.json")
+    return {path.relative_to(work).as_posix(): sha256(path) for path in files}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -107,76 +334,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BundleError("export", f"{path.name} must hold a JSON object", type(value).__name__)
     return value
-
-
-def _copy(source: Path, work: Path) -> None:
-    for pattern in _COPIED:
-        for path in sorted(source.glob(pattern)):
-            target = work / path.relative_to(source)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)
-    # Stock loaders insist on every component the index names; what a bundle does not carry is named as absent.
-    kept = {part.folder for part in PARTS.values()} | {"tokenizer", "scheduler"}
-    index = {
-        key: [None, None] if isinstance(value, list) and key not in kept else value
-        for key, value in _read(source / "model_index.json").items()
-    }
-    if "safety_checker" in index:
-        index["requires_safety_checker"] = False
-    (work / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-
-
-def _constants(nets: Mapping[str, Net], scheduler: Mapping[str, Any], *, row: Family) -> tuple[Family, dict[str, Any]]:
-    """The family's row with this checkpoint's own constants, and those constants as the manifest lists them."""
-    unet, vae, text = nets["unet"], nets["vae_decoder"], nets["text_encoder"]
-    assert isinstance(unet, UNet) and isinstance(vae, AutoencoderKL | TinyVAE) and isinstance(text, CLIPText)
-    for name, found in (
-        ("latent_channels", vae.latent_channels),
-        ("unet_channels", unet.in_channels),
-        ("context_dim", unet.context_dim),
-        ("context_dim", text.width),
-    ):
-        if found != getattr(row, name):
-            raise BundleError("export", f"{name} of the family {row.name} is {getattr(row, name)}", found)
-    constants: dict[str, Any] = {
-        "vae_factor": vae.factor,
-        "grid": vae.factor,
-        "scaling_factor": vae.config.get("scaling_factor", row.scaling_factor),
-        "vocab_tokens": text.tokens,
-        "schedule": {key: scheduler[key] for key in Schedule.__dataclass_fields__ if key in scheduler},
-    }
-    if cells := unet.config.get("sample_size"):
-        height, width = (cells, cells) if isinstance(cells, int) else cells
-        constants["default_size"] = [width * vae.factor, height * vae.factor]
-    return row.with_constants(constants), constants
-
-
-def _certify(net: Net, name: str, *, row: Family, folder: Path) -> dict[str, Any]:
-    """The graph in ONNX Runtime against the torch module on seeded inputs, not square and not a power of two."""
-    part, network = PARTS[name], row.networks[name]
-    width, height = (min(side, _CERTIFIED_CELLS * row.vae_factor) for side in row.default_size)
-    dims = row.dims(width=width, height=height - row.vae_factor, batch=2)
-    inputs = sample_inputs(network, dims, seed=_SEED, ids=getattr(net, "vocabulary", 1))
-    worst = difference(folder / part.graph, inputs, reference(net, part, network, inputs))
-    if not worst <= TOLERANCE:
-        raise BundleError("export", f"{name} in ONNX Runtime must be within {TOLERANCE} of torch", worst)
-    return {"max_abs": float(f"{worst:.1e}"), "dims": {key: dims[key] for key in _symbols(network)}}
-
-
-def _symbols(network: Network) -> list[str]:
-    return sorted({d for tensor in network.inputs for d in tensor.shape if isinstance(d, str)})
-
-
-def _put(work: Path, out: Path) -> None:
-    """Rename `work` to `out`; the bundle that was there goes only once the new one stands in its place."""
-    if not out.exists():
-        work.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    out.rename(old)
-    try:
-        work.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)

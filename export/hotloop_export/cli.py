@@ -1,32 +1,138 @@
-"""`hotloop export`: a checkpoint to a bundle. Imports torch only when it runs."""
+"""`hotloop export` and `hotloop build`: a checkpoint to a bundle, another engine into one. torch is imported late."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hotloop.engines import KINDS
 from hotloop.errors import InputError
-from hotloop.spec import FAMILIES
+from hotloop.spec import FAMILIES, GROUPS, REWRITES
 
-__all__ = ["export"]
+if TYPE_CHECKING:
+    from .bundle import Outcome
+
+__all__ = ["build", "export"]
+
+_KINDS = ", ".join(kind.replace("_", "-") for kind in KINDS)
+Engine = Annotated[list[str] | None, typer.Option(
+    help=f"{_KINDS}; with a precision of its own as KIND:PRECISION. Repeatable.", show_default=False)]  # fmt: skip
+Precision = Annotated[str | None, typer.Option(
+    help="fp32, fp16, bf16 or int8 [default: openvino bf16, tensorrt fp16, else fp32].")]  # fmt: skip
+Shapes = Annotated[str, typer.Option(help="Sizes for engines with profiles: 512x512,768x512 [default: the model's].")]
+Batch = Annotated[str, typer.Option(help="Images per call for engines with profiles: 4 or 1-4.")]
+Keep = Annotated[str, typer.Option(help="Modules kept in fp32, joined by commas; auto: those that the bounds need.")]
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="A checkpoint in the diffusers folder layout.")],
+    source: Annotated[Path, typer.Argument(help="A diffusers folder or a single .safetensors checkpoint.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The bundle to write; a bundle there is replaced.")],
-    family: Annotated[str, typer.Option(help="One of: " + ", ".join(FAMILIES) + ".")] = "sd15",
+    engine: Engine = None,
+    precision: Precision = None,
+    rewrites: Annotated[str, typer.Option(
+        help=f"Exact rewrites of the UNet, joined by commas: {', '.join(REWRITES)}; all or none.")] = "kv,time,prefix",
+    groups: Annotated[str, typer.Option(help=f"Optional UNet inputs, joined by commas: {', '.join(GROUPS)}.")] = "",
+    lora: Annotated[list[str] | None, typer.Option(help="FILE or FILE:SCALE, merged in. Repeatable.")] = None,
+    embedding: Annotated[list[str] | None, typer.Option(help="A textual inversion: FILE or FILE:WORD.")] = None,
+    vae: Annotated[str | None, typer.Option(help="Another VAE, or a tiny one; tiny: the one near the source.")] = None,
+    family: Annotated[str | None, typer.Option(help=f"One of {', '.join(FAMILIES)} [default: found out].")] = None,
+    prediction: Annotated[str | None, typer.Option(help="eps or v, where the source does not tell.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer's folder, for a single file.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Which weights of a folder, such as fp16.")] = None,
+    shapes: Shapes = "",
+    batch: Batch = "1",
+    keep_fp32: Keep = "",
+    certify: Annotated[str, typer.Option(help="quick: 2 prompts, 8 steps, 256 pixels; or full.")] = "quick",
     sampler: Annotated[str | None, typer.Option(help="The bundle's default sampler.")] = None,
     steps: Annotated[int | None, typer.Option(help="The bundle's default number of steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="The bundle's default guidance scale.")] = None,
+    rehash: Annotated[bool, typer.Option(help="Hash every file anew, whatever is remembered.")] = False,
+) -> None:  # fmt: skip
+    """Export a checkpoint as a bundle that runs without torch, certified against torch."""
+    bundle = _bundle()
+    from .recipe import Recipe, Target, parse_batches, parse_shapes, parse_target
+
+    given = {"sampler": sampler, "num_inference_steps": steps, "guidance_scale": guidance}
+    recipe = Recipe(
+        source,
+        targets=tuple(parse_target(text, precision) for text in engine or []) or (Target("onnx", precision or "fp32"),),
+        rewrites=REWRITES if rewrites == "all" else () if rewrites == "none" else tuple(_split(rewrites)),
+        groups=tuple(_split(groups)),
+        loras=tuple(_scaled(text) for text in lora or []),
+        embeddings=tuple(_named(text) for text in embedding or []),
+        vae=vae, family=family, prediction=prediction, tokenizer=tokenizer, variant=variant,
+        shapes=parse_shapes(shapes) if shapes else (),
+        batches=parse_batches(batch),
+        keep_fp32="auto" if keep_fp32 == "auto" else tuple(_split(keep_fp32)),
+        certify=certify,
+        defaults={key: value for key, value in given.items() if value is not None},
+    )  # fmt: skip
+    _report(bundle.write_bundle(recipe, out, rehash=rehash, say=_say))
+
+
+def build(
+    path: Annotated[Path, typer.Argument(help="A bundle.")],
+    engine: Engine = None,
+    precision: Precision = None,
+    shapes: Shapes = "",
+    batch: Batch = "1",
+    keep_fp32: Keep = "",
 ) -> None:
-    """Export a checkpoint as a bundle that runs without torch, checked against torch."""
+    """Add engines, built for this machine, to a bundle."""
+    bundle = _bundle()
+    from .recipe import parse_batches, parse_shapes, parse_target
+
+    if not engine:
+        raise InputError("build", "name an engine with --engine: " + _KINDS)
+    outcome = bundle.add_engines(
+        path,
+        [parse_target(text, precision) for text in engine],
+        shapes=parse_shapes(shapes) if shapes else (),
+        batches=parse_batches(batch),
+        keep_fp32="auto" if keep_fp32 == "auto" else tuple(_split(keep_fp32)),
+        say=_say,
+    )
+    _report(outcome)
+
+
+def _bundle() -> ModuleType:
     try:
-        from .bundle import write_bundle
+        from . import bundle
     except ImportError as error:
         rule = f"needs packages that are not installed: pip install 'hotloop[export]' ({error})"
         raise InputError("export", rule) from error
-    given = {"sampler": sampler, "num_inference_steps": steps, "guidance_scale": guidance}
-    defaults = {key: value for key, value in given.items() if value is not None}
-    typer.echo(write_bundle(source, out, family=family, defaults=defaults))
+    return bundle
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _scaled(text: str) -> tuple[Path, float]:
+    """FILE or FILE:SCALE; a colon inside the file's name stays there."""
+    file, colon, scale = text.rpartition(":")
+    try:
+        return (Path(file), float(scale)) if colon and not Path(text).exists() else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
+
+
+def _named(text: str) -> tuple[Path, str | None]:
+    """FILE or FILE:WORD; a colon inside the file's name stays there."""
+    file, colon, word = text.rpartition(":")
+    return (Path(file), word) if colon and word and not Path(text).exists() else (Path(text), None)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _report(outcome: Outcome) -> None:
+    seconds = sum(seconds for _, seconds, _ in outcome.stages)
+    peak = max(peak for _, _, peak in outcome.stages) / 2**30
+    how = "from the cache" if outcome.hit else f"peak memory {peak:.1f} GB"
+    _say(f"{outcome.key[:12]} in {seconds:.1f} s, {how}")
+    typer.echo(outcome.path)

@@ -48,7 +48,7 @@ class Recipe:
     rewrites    exact rewrites of the UNet (`hotloop.spec.REWRITES`), carried by every engine
     groups      optional inputs of the UNet (`hotloop.spec.GROUPS`)
     loras       (file, scale), merged into the weights in this order
-    embeddings  textual inversions that prompts can name
+    embeddings  (file, word or None for the file's own): textual inversions that prompts can name
     vae         a VAE in place of the checkpoint's, or a tiny one beside it; `tiny`: the one in or beside the source
     family, prediction, tokenizer, variant   where the source does not tell (`sources.open_source`)
     shapes, batches   (width, height) and (least, most) images that an engine with profiles is built for
@@ -64,7 +64,7 @@ class Recipe:
     rewrites: tuple[str, ...] = ("kv", "time", "prefix")
     groups: tuple[str, ...] = ()
     loras: tuple[tuple[Path, float], ...] = ()
-    embeddings: tuple[Path, ...] = ()
+    embeddings: tuple[tuple[Path, str | None], ...] = ()
     vae: Path | str | None = None
     family: str | None = None
     prediction: str | None = None

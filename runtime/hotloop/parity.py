@@ -140,7 +140,7 @@ def _evaluate_unet(pipe: Pipeline, inputs: Mapping[str, np.ndarray]) -> dict[str
         cond["extra"] = inputs["sample"][:n, channels:]
     x = np.ascontiguousarray(inputs["sample"][:n, :channels])
     # Any table will do that leaves its input as it is and has these timesteps.
-    table = samplers.build("ddim", pipe.schedule, n)
+    table = samplers.build("euler", pipe.schedule, n)
     table = replace(table, timesteps=inputs["timestep"][:n], c_in=np.ones(n, np.float32))
     with pipe.networks.denoiser() as denoiser:
         denoiser.begin(cond, table, x.shape)
@@ -218,8 +218,8 @@ def verify(bundle: Bundle, *, engines: Sequence[str] = ()) -> dict[str, tuple[di
         certificate = certify(Pipeline(bundle, choice=Choice(entry, device, "asked for")))
         found[entry.name] = (certificate, broken(certificate, entry))
     for name, reason in unable.items():
-        if not engines or name in engines:
-            entry = next(e for e in bundle.entries if e.name == name)
+        entry = next(e for e in bundle.entries if e.name == name)
+        if not engines or name in engines or entry.kind in engines:
             prefix = f"{entry.status}; " if entry.status == BUILT_NEVER_RUN else ""
             found[name] = (None, prefix + reason)
     return found

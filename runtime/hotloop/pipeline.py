@@ -342,7 +342,7 @@ class Pipeline:
         if extra := family.unet_channels - family.latent_channels:
             cond["extra"] = np.zeros((n, extra, *shape[2:]), np.float32)
         with networks.denoiser() as denoiser:
-            denoiser.begin(cond, self.table("ddim", 1), shape)
+            denoiser.begin(cond, self.table("euler", 1), shape)
             denoiser.step(np.zeros(shape, np.float32), np.zeros(n, np.int32))
 
     # Adapters.

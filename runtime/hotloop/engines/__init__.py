@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import proxy
 
 import numpy as np
 
@@ -77,7 +78,9 @@ class ContextPool:
     """Idle contexts of one engine by shape, least recently used shapes dropped first. Safe across threads."""
 
     def __init__(self, engine: Engine, *, shapes: int = 8) -> None:
-        self._engine, self._shapes = engine, shapes
+        # Weakly: engine and pool would else keep gigabytes alive until the garbage collector looks.
+        self._engine: Engine = proxy(engine)
+        self._shapes = shapes
         self._idle: OrderedDict[tuple[tuple[str, int], ...], list[Context]] = OrderedDict()
         self._lock = threading.Lock()
 

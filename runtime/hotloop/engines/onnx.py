@@ -119,7 +119,8 @@ class OnnxEngine:
             rule = f"precision on {device} must be one of {', '.join(_PRECISIONS[device])}"
             raise InputError("engine.onnx", rule, precision)
         self._path, self._threads, self._precision = path, threads, precision
-        self._patches = dict(patches or {})
+        # ONNX Runtime reads these very arrays: they must live as long as the session.
+        self._patches = {name: np.ascontiguousarray(array, np.float32) for name, array in (patches or {}).items()}
         self.device, self.network = device, network
         options = ort.SessionOptions()
         options.log_severity_level = 4  # its errors reach the caller as exceptions
@@ -196,7 +197,7 @@ def _with_patches(path: Path, patches: Mapping[str, np.ndarray], options: Any, o
         raise InputError("engine.onnx", f"weights to replace must be initializers of {path.name}", unknown[0])
     for name in patches:
         raw[places[name]] = _FLOAT
-    values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a, np.float32)) for a in patches.values()]
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in patches.values()]
     options.add_external_initializers(list(patches), values)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     return bytes(raw)

@@ -303,7 +303,7 @@ class OpenVinoEngine:
         self._model = None if graph.small else self.compiled({})
         self._used: OrderedDict[tuple[tuple[str, int], ...], None] = OrderedDict()
         # A proxy, or the pool and the engine would hold each other: gigabytes until the garbage collector comes by.
-        self.contexts = ContextPool(weakref.proxy(self), shapes=_SHAPES)
+        self.contexts = ContextPool(self, shapes=_SHAPES)
 
     def compiled(self, dims: Mapping[str, int]) -> Any:
         return self.graph.compiled(dims, self._live)

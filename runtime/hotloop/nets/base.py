@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from .. import keys
 from ..errors import BundleError
-from ..weights import Weights
+from ..weights import Weights, save
 
 __all__ = ["Net", "find_weights"]
 
@@ -119,21 +117,17 @@ class Net(nn.Module):
     def save(self, folder: Path | str, *, dtype: torch.dtype = torch.float16) -> Path:
         """Write `config.json` and the weights as stock diffusers and transformers read them; returns the weights' file.
 
-        Raises BundleError when a weight is not finite in `dtype`.
+        dtype: torch.float16 or float32. Raises BundleError when a weight is not finite in it, or the disk is full.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {self.prefix + k: v.detach().to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
-        for key, value in tensors.items():
-            if not torch.isfinite(value).all():
-                raise BundleError("nets.save", f"weights must be finite in {dtype}", key)
-        file = folder / f"{self.stem}.safetensors"
-        save_file(tensors, file, metadata={"format": "pt"})
+        tensors = {self.prefix + key: value.detach().cpu().numpy() for key, value in self.state_dict().items()}
+        stored = {torch.float16: "F16", torch.float32: "F32"}[dtype]
+        file = save(tensors, folder / f"{self.stem}.safetensors", metadata={"format": "pt"}, dtype=stored)
         own = {key: value for key, value in self.config.items() if not key.startswith("_")}
         text = json.dumps(own | self.identity(), indent=2, sort_keys=True)
         config = folder / "config.json"
         config.write_text(text + "\n", "utf-8")
-        shutil.copymode(config, file)  # safetensors writes 0600, whatever the umask
         return file
 
     def identity(self) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""The reference that certificates are measured against: seeded inputs, the networks' own answers in float32 torch, and
+images drawn with them. Stored in the bundle, so that checking it later needs neither torch nor the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hotloop.bundle import CERTIFIED, Bundle, Entry
+from hotloop.choice import Choice
+from hotloop.engines import Context, ContextPool, Engine
+from hotloop.nets.base import Net
+from hotloop.nets.parts import module_of
+from hotloop.parity import Images
+from hotloop.pipeline import Pipeline
+from hotloop.spec import Family, Network, phase_grid, resolve
+from hotloop.weights import save
+
+from .onnx import sample_inputs
+
+__all__ = ["FOLDER", "PROMPTS", "ModuleEngine", "images_for", "write_reference"]
+
+FOLDER = "parity"
+_SEED = 20240229
+_QUICK_STEPS, _FULL_STEPS, _QUICK_SIDE = 8, 20, 256
+# The first two are what the quick check draws; all eight the full one, and what int8 is calibrated on.
+PROMPTS = (
+    "A cute anime girl with pink hair, wearing a school uniform, smiling",
+    "a boy with green hair and glasses, happy, blue background",
+    "portrait of an old man with a grey beard, hoodie, cold expression",
+    "a sad woman with long black hair, purple eyes, highly detailed",
+    "an angry girl with red hair, yellow background",
+    "close-up of a surprised boy, blonde hair, brown eyes, white shirt",
+    "a lively character with floating_hair, purple_eyes, watercolour",
+    "photo of a person in a suit, soft light, grey background",
+)
+
+
+class _ModuleContext:
+    def __init__(self, engine: ModuleEngine, dims: Mapping[str, int]) -> None:
+        network = engine.network
+        self.inputs: Mapping[str, Any] = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.inputs}
+        self.outputs: Mapping[str, Any] = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.outputs}
+        self._call = engine.call
+
+    @torch.no_grad()
+    def run(self, stream: int | None = None) -> None:
+        out = self._call(*(torch.from_numpy(array) for array in self.inputs.values()))
+        parts = out if isinstance(out, tuple) else (out,)
+        for array, part in zip(self.outputs.values(), parts, strict=True):
+            array[...] = part.numpy()
+
+
+class ModuleEngine:
+    """A network in torch as an Engine: what the others are compared with."""
+
+    kind, device = "torch", "cpu"
+
+    def __init__(self, net: Net, network: Network) -> None:
+        self.call, self.network = module_of(net, network), network
+        self.contexts = ContextPool(self)
+
+    def context(self, **dims: int) -> Context:
+        return _ModuleContext(self, dims)
+
+    def prepare(self, shapes: Iterable[Mapping[str, int]]) -> None:
+        """Nothing to warm."""
+
+    def patched(self, tensors: Mapping[str, np.ndarray]) -> Engine:
+        raise NotImplementedError("the reference is what it is")
+
+
+def images_for(family: Family, certify: str, defaults: Mapping[str, Any]) -> Images:
+    """The images of a quick or a full certificate."""
+    full = certify == "full"
+    side = max(family.default_size) if full else _QUICK_SIDE
+    width, height = (min(s, side) for s in family.default_size)
+    prompts = PROMPTS if full else PROMPTS[:2]
+    steps = _FULL_STEPS if full else _QUICK_STEPS
+    return Images(prompts, tuple(range(len(prompts))), steps, (width, height), defaults["sampler"],
+                  defaults["guidance_scale"])  # fmt: skip
+
+
+def write_reference(
+    folder: Path, engines: Mapping[str, ModuleEngine], family: Family, images: Images, *, vocabulary: int
+) -> dict[str, Any]:
+    """Fill `folder`/parity and return what the manifest says of it.
+
+    engines     of every plain network of the family that the bundle carries
+    vocabulary  token ids are drawn below it
+    """
+    place = folder / FOLDER
+    place.mkdir()
+    files = {}
+    for name, engine in engines.items():
+        inputs, dims = _inputs(engine.network, family, images.size, vocabulary=vocabulary)
+        with engine.contexts.lease(**dims) as context:
+            for key, array in inputs.items():
+                context.inputs[key][...] = array
+            context.run()
+            made = {f"out.{key}": array for key, array in context.outputs.items()}
+        save({f"in.{key}": array for key, array in inputs.items()} | made, place / f"{name}.safetensors")
+        files[name] = f"{FOLDER}/{name}.safetensors"
+    return {"images": images.stored(), "seed": _SEED, "files": files}
+
+
+def draw_reference(bundle: Bundle, engines: Mapping[str, ModuleEngine], images: Images) -> str:
+    """Draw the reference images with the torch networks into the bundle being made; the file's name."""
+    networks = {name: {"path": ""} for name in engines}
+    entry = Entry("torch", "fp32", "fp32", (), (), 1, "any", CERTIFIED, networks, {})
+    pipe = Pipeline(bundle, choice=Choice(entry, "cpu", "the reference"), given=engines)
+    name = f"{FOLDER}/images.safetensors"
+    save({str(i): image for i, image in enumerate(images.draw(pipe))}, bundle.path / name)
+    return name
+
+
+def _inputs(
+    network: Network, family: Family, size: tuple[int, int], *, vocabulary: int
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Seeded inputs of a network at a size that is not square, of two images; the UNet's halves alike (see parity)."""
+    step = phase_grid(family)
+    width, height = size[0], max(step, size[1] * 3 // 4 // step * step)
+    halves = 2 if network.name == "unet" else 1
+    dims = family.dims(width=width, height=height, batch=2 * halves, images=2)
+    inputs = sample_inputs(network, dims, seed=_SEED, ids=vocabulary)
+    if halves == 2:
+        for name in ("sample", "timestep"):
+            inputs[name][2:] = inputs[name][:2]
+    used = {d for tensor in (*network.inputs, *network.outputs) for d in tensor.shape if isinstance(d, str)}
+    return inputs, {symbol: dims[symbol] for symbol in used}
