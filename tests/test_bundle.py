@@ -16,7 +16,7 @@ from hotloop.errors import BundleError
 
 ENTRY = {
     "kind": "onnx", "precision": "fp32", "storage": "fp16", "rewrites": [], "groups": [], "grid": 1, "target": "any",
-    "status": "certified", "networks": {"unet": {"path": "unet/model.onnx"}}, "certificate": {},
+    "status": "certified", "networks": {"unet": {"path": "unet/prompt.onnx"}}, "certificate": {},
 }  # fmt: skip
 
 
@@ -55,8 +55,8 @@ def test_one_altered_byte_anywhere_is_refused_by_name(copy: Path, name: str) -> 
 
 
 def test_a_missing_file_is_refused_by_name(copy: Path) -> None:
-    (copy / "unet/model.onnx").unlink()
-    with pytest.raises(BundleError, match=r"unet/model\.onnx"):
+    (copy / "unet/prompt.onnx").unlink()
+    with pytest.raises(BundleError, match=r"unet/prompt\.onnx"):
         Bundle.open(copy)
 
 
@@ -126,7 +126,10 @@ def test_a_manifest_that_is_not_json_is_refused(copy: Path) -> None:
         Bundle.open(copy)
 
 
-SEALED = ["unet/model.onnx", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json"]
+SEALED = [
+    "unet/prompt.onnx", "parity/images.safetensors", "unet/diffusion_pytorch_model.safetensors",
+    "scheduler/scheduler_config.json",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [*SEALED, "tokenizer/vocab.json"])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from hotloop.bundle import builtin
+from hotloop.bundle import Bundle, builtin
 from hotloop.engines import Context, Engine, open_engine
 from hotloop.engines.onnx import OnnxEngine
 from hotloop.errors import BundleError, InputError
@@ -30,13 +30,11 @@ pytestmark = pytest.mark.xdist_group("openvino")
 
 FP32, BF16 = 1e-4, 0.999
 ROW = family("avatar-tiny")
-FILES = {
-    "text_encoder": "text_encoder/model.onnx", "unet": "unet/model.onnx", "vae_decoder": "vae/decoder.onnx",
-    "vae_encoder": "vae/encoder.onnx",
-}  # fmt: skip
-PATHS = {name: builtin() / file for name, file in FILES.items()}
-NETWORKS = ROW.networks
-DIMS = {"B": 2, "T": 77, "h": 16, "w": 16, "H": 64, "W": 64}
+BUNDLE = Bundle.open(builtin(), verify=False)
+ENTRY = BUNDLE.entries[0]
+NETWORKS = BUNDLE.networks(ENTRY)
+PATHS = {name: BUNDLE.network_file(ENTRY, name) for name in NETWORKS}
+DIMS = {"B": 2, "N": 2, "T": 77, "h": 16, "w": 16, "H": 64, "W": 64}
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn"
 
 
@@ -118,7 +116,7 @@ def test_a_graph_compiled_for_every_shape_equals_one_compiled_per_shape(
     monkeypatch.setattr(module, "_SMALL", limit)
     engine = OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], threads=1)
     for batch, side in ((2, 16), (1, 18)):
-        dims = {"B": batch, "T": 77, "h": side, "w": 16}
+        dims = {"B": batch, "N": batch, "T": 77, "h": side, "w": 16}
         assert distance(outputs(engine, dims), outputs(oracle["unet"], dims)) <= FP32
 
 
@@ -187,7 +185,7 @@ def test_patched_equals_onnxruntime_with_the_same_weights_and_leaves_the_first_a
     monkeypatch.setattr(module, "_SMALL", limit)
     engine = OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], threads=1)
     before = outputs(engine)
-    tensors = new_weights(engine, "2.to_k.weight", "1.to_q.weight", "1.to_out.0.bias")
+    tensors = new_weights(engine, "2.to_q.weight", "1.to_q.weight", "1.to_out.0.bias")
     tensors["conv_in.weight"] = engine.graph.weights["conv_in.weight"].data * np.float32(1.1)
     patched, theirs = engine.patched(tensors), oracle["unet"].patched(tensors)
     assert distance(outputs(patched), outputs(theirs)) <= FP32
@@ -196,7 +194,7 @@ def test_patched_equals_onnxruntime_with_the_same_weights_and_leaves_the_first_a
 
 
 def test_weights_that_are_live_but_unchanged_change_no_bit(unet: OpenVinoEngine) -> None:
-    name = f"{ATTENTION}2.to_k.weight"
+    name = f"{ATTENTION}2.to_q.weight"
     same = unet.patched({name: unet.graph.weights[name].data})
     assert np.array_equal(outputs(same)["out"], outputs(unet)["out"])
 
@@ -205,7 +203,7 @@ def test_an_adapter_among_the_same_weights_compiles_nothing(
     oracle: dict[str, OnnxEngine], unet: OpenVinoEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outputs(unet)
-    tensors = new_weights(unet, "2.to_k.weight", "2.to_v.weight")
+    tensors = new_weights(unet, "2.to_q.weight", "2.to_out.0.weight")
     first = unet.patched(tensors)
     compiled: list[Any] = []
     monkeypatch.setattr(module._Graph, "_compile", lambda *given: compiled.append(given))
@@ -232,8 +230,8 @@ def test_an_engine_that_is_let_go_is_freed_at_once(unet: OpenVinoEngine) -> None
 
 
 @pytest.mark.parametrize(("tensors", "rule"), [
-    ({"nothing.weight": np.zeros((1, 1))}, "must be initializers of model.onnx, got 'nothing.weight'"),
-    ({f"{ATTENTION}2.to_k.weight": np.zeros((3, 3))}, "must have the shape"),
+    ({"nothing.weight": np.zeros((1, 1))}, "must be initializers of model-kv-time-prefix.onnx, got 'nothing.weight'"),
+    ({f"{ATTENTION}2.to_q.weight": np.zeros((3, 3))}, "must have the shape"),
 ])  # fmt: skip
 def test_patched_refuses_what_the_graph_does_not_have(
     unet: OpenVinoEngine, tensors: dict[str, np.ndarray], rule: str

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 
 from hotloop import __version__
 from hotloop.bundle import SCHEMA_VERSION, Bundle, sha256
-from hotloop.errors import BundleError
+from hotloop.errors import BundleError, InputError
 from hotloop.lora import Lora, Scaled, merge
 from hotloop.nets import rewrites
 from hotloop.nets.base import Net
@@ -135,10 +135,19 @@ def _provenance(recipe: Recipe, *, rehash: bool) -> list[dict[str, Any]]:
 
 
 def _versions(targets: Sequence[Target]) -> dict[str, str]:
-    tools = [*_TOOLS, *(tool for target in targets for tool in _ENGINE_TOOLS.get(target.kind, ()))]
-    if any(target.precision == "int8" and target.kind == "openvino" for target in targets):
-        tools.append("nncf")
-    return {tool: version(tool).split("+")[0] for tool in sorted(set(tools))}
+    """What the bundle is made with. Raises InputError naming the extra to install for what is missing."""
+    extras = {tool: "export" for tool in _TOOLS}
+    for target in targets:
+        extras |= dict.fromkeys(_ENGINE_TOOLS.get(target.kind, ()), target.kind.replace("_", "-"))
+        if (target.kind, target.precision) == ("openvino", "int8"):
+            extras["nncf"] = "int8"
+    found = {}
+    for tool, extra in sorted(extras.items()):
+        try:
+            found[tool] = version(tool).split("+")[0]
+        except PackageNotFoundError as error:
+            raise InputError("export", f"{tool} is not installed: pip install 'hotloop[{extra}]'") from error
+    return found
 
 
 def _check_space(work: Path, source: Source) -> None:

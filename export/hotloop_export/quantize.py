@@ -92,7 +92,7 @@ def calibration_inputs(
     The UNet's come from all `steps` timesteps of every prompt. size: (width, height). The pipeline must have no other
     user meanwhile; a network of 9 input channels (inpainting) repaints the middle of a grey image.
     """
-    names = [*pipe.networks.opened()]
+    names = [name for name in pipe.entry.networks if name != "image_encoder"]
     with _recording({name: pipe.networks[name] for name in names}) as seen:
         for i, prompt in enumerate(prompts):
             options: dict[str, Any] = {"num_inference_steps": steps, "width": size[0], "height": size[1]}

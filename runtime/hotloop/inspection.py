@@ -17,10 +17,10 @@ def describe(bundle: Bundle) -> Iterator[str]:
     yield f"{family.name}, {width} x {height}, {family.schedule.prediction_type}, id {bundle.id[:12]}"
     for source in manifest["sources"]:
         scale = f" x {source['scale']:g}" if "scale" in source else ""
-        yield f"  {source.get('role', 'file'):<12}{source.get('name', '?')}{scale}  {source.get('sha256', '')[:12]}"
+        yield f"  {source.get('role', 'file'):<14}{source.get('name', '?')}{scale}  {source.get('sha256', '')[:12]}"
     sizes = {name: bundle.file(name).stat().st_size for name in manifest["files"]}
     for name, entry in manifest["weights"].items():
-        yield f"  weights     {name}, {_size(sizes.get(entry['path'], 0))}"
+        yield f"  weights       {name}, {_size(sizes.get(entry['path'], 0))}"
     for entry in bundle.entries:
         own = {network["path"] for network in entry.networks.values()}
         yield f"{entry.name}: {', '.join(_facts(entry))}, {_size(sum(sizes.get(path, 0) for path in own))}"
