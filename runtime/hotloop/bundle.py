@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _MANIFEST = "manifest.json"
 _SCHEDULER = "scheduler/scheduler_config.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,512}")
 
 
 def builtin() -> Path:
@@ -216,11 +218,36 @@ def _texts(value: object) -> bool:
 
 def _files(value: object) -> bool:
     """A table of {path, and whatever else, all text}."""
-    return _table_of(value, lambda e: isinstance(e, dict) and isinstance(e.get("path"), str) and _table_of(e, _text))
+    return _table_of(value, lambda e: isinstance(e, dict) and _name(e.get("path")) and _table_of(e, _text))
 
 
 def _text(value: object) -> bool:
     return isinstance(value, str)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _name(value: object) -> bool:
+    """A file name that a file system takes."""
+    return isinstance(value, str) and bool(_NAME.fullmatch(value))
+
+
+def _source(value: object) -> bool:
+    return isinstance(value, dict) and all(_number(v) if key == "scale" else _text(v) for key, v in value.items())
+
+
+def _certificate(value: object) -> bool:
+    """Empty, or with the figures of networks and the PSNR of images."""
+    if not isinstance(value, dict) or not value:
+        return value == {}
+    figures = ("max_abs", "mean_abs", "cosine")
+    return (
+        _table_of(value.get("networks"), lambda e: isinstance(e, dict) and all(_number(e.get(f)) for f in figures))
+        and isinstance(value.get("psnr"), list)
+        and all(map(_number, value["psnr"]))
+    )
 
 
 # key -> (what it must be, the check, what stands for it when it may be left out)
@@ -235,7 +262,7 @@ _ENTRY: _Rules = {
     "target": ("be a text", _text, None),
     "status": (f"be one of {', '.join(_STATUSES)}", lambda v: v in _STATUSES, None),
     "networks": ("map names to {path}", lambda v: bool(v) and _files(v), None),
-    "certificate": ("be an object", lambda v: isinstance(v, dict), None),
+    "certificate": ("be empty or {networks: figures, psnr: numbers}", _certificate, None),
 }
 _RULES: _Rules = {
     "schema_version": (f"be {SCHEMA_VERSION}", lambda v: v == SCHEMA_VERSION, None),
@@ -248,15 +275,16 @@ _RULES: _Rules = {
     ),
     "files": (
         "map file names to SHA-256",
-        lambda v: _table_of(v, lambda e: isinstance(e, str) and bool(_SHA256.fullmatch(e))),
+        lambda v: _table_of(v, lambda e: isinstance(e, str) and bool(_SHA256.fullmatch(e))) and all(map(_name, v)),
         None,
     ),
     "parity": (
         "be an object whose files are texts",
-        lambda v: isinstance(v, dict) and _table_of(v.get("files", {}), _text),
+        lambda v: isinstance(v, dict) and _table_of(v.get("files", {}), _name),
         {},
     ),
-    "sources": ("be a list", lambda v: isinstance(v, list), []),
+    "sources": ("be a list of objects of texts", lambda v: isinstance(v, list) and all(map(_source, v)), []),
+    "made_with": ("map tools to versions", lambda v: _table_of(v, _text), {}),
     "constants": ("be an object", lambda v: isinstance(v, dict), {}),
     "defaults": ("be an object", lambda v: isinstance(v, dict), {}),
 }

@@ -82,8 +82,8 @@ def choose(bundle: Bundle, asked: str = "auto", device: str = "auto") -> list[Ch
 
 def _warn_of_faster(best: Entry, on: str, named: dict[str, Entry], unable: dict[str, str]) -> None:
     for name, reason in unable.items():
-        device = next(device for device in (on, *_RANK) if name in _RANK[device])
-        if _place(named[name], device) < _place(best, on):
+        device = next((device for device in (on, *_RANK) if name in _RANK[device]), None)
+        if device and _place(named[name], device) < _place(best, on):
             rule = f"engine {name} would be faster: {reason}; running {best.name} on {on} instead"
             warnings.warn(rule, RuntimeWarning, stacklevel=5)
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from . import samplers
 from .bundle import BUILT_NEVER_RUN, CERTIFIED, Bundle, Entry
-from .errors import BundleError
-from .spec import Network
+from .errors import BundleError, InputError
+from .spec import Network, resolve
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -69,12 +69,16 @@ class Images:
     def read(cls, stored: Mapping[str, Any]) -> Images:
         """From a manifest. Raises BundleError when it is not whole."""
         try:
-            return cls(
-                tuple(stored["prompts"]), tuple(stored["seeds"]), stored["steps"], tuple(stored["size"]),
-                stored["sampler"], stored["guidance"],
+            width, height = stored["size"]
+            images = cls(
+                tuple(stored["prompts"]), tuple(stored["seeds"]), stored["steps"], (width, height), stored["sampler"],
+                stored["guidance"],
             )  # fmt: skip
-        except (KeyError, TypeError) as error:
+            if len(images.prompts) != len(images.seeds):
+                raise ValueError("every prompt must have a seed")
+        except (KeyError, TypeError, ValueError) as error:
             raise BundleError("parity", f"images in manifest.json must be whole: {error}") from error
+        return images
 
     def draw(self, pipe: Pipeline) -> Iterator[np.ndarray]:
         """uint8 [H, W, 3] for each prompt. Inpainting networks repaint the middle of a colour ramp."""
@@ -150,36 +154,51 @@ def _evaluate_unet(pipe: Pipeline, inputs: Mapping[str, np.ndarray]) -> dict[str
 
 
 def dims_of(network: Network, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """The value of every symbol in a network's shapes, read from its inputs and outputs."""
-    return {
+    """The value of every symbol in a network's shapes, read from its inputs and outputs.
+
+    Raises KeyError for one that is missing, ValueError for one of another shape.
+    """
+    tensors = (*network.inputs, *network.outputs)
+    dims = {
         symbol: size
-        for tensor in (*network.inputs, *network.outputs)
+        for tensor in tensors
         for symbol, size in zip(tensor.shape, arrays[tensor.name].shape, strict=True)
         if isinstance(symbol, str)
     }
+    for tensor in tensors:
+        if (shape := resolve(tensor.shape, dims)) != (found := arrays[tensor.name].shape):
+            raise ValueError(f"{tensor.name} must have the shape {shape}, has {found}")
+    return dims
 
 
 def certify(pipe: Pipeline) -> dict[str, Any]:
     """A certificate: the figures of every network of the pipeline's engine and the PSNR of every image.
 
-    Raises BundleError when the bundle holds no reference.
+    Raises BundleError when the bundle holds no reference, or one that is not of its networks.
     """
     stored = pipe.bundle.manifest["parity"]
     files = stored.get("files", {})
     networks = {}
-    for name in pipe.family.networks:
+    for name, row in pipe.family.networks.items():
         if name not in files or name not in pipe.entry.networks:
             continue
         reference = Weights.open(pipe.bundle.file(files[name]))
         inputs = {key.removeprefix("in."): reference[key] for key in reference if key.startswith("in.")}
         want = {key.removeprefix("out."): reference[key] for key in reference if key.startswith("out.")}
-        dims = dims_of(pipe.family.networks[name], inputs | want)
+        try:
+            dims = dims_of(row, inputs | want)
+        except (KeyError, ValueError) as error:
+            raise BundleError("parity", f"{files[name]} must hold inputs and outputs of {name}", str(error)) from error
         networks[name] = asdict(compare(evaluate(pipe, name, inputs, dims), want))
-    if not networks or "images" not in files:
+    if not networks or "images" not in files or "images" not in stored:
         raise BundleError("parity", "bundle must hold reference outputs", str(pipe.bundle.path))
-    drawn = Images.read(stored["images"]).draw(pipe)
+    plan = Images.read(stored["images"])
     images = Weights.open(pipe.bundle.file(files["images"]))
-    values = [psnr(image, images[str(i)]) for i, image in enumerate(drawn)]
+    width, height = plan.size
+    for i in range(len(plan.prompts)):
+        if str(i) not in images or images.shape(str(i)) != (height, width, 3):
+            raise BundleError("parity", f"{files['images']} must hold an image of {width} x {height} named", str(i))
+    values = [psnr(image, images[str(i)]) for i, image in enumerate(plan.draw(pipe))]
     return {"networks": networks, "psnr": [round(value, 2) for value in values], "device": pipe.device}
 
 
@@ -205,18 +224,25 @@ def verify(bundle: Bundle, *, engines: Sequence[str] = ()) -> dict[str, tuple[di
     """Certify every engine of a bundle that can run here again.
 
     engine name -> (certificate, what is wrong): a certificate that breaks a bound comes with the bound, an engine
-    that cannot run here has none and the reason.
+    that cannot run here has none and the reason. One that runs on several devices has its name for the fastest, "name
+    on device" for the others. engines: names or kinds, all by default.
+
+    Raises InputError for an engine that the bundle does not have, BundleError for one that does not open.
     """
     from .choice import Choice, candidates
     from .pipeline import Pipeline
 
+    if unknown := sorted(set(engines) - {text for entry in bundle.entries for text in (entry.name, entry.kind)}):
+        names = ", ".join(entry.name for entry in bundle.entries)
+        raise InputError("verify", f"engine must be one this bundle was built with: {names}", unknown[0])
     able, unable = candidates(bundle)
     found: dict[str, tuple[dict[str, Any] | None, str | None]] = {}
     for entry, device in able:
         if engines and entry.name not in engines and entry.kind not in engines:
             continue
         certificate = certify(Pipeline(bundle, choice=Choice(entry, device, "asked for")))
-        found[entry.name] = (certificate, broken(certificate, entry))
+        name = f"{entry.name} on {device}" if entry.name in found else entry.name
+        found[name] = (certificate, broken(certificate, entry))
     for name, reason in unable.items():
         entry = next(e for e in bundle.entries if e.name == name)
         if not engines or name in engines or entry.kind in engines:
@@ -226,15 +252,23 @@ def verify(bundle: Bundle, *, engines: Sequence[str] = ()) -> dict[str, tuple[di
 
 
 def update_certificates(bundle: Bundle, certificates: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write new certificates into the bundle's manifest, in one piece. Raises OSError for a place that is read-only."""
+    """Write new certificates into the bundle's manifest, in one piece.
+
+    Raises BundleError for a place that cannot be written.
+    """
     manifest = json.loads(json.dumps(bundle.manifest))
     for entry in manifest["engines"]:
         made = certificates.get(f"{entry['kind']}-{entry['precision']}")
         if made is not None:
             entry["certificate"], entry["status"] = entry["certificate"] | dict(made), CERTIFIED
     work = bundle.path / f".manifest.{os.getpid()}"
-    work.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    work.replace(bundle.path / "manifest.json")
+    try:
+        work.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+        work.replace(bundle.path / "manifest.json")
+    except OSError as error:
+        work.unlink(missing_ok=True)
+        rule = f"certificates must be written into the bundle: {error.strerror}"
+        raise BundleError("parity", rule, str(bundle.path)) from error
 
 
 def _loosest(*precisions: str) -> str:
