@@ -37,6 +37,7 @@ __all__ = [
     "Report",
     "close_to",
     "compare",
+    "cosine_at_least",
     "environment",
     "peak_rss_of",
     "psnr_at_least",
@@ -97,6 +98,18 @@ def close_to(tolerance: float) -> Check:
         a, b = np.asarray(expected, np.float64), np.asarray(got, np.float64)
         value = float(np.abs(a - b).max(initial=0)) if a.shape == b.shape else math.inf
         return Agreement(value <= tolerance, "max |difference|", value, tolerance)
+
+    return check
+
+
+def cosine_at_least(bound: float) -> Check:
+    """The outputs are arrays that point in nearly the same direction: for lower precisions."""
+
+    def check(expected: Any, got: Any) -> Agreement:
+        a, b = (np.asarray(one, np.float64).ravel() for one in (expected, got))
+        norms = float(np.linalg.norm(a) * np.linalg.norm(b)) if a.shape == b.shape else math.nan
+        value = float(a @ b) / norms if norms > 0 else math.nan
+        return Agreement(value >= bound, "cosine", value, bound)
 
     return check
 
