@@ -429,6 +429,43 @@ def test_killing_the_exporter_at_any_stage_leaves_no_bundle(source: Path, tmp_pa
     assert [p.name for p in out.parent.iterdir()] == ["bundle"]
 
 
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_stopping_the_exporter_leaves_nothing_at_all(source: Path, tmp_path: Path, number: int, said: str) -> None:
+    out = tmp_path / "out" / "bundle"
+    out.parent.mkdir()
+    with run_export(str(source), "--out", str(out), cache=tmp_path / "cache") as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("reference in float32"):
+                process.send_signal(number)
+                break
+        *_, last = process.stderr
+    assert last == f"hotloop: {said}\n"
+    assert process.returncode == 128 + number
+    assert list(out.parent.iterdir()) == []
+    assert list((tmp_path / "cache/exports/work").iterdir()) == []
+
+
+def test_a_link_to_a_bundle_stays_a_link(source: Path, tmp_path: Path, store: Store) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    recipe = Recipe(source, targets=(Target("native", "fp32"),))
+    for _ in range(2):
+        assert write_bundle(recipe, tmp_path / "link", store=store).path == tmp_path / "link"
+        assert (tmp_path / "link").is_symlink()
+        assert Bundle.open(tmp_path / "target").entries[0].name == "native-fp32"
+        (tmp_path / "target" / "LICENSE").write_text("altered")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "target"]
+
+
+def test_a_checkpoint_is_never_replaced_by_its_own_bundle(source: Path, tmp_path: Path, store: Store) -> None:
+    bundle = write_bundle(Recipe(source, targets=(Target("native", "fp32"),)), tmp_path / "bundle", store=store).path
+    before = {path: path.stat().st_mtime_ns for path in bundle.rglob("*")}
+    for out in (bundle, bundle / "new"):
+        with pytest.raises(InputError, match="must be apart"):
+            write_bundle(Recipe(bundle, targets=(Target("native", "fp16"),)), out, store=store)
+    assert {path: path.stat().st_mtime_ns for path in bundle.rglob("*")} == before
+
+
 def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     with run_export(

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from hotloop.errors import BundleError, InputError
 from hotloop_export import store as module
-from hotloop_export.store import Store, check_place, full_disk_is_one_line, key_of, put
+from hotloop_export.store import Store, beside, check_place, full_disk_is_one_line, key_of, put
 
 KEY = key_of({"source": "a", "precision": "fp32"})
 
@@ -196,6 +197,88 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     for place in ("photos", "photos/me.png"):
         with pytest.raises(InputError, match="must be a bundle to replace"):
             check_place(tmp_path / place)
+
+
+def test_what_is_exported_is_never_replaced(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    (bundle / "unet").mkdir(parents=True)
+    (bundle / "manifest.json").write_text("{}")
+    (bundle / "unet/weights").write_text("dear")
+    for out, read in ((bundle, bundle), (bundle, bundle / "unet/weights"), (bundle / "new", bundle)):
+        with pytest.raises(InputError, match="must be apart from what is exported"):
+            check_place(out, inputs=[read])
+    check_place(tmp_path / "bundle-2", inputs=[bundle])
+    (tmp_path / "link").symlink_to(bundle)
+    with pytest.raises(InputError, match="must be apart"):
+        check_place(bundle, inputs=[tmp_path / "link"])
+
+
+def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="must be a place that can be written"):
+        check_place(tmp_path / "file/out")
+
+
+def test_a_bundle_is_there_at_every_moment_while_it_is_replaced(store: Store, tmp_path: Path) -> None:
+    path, out = made(store), tmp_path / "out"
+    put(path, out)
+    stop, missing = threading.Event(), []
+
+    def look() -> None:
+        while not stop.is_set():
+            if not out.is_dir():
+                missing.append(True)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for _ in range(50):
+        put(path, out)
+    stop.set()
+    watcher.join()
+    assert not missing
+
+
+def test_many_exporters_to_one_place_end_with_one_whole_bundle(store: Store, tmp_path: Path) -> None:
+    path, out = made(store), tmp_path / "out"
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(put, path, out) for _ in range(64)]:
+            done.result()
+    assert (out / "unet/weights").read_text() == "weights"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "out"]
+
+
+def test_replacing_works_where_names_cannot_be_exchanged(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = made(store), tmp_path / "out"
+    put(path, out)
+    (out / "unet/weights").write_text("older")
+    monkeypatch.setattr(module, "_exchange", lambda a, b: False)
+    put(path, out)
+    assert (out / "unet/weights").read_text() == "weights"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "out"]
+
+
+def test_folders_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    killed = tmp_path / ".out.abc.making"
+    killed.mkdir()
+    with beside(out) as living:
+        assert not killed.exists()
+        with beside(out):
+            assert living.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_work_of_killed_exporters_of_other_bundles_goes(store: Store) -> None:
+    made(store)
+    stale = store.root / "work" / f"{key_of({'source': 'b'})}.killed"
+    stale.mkdir()
+    other = key_of({"source": "c"})
+    with store.making(other, waiting=lambda: None) as living:
+        made(store, key_of({"source": "d"}))
+        assert living.exists()
+    assert not stale.exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the full device is Linux's")

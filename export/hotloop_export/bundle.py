@@ -34,7 +34,7 @@ from .progress import Progress
 from .recipe import DEFAULTS, Recipe, Target
 from .reference import ModuleEngine, draw_reference, images_for, write_reference
 from .sources import Source, open_source
-from .store import Store, check_place, code_version, full_disk_is_one_line, key_of, put, swap
+from .store import Store, beside, check_place, code_version, copy, full_disk_is_one_line, key_of, put, swap
 
 __all__ = ["Outcome", "add_engines", "write_bundle"]
 
@@ -68,8 +68,8 @@ def write_bundle(
     `out` that is something else than a bundle; BundleError for a damaged source, an engine that breaks a bound of
     `hotloop.parity.BOUNDS` (named with its worst layer), and a full disk.
     """
-    out = Path(out)
-    check_place(out)
+    shown, out = out, out.resolve()
+    check_place(out, inputs=_inputs(recipe))
     progress = Progress(say)
     with progress.stage("hash and open the source"):
         source = open_source(
@@ -80,7 +80,7 @@ def write_bundle(
         key = key_of(parts)
     store = store or Store()
     if store.holds(out, key, rehash=rehash):
-        return Outcome(out, key, True, progress.stages)
+        return Outcome(shown, key, True, progress.stages)
     with full_disk_is_one_line(out):
         found = store.find(key, rehash=rehash)
         hit = found is not None
@@ -95,7 +95,13 @@ def write_bundle(
                     found = store.keep(work, key)
         put(found, out)
         store.stamp(out)
-    return Outcome(out, key, hit, progress.stages)
+    return Outcome(shown, key, hit, progress.stages)
+
+
+def _inputs(recipe: Recipe) -> list[Path]:
+    """The files and folders that an export reads."""
+    others = [recipe.tokenizer, recipe.vae, *(path for path, _ in (*recipe.loras, *recipe.embeddings))]
+    return [recipe.source, *(Path(path) for path in others if path is not None and Path(path).exists())]
 
 
 def _parts(recipe: Recipe, source: Source, *, rehash: bool) -> dict[str, Any]:
@@ -204,9 +210,10 @@ def add_engines(
 ) -> Outcome:  # fmt: skip
     """Build more engines, for this machine, into an existing bundle; an engine of the same name is replaced.
 
-    They carry the rewrites and optional inputs of the engines that are there. Raises what `write_bundle` raises; the
-    bundle then stays as it was.
+    They carry the rewrites and optional inputs of the engines that are there. Raises what `write_bundle` raises, and
+    BundleError when the bundle was changed meanwhile; it then stays as it was.
     """
+    shown, path = path, path.resolve()
     bundle = Bundle.open(path)
     first = bundle.entries[0]
     progress = Progress(say)
@@ -214,25 +221,22 @@ def add_engines(
         path, targets=tuple(targets), rewrites=first.rewrites, groups=first.groups, shapes=tuple(shapes),
         batches=batches, keep_fp32=keep_fp32,
     )  # fmt: skip
-    with full_disk_is_one_line(path):
-        work = path.parent / f".{path.name}.building"
-        shutil.rmtree(work, ignore_errors=True)
-        try:
-            put(path, work)
-            manifest = json.loads(json.dumps(bundle.manifest))
-            made = {target.name for target in targets}
-            manifest["engines"] = [e for e in manifest["engines"] if f"{e['kind']}-{e['precision']}" not in made]
-            manifest["made_with"] |= _versions(targets)
-            nets = _Lazy(work, manifest)
-            making = Making(work, manifest, bundle.family, recipe, nets, first.storage, store or Store(), progress)
-            making.write_graphs()
-            nets.clear()
-            making.build_and_certify(targets)
-            _seal(work, manifest)
-            swap(work, path)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return Outcome(path, manifest["key"], False, progress.stages)
+    with full_disk_is_one_line(path), beside(path) as work:
+        copy(path, work)
+        manifest = json.loads(json.dumps(bundle.manifest))
+        made = {target.name for target in targets}
+        manifest["engines"] = [e for e in manifest["engines"] if f"{e['kind']}-{e['precision']}" not in made]
+        manifest["made_with"] |= _versions(targets)
+        nets = _Lazy(work, manifest)
+        making = Making(work, manifest, bundle.family, recipe, nets, first.storage, store or Store(), progress)
+        making.write_graphs()
+        nets.clear()
+        making.build_and_certify(targets)
+        _seal(work, manifest)
+        if Bundle.open(path, verify=False).manifest != bundle.manifest:
+            raise BundleError("build", "bundle must not change while an engine is built; build again", str(shown))
+        swap(work, path)
+    return Outcome(shown, manifest["key"], False, progress.stages)
 
 
 class _Lazy(dict[str, Net]):

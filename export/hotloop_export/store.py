@@ -4,23 +4,26 @@
                        can (not hard links: onnx refuses weights that have two names)
     stamps/<path>.json inode, size and times of a bundle's files when they were last known to be whole
     graphs/<key>.onnx  graphs, which depend on architecture and layout only: another LoRA needs no new tracing
-    work/<key>.*/      a bundle being made; never looked at by anyone else, removed by the next export of that key
+    work/<key>.*/      a bundle being made; never looked at by anyone else; of an exporter that was killed, removed by
+                       the next one that makes something
     locks/<key>.lock   held while a key is made, so that parallel exporters of one thing do the work once
 
 A bundle appears under its key, and at the user's place, by one rename: killing the exporter at any moment leaves no
-partial bundle to be seen.
+partial bundle to be seen. What it was making beside the user's place is hidden and removed by the next export there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -32,11 +35,13 @@ from hotloop.bundle import sha256
 from hotloop.cache import cache_folder
 from hotloop.errors import BundleError, HotloopError, InputError
 
-__all__ = ["LIMIT", "Store", "check_place", "code_version", "full_disk_is_one_line", "key_of", "put", "swap"]
+__all__ = ["LIMIT", "Store", "beside", "check_place", "code_version", "copy", "full_disk_is_one_line", "key_of",
+           "put", "swap"]  # fmt: skip
 
 # Finished bundles beyond this many bytes go, the least recently used first.
 LIMIT = 40 * 2**30
 _MANIFEST = "manifest.json"
+_MAKING = ".making"  # how the names of folders end that `beside` makes
 
 
 def code_version(*parts: str) -> str:
@@ -119,8 +124,7 @@ class Store:
             waiting()
             lock.acquire()
         try:
-            for stale in (self.root / "work").glob(f"{key}.*"):  # of an exporter that was killed
-                shutil.rmtree(stale, ignore_errors=True)
+            self._remove_stale(key)
             work = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=self.root / "work"))
             work.chmod(0o755)
             try:
@@ -129,6 +133,14 @@ class Store:
                 shutil.rmtree(work, ignore_errors=True)
         finally:
             lock.release()
+
+    def _remove_stale(self, key: str) -> None:
+        """Remove what exporters left that were killed; `key` is locked by the caller, the others are if they live."""
+        for stale in (self.root / "work").iterdir():
+            other = stale.name.partition(".")[0]
+            lock = FileLock(self.root / "locks" / f"{other}.lock")
+            with contextlib.suppress(Timeout), contextlib.nullcontext() if other == key else lock.acquire(timeout=0):
+                shutil.rmtree(stale, ignore_errors=True)
 
     def graph(self, key: str, out: Path, make: Callable[[Path], None]) -> bool:
         """Put the graph of a key at `out`: from the cache, else `make(out)` writes it. True when the cache had it."""
@@ -142,10 +154,14 @@ class Store:
             pass
         make(out)
         raw = out.read_bytes()
-        found.parent.mkdir(parents=True, exist_ok=True)
         work = found.with_name(f".{key}.{os.getpid()}")
-        work.write_bytes(hashlib.sha256(raw).digest() + raw)
-        work.replace(found)
+        try:
+            found.parent.mkdir(parents=True, exist_ok=True)
+            work.write_bytes(hashlib.sha256(raw).digest() + raw)
+            work.replace(found)
+        except OSError:  # not kept, then: the graph itself is made
+            with contextlib.suppress(OSError):
+                work.unlink()
         return False
 
     def keep(self, work: Path, key: str) -> Path:
@@ -176,8 +192,17 @@ def _read(stamp: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def check_place(out: Path) -> None:
-    """Raises InputError when `out` is something that an export must not replace."""
+def check_place(out: Path, *, inputs: Iterable[Path] = ()) -> None:
+    """Raises InputError when `out` is something that an export must not replace, or cannot be written.
+
+    inputs  files and folders that the export reads: none may lie in `out`, nor `out` in one that is a sealed bundle
+    """
+    for read in (path.resolve() for path in inputs):
+        if read == out or out in read.parents or (read in out.parents and (read / _MANIFEST).is_file()):
+            raise InputError("export.out", f"must be apart from what is exported, {read}", str(out))
+    nearest = next((path for path in out.parents if path.exists()), out)
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError("export.out", "must be a place that can be written", str(out))
     if out.exists() and not ((out / _MANIFEST).is_file() or (out.is_dir() and not any(out.iterdir()))):
         raise InputError("export.out", "must be a bundle to replace, an empty folder or a new name", str(out))
 
@@ -187,29 +212,88 @@ def put(bundle: Path, out: Path) -> None:
 
     A bundle that was there goes only once the new one stands in its place.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        work.chmod(0o755)
-        shutil.copytree(bundle, work, copy_function=_clone, dirs_exist_ok=True)
+    with beside(out) as work:
+        copy(bundle, work)
         swap(work, out)
+
+
+def copy(bundle: Path, out: Path) -> None:
+    """The files of a bundle into a folder."""
+    shutil.copytree(bundle, out, copy_function=_clone, dirs_exist_ok=True)
+
+
+@contextmanager
+def beside(out: Path) -> Iterator[Path]:
+    """A new hidden folder beside `out`, which is removed in the end, and with it those of processes that were killed:
+    a living one holds a lock on its folder."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for stale in out.parent.glob(f".{glob.escape(out.name)}.*{_MAKING}"):
+        with _held(stale) as free:
+            if free:
+                shutil.rmtree(stale, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_MAKING, dir=out.parent))
+    with _held(work):
+        try:
+            work.chmod(0o755)
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Lock a folder for this process's life at most; False when another process has it, or where locks are unknown."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except OSError:
+        free = False
+    try:
+        yield free
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        os.close(handle)
 
 
 def swap(work: Path, out: Path) -> None:
-    """Rename `work` to `out`; what was there goes afterwards."""
-    if not out.exists():
-        work.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    out.rename(old)
+    """Rename the folder `work` to `out` in one step; a bundle that was there is at `work` afterwards.
+
+    At every moment there is a whole bundle at `out`, where the system can exchange two names (Linux).
+    """
     try:
-        work.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old)
+        work.rename(out)  # to a new name, or over an empty folder
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    if not _exchange(work, out):
+        old = work.with_name(work.name.removesuffix(_MAKING) + ".old" + _MAKING)
+        out.rename(old)
+        try:
+            work.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
+        old.rename(work)
+
+
+# renameat2 of linux/fs.h and fcntl.h: names are relative to the current folder; the two are exchanged.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange two names; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    return rename(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
 
 
 # ioctl FICLONE of linux/fs.h: the target shares the source's blocks until one of them is written.

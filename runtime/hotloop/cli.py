@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -361,6 +362,7 @@ def main() -> NoReturn:
     """The `hotloop` command. Upper layers add their commands through the entry-point group `hotloop.commands`."""
     for entry in entry_points(group="hotloop.commands"):
         app.command(entry.name)(entry.load())
+    signal.signal(signal.SIGTERM, _terminate)  # ends like an error, so that what is half made is removed
     warnings.showwarning = _show_warning
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files: what cannot be read is an error of our own
     try:
@@ -376,6 +378,8 @@ def main() -> NoReturn:
         if not hasattr(error, "format_message"):
             raise
         _fail(f"[command line] {error.format_message()}")
+    if code == 130:  # typer's own word for an interrupt
+        _fail("interrupted", code=code)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -383,6 +387,10 @@ def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
     sys.stderr.write("hotloop: " + " ".join(str(message).splitlines()) + "\n")
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    _fail("terminated", code=128 + number)
 
 
 def _fail(line: str, *, code: int = 2) -> NoReturn:
