@@ -27,7 +27,7 @@ from render import ATTRIBUTES, Face, labels, render
 from train_diffusion import sample
 from train_vae import reconstruct, to_images
 
-__all__ = ["GOALS", "claimed", "fid", "kid", "load_parts", "main"]
+__all__ = ["GOALS", "claimed", "clean_held_out", "fid", "kid", "load_parts", "main", "with_mean"]
 
 # Targets: of the full size, and of the first one.
 GOALS = {
@@ -110,11 +110,11 @@ def kid(a: np.ndarray, b: np.ndarray) -> float:
     return float(within - 2 * kernel(a, b).mean())
 
 
-def _with_mean(scores: dict[str, float]) -> dict[str, float]:
+def with_mean(scores: dict[str, float]) -> dict[str, float]:
     return scores | {"mean": round(float(np.mean([scores[name] for name in GOALS["full"]])), 4)}
 
 
-def _clean_held_out(count: int) -> list[Face]:
+def clean_held_out(count: int) -> list[Face]:
     """The first held-out faces without a defect."""
     found = faces(np.array(seeds(int(count * 1.35) + 20, held=True)))
     return [face for face in found if face.defect == "none"][:count]
@@ -124,13 +124,13 @@ def evaluate(
     draw: Draw, vae: Any, probe: Probe, *, prompts: int, sweep: tuple[float, ...], swept: int
 ) -> dict[str, Any]:
     """All scores; the sweep uses prompts of its own."""
-    chosen = _clean_held_out(2 * prompts + swept)
+    chosen = clean_held_out(2 * prompts + swept)
     asked, others, spare = chosen[:prompts], chosen[prompts : 2 * prompts], chosen[2 * prompts :]
     sweep_texts, sweep_truth = claimed(spare)
     by_guidance = {}
     for guidance in sweep:
         guesses, _ = predict(probe, draw(sweep_texts, guidance, 9_000))
-        by_guidance[guidance] = _with_mean(accuracy(guesses, sweep_truth))["mean"]
+        by_guidance[guidance] = with_mean(accuracy(guesses, sweep_truth))["mean"]
     best = max(by_guidance, key=lambda g: by_guidance[g])
 
     texts, truth = claimed(asked)
@@ -149,10 +149,10 @@ def evaluate(
         "prompts": len(texts),
         "guidance": best,
         "accuracy": {
-            "model": _with_mean(accuracy(guesses, truth)),
-            "chance": _with_mean(accuracy(guesses, shuffled)),
-            "real renders": _with_mean(accuracy(real_guesses, truth)),
-            "autoencoder": _with_mean(accuracy(rebuilt_guesses, truth)),
+            "model": with_mean(accuracy(guesses, truth)),
+            "chance": with_mean(accuracy(guesses, shuffled)),
+            "real renders": with_mean(accuracy(real_guesses, truth)),
+            "autoencoder": with_mean(accuracy(rebuilt_guesses, truth)),
         },
         "classes": {name: len(values) for name, values in ATTRIBUTES.items()},
         "asked": {name: int((truth[:, i] >= 0).sum()) for i, name in enumerate(NAMES)},

@@ -1,0 +1,54 @@
+"""Attribute accuracy of every engine of a bundle of this model, before (fp32) and after, into its certificates.
+
+    python models/avatar_tiny/certify.py BUNDLE --prompts 256
+
+All engines draw the same held-out prompts from the same seeds. Fails when an engine loses more than two points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from probe import accuracy, load_probe, predict
+from score import claimed, clean_held_out, with_mean
+
+import hotloop
+from hotloop.choice import candidates
+from hotloop.parity import update_certificates
+
+BOUND = 0.02
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--prompts", type=int, default=256)
+    options = parser.parse_args()
+    texts, truth = claimed(clean_held_out(options.prompts))
+    probe = load_probe()
+    bundle = hotloop.Bundle.open(options.bundle)
+    # The exact engines first: what the others are compared with.
+    able = sorted((entry for entry, _ in candidates(bundle)[0]), key=lambda entry: entry.precision != "fp32")
+    means: dict[str, float] = {}
+    certificates = {}
+    for entry in able:
+        pipe = hotloop.load(options.bundle, engine=entry.name)
+        drawn = [np.asarray(pipe.txt2img(text, seed=i).images[0]) for i, text in enumerate(texts)]
+        scores = with_mean(accuracy(predict(probe, np.stack(drawn))[0], truth))
+        means[entry.name] = scores["mean"]
+        before = means[able[0].name]
+        certificates[entry.name] = {
+            "attributes": {"prompts": len(texts), "before": before, "after": scores["mean"], "of": scores}
+        }
+        print(f"{entry.name:<16} mean {scores['mean']:.4f}  {100 * (scores['mean'] - before):+.2f} points", flush=True)
+    lost = {name: before - mean for name, mean in means.items() if before - mean > BOUND}
+    if lost:
+        sys.exit(f"attribute accuracy must not drop by more than {BOUND:g}: {lost}")
+    update_certificates(bundle, certificates)
+
+
+if __name__ == "__main__":
+    main()
