@@ -194,6 +194,7 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import hotloop
     from hotloop.bundle import builtin
     from hotloop_export.bundle import write_bundle
+    from hotloop_export.recipe import Recipe
 
     torch.manual_seed(0)
     source = tmp_path_factory.mktemp("nine") / "source"
@@ -215,11 +216,12 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Any:
         )
     ).save_pretrained(source / "text_encoder")
     diffusers.UNet2DConditionModel(
-        sample_size=16, in_channels=9, block_out_channels=(32, 48), layers_per_block=1, cross_attention_dim=768,
-        attention_head_dim=4, norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        sample_size=16, in_channels=9, block_out_channels=(32, 48, 48, 48), layers_per_block=1,
+        cross_attention_dim=768, attention_head_dim=4, norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
     ).save_pretrained(source / "unet")  # fmt: skip
-    bundle = write_bundle(source, source.with_name("bundle"), family="sd15-inpaint")
+    bundle = write_bundle(Recipe(source, family="sd15-inpaint"), source.with_name("bundle")).path
     pipeline = diffusers.StableDiffusionInpaintPipeline.from_pretrained(
         bundle, safety_checker=None, torch_dtype=torch.float32, local_files_only=True
     )
