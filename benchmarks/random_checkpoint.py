@@ -1,5 +1,5 @@
 """A checkpoint of true shape with seeded random weights, in the diffusers folder layout: for timing and parity where no
-trained weights are at hand. Attention and convolutions are scaled so that every activation stays of order one.
+trained weights are at hand. Weights have the variance that torch starts training with, 1 / (3 fan-in).
 
     python benchmarks/random_checkpoint.py sd15-random --family sd15 --seed 0
 """
@@ -81,7 +81,7 @@ def write_checkpoint(folder: Path, family: str, *, seed: int = 0, dtype: torch.d
 
 
 def random_net(cls: type[Net], config: Mapping[str, Any], *, seed: int) -> Net:
-    """A network with normal weights of variance 1 / fan-in; norms near one, biases small."""
+    """A network with normal weights of variance 1 / (3 fan-in); norms near one, biases small."""
     rng = np.random.default_rng(seed)
     with torch.device("meta"):
         net = cls(config)
@@ -92,7 +92,7 @@ def random_net(cls: type[Net], config: Mapping[str, Any], *, seed: int) -> Net:
         if "embedding." in name and "time" not in name:
             draws *= 0.3
         elif len(shape) > 1:
-            draws *= np.float32(np.prod(shape[1:]) ** -0.5)
+            draws *= np.float32((3 * np.prod(shape[1:])) ** -0.5)
         else:
             draws *= np.float32(0.1)
             draws += np.float32(name.endswith("weight"))

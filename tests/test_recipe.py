@@ -78,6 +78,11 @@ def test_batches_that_are_none_are_refused(text: str) -> None:
         ({"certify": "no"}, "certify must be"),
         ({"keep_fp32": "some"}, "keep_fp32 must be"),
         ({"source": Path("nowhere")}, "source must be"),
+        ({"rewrites": ("kv", "kv")}, "rewrites must differ"),
+        ({"keep_fp32": ("mid_block",)}, "keep_fp32 names modules for int8"),
+        ({"defaults": {"num_inference_steps": 0}}, "num_inference_steps must be"),
+        ({"defaults": {"guidance_scale": float("nan")}}, "guidance_scale must be"),
+        ({"defaults": {"sampler": "best"}}, "sampler must be one of"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(changes: dict, rule: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,14 @@ def test_an_engine_kind_of_a_later_version_is_passed_over(copy: Path) -> None:
 def test_an_engine_that_the_bundle_does_not_have_is_not_verified() -> None:
     with pytest.raises(InputError, match="built with: onnx-fp32, native-fp32, got 'tensorrt'"):
         parity.verify(Bundle.open(builtin()), engines=["tensorrt"])
+
+
+def test_an_fp32_engine_is_held_to_fp32_whatever_its_weights_are_kept_in() -> None:
+    entry = Bundle.open(builtin(), verify=False).entries[0]
+    certificate = {"networks": {"unet": {"max_abs": 2e-4, "mean_abs": 1e-4, "cosine": 1.0}}, "psnr": [60.0]}
+    assert (entry.precision, entry.storage) == ("fp32", "fp16")
+    assert "at most 0.0001" in (parity.broken(certificate, entry) or "")
+    assert parity.broken(certificate, replace(entry, precision="fp16")) is None
 
 
 def test_certificates_that_cannot_be_written_leave_nothing_behind(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL, TinyVAE
 from hotloop.spec import Family, Schedule
 from hotloop.spec import family as family_row
+from hotloop.weights import Weights
 
 from .embeddings import add_embeddings, open_embedding
 from .engines import BUILDERS, Making
@@ -228,7 +229,7 @@ def add_engines(
         manifest["engines"] = [e for e in manifest["engines"] if f"{e['kind']}-{e['precision']}" not in made]
         manifest["made_with"] |= _versions(targets)
         nets = _Lazy(work, manifest)
-        making = Making(work, manifest, bundle.family, recipe, nets, first.storage, store or Store(), progress)
+        making = Making(work, manifest, bundle.family, recipe, nets, _storage(bundle), store or Store(), progress)
         making.write_graphs()
         nets.clear()
         making.build_and_certify(targets)
@@ -237,6 +238,12 @@ def add_engines(
             raise BundleError("build", "bundle must not change while an engine is built; build again", str(shown))
         swap(work, path)
     return Outcome(shown, manifest["key"], False, progress.stages)
+
+
+def _storage(bundle: Bundle) -> str:
+    """What a bundle's weights are kept in."""
+    files = [bundle.file(entry["path"]) for entry in bundle.manifest["weights"].values()]
+    return "fp32" if any(w.dtype(name) == "F32" for w in map(Weights.open, files) for name in w) else "fp16"
 
 
 class _Lazy(dict[str, Net]):

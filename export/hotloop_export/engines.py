@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +27,7 @@ from hotloop.weights import Weights, save
 from . import layers, quantize, tensorrt
 from .onnx import PARTS, export_graph, graph_name
 from .progress import Progress
-from .recipe import Recipe, Target
+from .recipe import Recipe, Target, mixes
 from .reference import PROMPTS, images_for
 from .store import Store, code_version, key_of
 
@@ -72,12 +73,19 @@ class Making:
         wanted = {BUILDERS[target.kind].arithmetic(target) for target in self.recipe.targets} - {None}
         for compute in sorted(map(str, wanted)):
             for name in self.networks:
-                graph = graph_name(name, self.recipe.rewrites, self.recipe.groups, compute)
+                graph = self._graph_name(name, compute)
                 file = self.work / PARTS[name].folder / graph
                 self.graphs[name, compute] = file.relative_to(self.work).as_posix()
                 if not file.exists():  # else of an engine that the bundle has
                     with self.progress.stage(f"ONNX graph of {name}" + (f" in {compute}" if compute != "fp32" else "")):
                         self._write_graph(name, file, compute)
+
+    def _graph_name(self, name: str, compute: str) -> str:
+        """One with modules kept in float32 has a name of its own: another engine of the bundle may keep others."""
+        names = [graph_name(name, self.recipe.rewrites, self.recipe.groups, c) for c in ("fp32", compute)]
+        if (keep := self._given_keep()) and len(set(names)) == 2:
+            return f"{names[1].removesuffix('.onnx')}.{key_of({'keep': sorted(keep)})[:8]}.onnx"
+        return names[1]
 
     def _write_graph(self, name: str, file: Path, compute: str) -> None:
         network = self.family.split(self.recipe.rewrites, self.recipe.groups)[name]
@@ -126,6 +134,7 @@ class Making:
     def _measure(self, entry: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         read = Entry.read(entry)
         certificate = certify(self.open(read))
+        gc.collect()  # a pipeline refers to itself: gigabytes would stay for the next engine to come on top of
         return certificate, broken(certificate, read)
 
     def _lift(self, entry: dict[str, Any], target: Target, problem: str) -> None:
@@ -227,7 +236,7 @@ class _Onnx:
         networks = making.shared("fp32", "fp32")
         if target.precision == "int8":
             networks["unet"] = making.quantized(target, keep, suffix=".onnx", by=quantize.quantize_onnx)
-        return making.entry(target, networks, keep_fp32=list(keep))
+        return making.entry(target, networks, keep_fp32=list(keep) if mixes(target) else [])
 
 
 class _OpenVino:
@@ -244,7 +253,7 @@ class _OpenVino:
         networks = making.shared("fp32", rest[target.precision])
         if target.precision == "int8":
             networks["unet"] = making.quantized(target, keep, suffix=".xml", by=quantize.quantize_openvino)
-        return making.entry(target, networks, keep_fp32=list(keep))
+        return making.entry(target, networks, keep_fp32=list(keep) if mixes(target) else [])
 
 
 class _TensorRt:
@@ -279,7 +288,7 @@ class _TensorRt:
         return entry | {
             "target": " ".join(sorted(set.intersection(*aimed), key=_number)),
             "storage": storage,
-            "keep_fp32": list(keep),
+            "keep_fp32": list(keep) if mixes(target) else [],
         }
 
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hotloop import samplers
 from hotloop.engines import KINDS
 from hotloop.errors import InputError
+from hotloop.request import check_integer, check_number
 from hotloop.spec import GROUPS, REWRITES
 
-__all__ = ["CERTIFY", "DEFAULTS", "PRECISIONS", "Recipe", "Target", "parse_batches", "parse_shapes", "parse_target"]
+__all__ = ["CERTIFY", "DEFAULTS", "PRECISIONS", "Recipe", "Target", "mixes", "parse_batches", "parse_shapes",
+           "parse_target"]  # fmt: skip
 
 # kind -> the precisions it can be exported in, the default first
 PRECISIONS: Mapping[str, tuple[str, ...]] = {
@@ -84,14 +87,28 @@ class Recipe:
         ):  # fmt: skip
             if unknown := sorted(set(names) - set(known)):
                 raise InputError(place, f"{what} must be among {', '.join(known)}", unknown)
+            if len(set(names)) < len(names):
+                raise InputError(place, f"{what} must differ from each other", list(names))
         if not self.targets or len({target.name for target in self.targets}) < len(self.targets):
             raise InputError(place, "engines must differ, and there must be one", [t.name for t in self.targets])
         if self.certify not in CERTIFY:
             raise InputError(place, f"certify must be one of {', '.join(CERTIFY)}", self.certify)
         if isinstance(self.keep_fp32, str) and self.keep_fp32 != "auto":
             raise InputError(place, "keep_fp32 must be auto or module names", self.keep_fp32)
+        if self.keep_fp32 and self.keep_fp32 != "auto" and not any(map(mixes, self.targets)):
+            rule = "keep_fp32 names modules for int8 engines and for TensorRT's below fp32; there must be one"
+            raise InputError(place, rule, [target.name for target in self.targets])
+        defaults = {**DEFAULTS, **self.defaults}
+        samplers.get(defaults["sampler"])
+        check_integer(place, "num_inference_steps", defaults["num_inference_steps"], 1, 1000)
+        check_number(place, "guidance_scale", defaults["guidance_scale"], 0, 1000)
         if not Path(self.source).exists():
             raise InputError(place, "source must be a diffusers folder or a .safetensors file", str(self.source))
+
+
+def mixes(target: Target) -> bool:
+    """Whether single modules of its networks can stay in float32."""
+    return target.precision == "int8" or (target.kind.startswith("tensorrt") and target.precision != "fp32")
 
 
 def parse_target(text: str, precision: str | None) -> Target:

@@ -24,7 +24,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,12 @@ class Store:
 
         waiting: called once when another process is at it already.
         """
-        for name in ("bundles", "stamps", "work", "locks"):
-            (self.root / name).mkdir(parents=True, exist_ok=True)
+        try:
+            for name in ("bundles", "stamps", "work", "locks"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            rule = f"cache must be a folder that can be written, set HOTLOOP_CACHE elsewhere ({error.strerror})"
+            raise BundleError("export", rule, str(self.root)) from error
         lock = FileLock(self.root / "locks" / f"{key}.lock")
         try:
             lock.acquire(timeout=0)
@@ -227,12 +231,14 @@ def beside(out: Path) -> Iterator[Path]:
     """A new hidden folder beside `out`, which is removed in the end, and with it those of processes that were killed:
     a living one holds a lock on its folder."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    for stale in out.parent.glob(f".{glob.escape(out.name)}.*{_MAKING}"):
-        with _held(stale) as free:
-            if free:
-                shutil.rmtree(stale, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_MAKING, dir=out.parent))
-    with _held(work):
+    with ExitStack() as holding:
+        with _held(out.parent, wait=True):  # a folder is made and locked before another process looks for stale ones
+            for stale in out.parent.glob(f".{glob.escape(out.name)}.*{_MAKING}"):
+                with _held(stale) as free:
+                    if free:
+                        shutil.rmtree(stale, ignore_errors=True)
+            work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_MAKING, dir=out.parent))
+            holding.enter_context(_held(work))
         try:
             work.chmod(0o755)
             yield work
@@ -241,7 +247,7 @@ def beside(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[bool]:
+def _held(folder: Path, *, wait: bool = False) -> Iterator[bool]:
     """Lock a folder for this process's life at most; False when another process has it, or where locks are unknown."""
     try:
         import fcntl
@@ -251,7 +257,7 @@ def _held(folder: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = True
     except OSError:
         free = False

@@ -235,7 +235,12 @@ def _name(value: object) -> bool:
 
 
 def _source(value: object) -> bool:
-    return isinstance(value, dict) and all(_number(v) if key == "scale" else _text(v) for key, v in value.items())
+    texts = ("role", "name", "sha256")
+    return (
+        isinstance(value, dict)
+        and all(_text(value[key]) for key in texts if key in value)
+        and ("scale" not in value or _number(value["scale"]))
+    )
 
 
 def _certificate(value: object) -> bool:
@@ -283,7 +288,7 @@ _RULES: _Rules = {
         lambda v: isinstance(v, dict) and _table_of(v.get("files", {}), _name),
         {},
     ),
-    "sources": ("be a list of objects of texts", lambda v: isinstance(v, list) and all(map(_source, v)), []),
+    "sources": ("be a list of {role, name, sha256}", lambda v: isinstance(v, list) and all(map(_source, v)), []),
     "made_with": ("map tools to versions", lambda v: _table_of(v, _text), {}),
     "constants": ("be an object", lambda v: isinstance(v, dict), {}),
     "defaults": ("be an object", lambda v: isinstance(v, dict), {}),

@@ -205,10 +205,12 @@ def certify(pipe: Pipeline) -> dict[str, Any]:
 def broken(certificate: Mapping[str, Any], entry: Entry) -> str | None:
     """The first bound of the entry's precision that a certificate breaks, in words; None when all hold.
 
-    A network is held to the bound of what its arithmetic runs in, but not more tightly than its storage allows.
+    A network is held to the bound of what its arithmetic runs in, but not more tightly than its storage allows; an
+    engine that calls itself fp32 has lost nothing in storage.
     """
+    storage = "fp32" if entry.precision == "fp32" else entry.storage
     for name, figures in certificate["networks"].items():
-        bound = BOUNDS[_loosest(entry.precision_of(name), entry.storage)]
+        bound = BOUNDS[_loosest(entry.precision_of(name), storage)]
         if not figures["max_abs"] <= bound.max_abs:
             return f"{name}: max |difference| must be at most {bound.max_abs:g}, is {figures['max_abs']:.3g}"
         if not figures["cosine"] >= bound.cosine:
