@@ -167,7 +167,7 @@ def test_threads_are_set_for_the_run_and_set_back() -> None:
     before = torch.get_num_threads()
     seen = []
     engine = NativeEngine(folder(PLAIN["text_encoder"]), PLAIN["text_encoder"], threads=before + 1)
-    engine._call.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    engine.call.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     engine.prepare([{"B": 1, "T": 3}])
     assert seen == [before + 1]
     assert torch.get_num_threads() == before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,21 @@ def test_the_same_seed_gives_the_same_bytes_twice(pipe: Any) -> None:
     one, two = (pipe.txt2img(PROMPT, seed=5, **QUICK).images[0].tobytes() for _ in range(2))
     assert one == two
     assert one != pipe.txt2img(PROMPT, seed=6, **QUICK).images[0].tobytes()
+
+
+@pytest.mark.parametrize("engine", ["onnx", "native"])
+def test_a_pipeline_and_its_engines_are_freed_without_the_garbage_collector(engine: str) -> None:
+    hotloop.load(engine=engine).txt2img(PROMPT, seed=1, **QUICK)  # a library's import may keep frames of ours
+    gc.collect()
+    gc.disable()
+    try:
+        pipe = hotloop.load(engine=engine)
+        pipe.txt2img(PROMPT, seed=1, **QUICK)
+        alive = [weakref.ref(pipe), *(weakref.ref(made) for made in pipe.networks.opened().values())]
+        del pipe
+        assert [ref() for ref in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("sampler", ["plms", "euler_a"])

@@ -117,6 +117,12 @@ def test_an_engine_that_the_bundle_does_not_have_is_not_verified() -> None:
         parity.verify(Bundle.open(builtin()), engines=["tensorrt"])
 
 
+def test_constants_that_are_not_the_graphs_are_one_line(copy: Path) -> None:
+    edit(copy, put("constants", "vae_factor", value=5))
+    with pytest.raises((BundleError, InputError)):
+        parity.verify(Bundle.open(copy), engines=["onnx"])
+
+
 def test_an_fp32_engine_is_held_to_fp32_whatever_its_weights_are_kept_in() -> None:
     entry = Bundle.open(builtin(), verify=False).entries[0]
     certificate = {"networks": {"unet": {"max_abs": 2e-4, "mean_abs": 1e-4, "cosine": 1.0}}, "psnr": [60.0]}

@@ -116,8 +116,9 @@ class Pipeline:
         networks, self.why = self._open(choices if "auto" in (engine, device) else choices[:1], threads, given)
         self.adapters = Adapters(networks)
         self._grid = math.lcm(self.family.grid, self.entry.grid)
-        # A schedule is fixed for the pipeline's life, so its compiled tables can be kept.
-        self._table = lru_cache(maxsize=64)(self._build_table)
+        # A schedule is fixed for the pipeline's life, so its compiled tables can be kept. The cache must not hold the
+        # pipeline: gigabytes of engines would stay until the garbage collector looks.
+        self._table = lru_cache(maxsize=64)(partial(_build_table, self.schedule))
 
     def _open(
         self, choices: Sequence[Choice], threads: int | None, given: Mapping[str, Engine] | None
@@ -505,13 +506,6 @@ class Pipeline:
         deviation = np.exp(np.float32(0.5) * np.clip(logvar, -30, 20))
         return (mean + deviation * streams.normal(shape)) * self._scaling
 
-    def _build_table(self, sampler: str, steps: int, start: int, options: tuple[tuple[str, Any], ...]) -> StepTable:
-        known = samplers.options(sampler)
-        for name, value in options:
-            if name not in known:  # `start` and `steps` are the call's own, and no option can stand for them
-                raise InputError("samplers", f"options of {sampler} must be among {', '.join(known)}", {name: value})
-        return samplers.build(sampler, self.schedule, steps, start=start, **dict(options))
-
     def _start(self, request: Request, strength: float) -> int:
         check_number(request.place, "strength", strength, 0, 1)
         start = request.steps - min(int(request.steps * strength), request.steps)
@@ -551,6 +545,16 @@ class Pipeline:
                 raise InputError(place, f"{name} must be a multiple of {grid}{reason}", side)
             sides.append(int(side))
         return sides[0], sides[1]
+
+
+def _build_table(
+    schedule: Schedule, sampler: str, steps: int, start: int, options: tuple[tuple[str, Any], ...]
+) -> StepTable:
+    known = samplers.options(sampler)
+    for name, value in options:
+        if name not in known:  # `start` and `steps` are the call's own, and no option can stand for them
+            raise InputError("samplers", f"options of {sampler} must be among {', '.join(known)}", {name: value})
+    return samplers.build(sampler, schedule, steps, start=start, **dict(options))
 
 
 def _pick(engine: Engine, dims: Mapping[str, int]) -> dict[str, int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -44,13 +45,14 @@ class NativeContext:
     """One shape's buffers in host memory; on CUDA they are copied there and back."""
 
     def __init__(self, engine: NativeEngine, dims: Mapping[str, int]) -> None:
-        self._engine = engine
         network = engine.network
+        # Not the engine: it keeps its contexts, and would be kept by them.
+        self._run = partial(_run, engine.call, network, engine.device, engine.threads)
         self.inputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.inputs}
         self.outputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.outputs}
 
     def run(self, stream: int | None = None) -> None:
-        self._engine.run(self.inputs, self.outputs)
+        self._run(self.inputs, self.outputs)
 
 
 class NativeEngine:
@@ -83,7 +85,7 @@ class NativeEngine:
         folder = path if path.is_dir() else path.parent
         self.device, self.network, self.threads = device, network, threads
         self._net, call = _load(folder, network)
-        self._call = call.lower(precision).to(device).eval()
+        self.call = call.lower(precision).to(device).eval()
         self.contexts = ContextPool(self)
 
     def context(self, **dims: int) -> NativeContext:
@@ -94,23 +96,15 @@ class NativeEngine:
             with self.contexts.lease(**dims) as context:
                 context.run()
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        """Fill `outputs` from `inputs`, both by the spec's names."""
-        torch = import_library()
-        with torch.inference_mode(), _threads(self.threads):
-            given = (torch.from_numpy(inputs[tensor.name]).to(self.device) for tensor in self.network.inputs)
-            for tensor, value in zip(self.network.outputs, self._call(*given), strict=True):
-                torch.from_numpy(outputs[tensor.name]).copy_(value)
-
     def patched(self, tensors: Mapping[str, np.ndarray]) -> NativeEngine:
         """Another engine with these weights in place of its own, by their names in the files; it shares the others."""
         torch = import_library()
         other = copy.copy(self)
-        other._call = copy.deepcopy(self._call, {id(p): p for p in self._call.parameters()})
+        other.call = copy.deepcopy(self.call, {id(p): p for p in self.call.parameters()})
         for name, array in tensors.items():
             owner, _, leaf = name.removeprefix(self._net.prefix).rpartition(".")
             try:
-                module: nn.Module = other._call.net.get_submodule(owner)
+                module: nn.Module = other.call.net.get_submodule(owner)
                 old = module.get_parameter(leaf)
             except AttributeError as error:
                 raise InputError(_PLACE, f"weights to replace must be of {self.network.name}", name) from error
@@ -120,6 +114,18 @@ class NativeEngine:
             setattr(module, leaf, torch.nn.Parameter(value, requires_grad=False))
         other.contexts = ContextPool(other)
         return other
+
+
+def _run(
+    call: Call, network: Network, device: str, threads: int | None, inputs: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+) -> None:  # fmt: skip
+    """Fill `outputs` from `inputs`, both by the spec's names."""
+    torch = import_library()
+    with torch.inference_mode(), _threads(threads):
+        given = (torch.from_numpy(inputs[tensor.name]).to(device) for tensor in network.inputs)
+        for tensor, value in zip(network.outputs, call(*given), strict=True):
+            torch.from_numpy(outputs[tensor.name]).copy_(value)
 
 
 def _load(folder: Path, network: Network) -> tuple[type[Net], Call]:

@@ -44,7 +44,7 @@ class HostContext:
     """One shape's buffers in host memory, bound once."""
 
     def __init__(self, engine: OnnxEngine, dims: Mapping[str, int]) -> None:
-        self._session = engine.session
+        self._session, self._name = engine.session, engine.network.name
         self._binding = engine.session.io_binding()
         self.inputs: Mapping[str, Any] = {t.name: _zeros(t, dims) for t in engine.network.inputs}
         self.outputs: Mapping[str, Any] = {t.name: _zeros(t, dims) for t in engine.network.outputs}
@@ -54,7 +54,10 @@ class HostContext:
             self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     def run(self, stream: int | None = None) -> None:
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # a graph that is not of the manifest's constants, or no memory
+            raise BundleError("engine.onnx", f"{self._name} does not run: {str(error).splitlines()[0]}") from error
 
 
 class CudaContext:
