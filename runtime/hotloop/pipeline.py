@@ -321,7 +321,8 @@ class Pipeline:
     def warmup(
         self, sizes: Iterable[tuple[int, int]] | None = None, batches: Iterable[int] = (1,), *, guidance: bool = True
     ) -> None:
-        """Allocate buffers and run every network once for each (width, height) and number of images."""
+        """Allocate buffers and run every network once for each (width, height) and number of images, for the bundle's
+        own sampler and number of steps (on which the buffers of a split UNet's time table depend)."""
         shapes = [self._size("warmup", *size) for size in sizes or [self.family.default_size]]
         counts = list(batches)
         networks = self.networks
@@ -337,13 +338,14 @@ class Pipeline:
 
     def _warm_loop(self, networks: Networks, shape: tuple[int, ...], *, guidance: bool) -> None:
         """One step of the loop on zeros: makes the contexts that calls of this shape use."""
-        n, family = shape[0], self.family
+        n, family, defaults = shape[0], self.family, self.bundle.defaults
+        table = self.table(defaults.get("sampler", "plms"), defaults.get("num_inference_steps", 50))
         context = np.zeros((n, family.vocab_tokens, family.context_dim), np.float32)
         cond = {"context": context} | ({"negative_context": context} if guidance else {})
         if extra := family.unet_channels - family.latent_channels:
             cond["extra"] = np.zeros((n, extra, *shape[2:]), np.float32)
         with networks.denoiser() as denoiser:
-            denoiser.begin(cond, self.table("euler", 1), shape)
+            denoiser.begin(cond, table, shape)
             denoiser.step(np.zeros(shape, np.float32), np.zeros(n, np.int32))
 
     # Adapters.
