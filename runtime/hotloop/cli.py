@@ -246,7 +246,8 @@ def verify(
         typer.echo(f"{len(bundle.manifest['files'])} files whole, {bundle.family.name} {bundle.id[:12]}")
         for name, (made, problem) in found.items():
             state = "not run" if made is None else "BROKEN" if problem else "holds"
-            typer.echo(f"{name:<18}{state:<9}{certificate_line(made) if made else ''}{problem or ''}")
+            told = [certificate_line(made) if made else "", problem or ""]
+            typer.echo(f"{name:<18}{state:<9}{'; '.join(filter(None, told))}")
     broken = [name for name, (made, problem) in found.items() if made is not None and problem]
     if broken:
         raise InputError("verify", "every certificate must hold", broken)
