@@ -15,7 +15,7 @@ import pytest
 import hotloop
 from hotloop import networks
 from hotloop.adapters import per_network
-from hotloop.bundle import builtin
+from hotloop.bundle import builtin, write_manifest
 from hotloop.derived import phase_weights
 from hotloop.errors import InputError
 from hotloop.weights import Weights, save
@@ -64,7 +64,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
         | ({"networks": stored} if name.startswith("native") else {})
         for name in ENGINES[1:]
     ]  # fmt: skip
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(path, manifest)
     return path
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotloop.bundle import Bundle, builtin, sha256
+import hotloop
+from hotloop.bundle import Bundle, builtin, sha256, write_manifest
 from hotloop.errors import BundleError
 
 ENTRY = {
@@ -26,8 +27,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def edit_manifest(path: Path, **changes: Any) -> None:
-    file = path / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    write_manifest(path, json.loads((path / "manifest.json").read_text()) | changes)
 
 
 def reseal(path: Path, name: str) -> None:
@@ -180,3 +180,22 @@ def test_a_manifest_nested_too_deep_is_refused(copy: Path) -> None:
     (copy / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(BundleError, match="JSON"):
         Bundle.open(copy)
+
+
+def test_an_edited_manifest_is_refused(copy: Path) -> None:
+    file = copy / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["constants"]["scaling_factor"] *= 1.3
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="altered: its seal"):
+        Bundle.open(copy)
+    write_manifest(copy, manifest)
+    Bundle.open(copy)
+
+
+def test_a_bundle_that_was_replaced_is_not_mixed_with_the_new_one(copy: Path) -> None:
+    pipe = hotloop.load(copy)
+    (copy / "LICENSE").write_text("other terms")
+    reseal(copy, "LICENSE")
+    with pytest.raises(BundleError, match="replaced while in use"):
+        pipe.networks["vae_encoder"]

@@ -339,15 +339,16 @@ def test_a_changed_source_is_never_taken_for_the_old_one(
     assert not second.hit and second.key != first.key
 
 
-def test_a_shape_range_is_in_the_key_of_engines_with_profiles_only(recipe: Recipe) -> None:
+def test_a_shape_range_is_in_the_key_of_engines_with_profiles_and_refused_for_others(recipe: Recipe) -> None:
     source = module.open_source(recipe.source)
 
     def parts(**others: Any) -> dict[str, Any]:
         return module._parts(changed(recipe, **others), source, rehash=False)
 
-    assert parts(batches=(1, 4)) == parts()
     rtx = (Target("tensorrt_rtx", "fp16"),)
     assert parts(targets=rtx, batches=(1, 4)) != parts(targets=rtx)
+    with pytest.raises(InputError, match="engines with profiles"):
+        changed(recipe, batches=(1, 4))
 
 
 # Or not at all.

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hotloop import parity
-from hotloop.bundle import Bundle, builtin, sha256
+from hotloop.bundle import Bundle, builtin, sha256, write_manifest
 from hotloop.choice import choose
 from hotloop.errors import BundleError, InputError
 from hotloop.weights import Weights, save
@@ -25,10 +25,9 @@ def copy(tmp_path: Path) -> Path:
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    file = path / "manifest.json"
-    manifest = json.loads(file.read_text())
+    manifest = json.loads((path / "manifest.json").read_text())
     change(manifest)
-    file.write_text(json.dumps(manifest))
+    write_manifest(path, manifest)
 
 
 def put(*keys: Any, value: Any) -> Callable[[dict[str, Any]], None]:

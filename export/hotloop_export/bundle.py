@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from hotloop import __version__
-from hotloop.bundle import SCHEMA_VERSION, Bundle, sha256
+from hotloop.bundle import SCHEMA_VERSION, Bundle, sha256, write_manifest
 from hotloop.errors import BundleError, InputError
 from hotloop.lora import Lora, Scaled, merge
 from hotloop.nets import rewrites
@@ -107,7 +107,7 @@ def _inputs(recipe: Recipe) -> list[Path]:
 
 def _parts(recipe: Recipe, source: Source, *, rehash: bool) -> dict[str, Any]:
     """All that decides the bundle's bytes."""
-    settings = {**DEFAULTS, **recipe.defaults}
+    settings = _settings(recipe)
     return {
         "hotloop": __version__,
         "code": code_version(),
@@ -126,6 +126,16 @@ def _parts(recipe: Recipe, source: Source, *, rehash: bool) -> dict[str, Any]:
         "tools": _versions(recipe.targets),
         "machine": sorted({BUILDERS[target.kind].machine(target) for target in recipe.targets}),
     }
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """The bundle's defaults: as asked, else those of a source that is a bundle itself, else diffusers' habits."""
+    try:
+        own = json.loads((Path(recipe.source) / "manifest.json").read_text("utf-8"))["defaults"]
+        known = {key: own[key] for key in DEFAULTS if key in own}
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    return {**DEFAULTS, **known, **recipe.defaults}
 
 
 def _provenance(recipe: Recipe, *, rehash: bool) -> list[dict[str, Any]]:
@@ -173,7 +183,7 @@ def _make(
 ) -> None:
     """Fill `work` with the bundle."""
     size = sum(tensors.nbytes(name) for tensors in source.tensors.values() for name in tensors) / 1e9
-    settings = {**DEFAULTS, **recipe.defaults} | ({"vae": "tiny"} if "tiny_vae" in source.tensors else {})
+    settings = _settings(recipe) | ({"vae": "tiny"} if "tiny_vae" in source.tensors else {})
     with progress.stage("read and merge weights", estimate=4 * size):
         nets = _nets(work, recipe, source)
         _copy(work, source)
@@ -338,7 +348,7 @@ def _constants(nets: Mapping[str, Net], source: Source) -> tuple[Family, dict[st
 
 def _seal(work: Path, manifest: dict[str, Any]) -> None:
     manifest["files"] = _hashes(work)
-    (work / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    write_manifest(work, manifest)
 
 
 def _hashes(work: Path) -> dict[str, str]:

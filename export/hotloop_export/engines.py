@@ -176,7 +176,8 @@ class Making:
     def open(self, entry: Entry, device: str | None = None) -> Pipeline:
         """A pipeline on an engine of the bundle being made."""
         on = device or engines.devices(entry.kind)[0]
-        return Pipeline(self.bundle, choice=Choice(entry, on, "being certified"))
+        # What is compiled here would be kept under a place that is gone when the bundle is finished.
+        return Pipeline(self.bundle, choice=Choice(entry, on, "being certified"), keep_compiled=False)
 
     def shared(self, compute: str, precision: str) -> dict[str, dict[str, str]]:
         """The networks' entry for an engine that reads the ONNX graphs as they are."""

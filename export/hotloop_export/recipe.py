@@ -91,6 +91,10 @@ class Recipe:
                 raise InputError(place, f"{what} must differ from each other", list(names))
         if not self.targets or len({target.name for target in self.targets}) < len(self.targets):
             raise InputError(place, "engines must differ, and there must be one", [t.name for t in self.targets])
+        profiled = any(target.kind in ("tensorrt", "tensorrt_rtx") for target in self.targets)
+        if (self.shapes or self.batches != (1, 1)) and not profiled:
+            engines = [target.name for target in self.targets]
+            raise InputError(place, "shapes and batch are for engines with profiles (tensorrt, tensorrt-rtx)", engines)
         if self.certify not in CERTIFY:
             raise InputError(place, f"certify must be one of {', '.join(CERTIFY)}", self.certify)
         if isinstance(self.keep_fp32, str) and self.keep_fp32 != "auto":

@@ -107,7 +107,11 @@ class Adapters:
     @cached_property
     def _weights(self) -> dict[str, Weights]:
         listed = self._base.bundle.manifest["weights"]
-        return {name: Weights.open(self._base.bundle.file(listed[name]["path"])) for name in _ADAPTED if name in listed}
+        opened = {
+            name: Weights.open(self._base.bundle.file(listed[name]["path"])) for name in _ADAPTED if name in listed
+        }
+        self._base.bundle.check_in_place()
+        return opened
 
     def _swap(self, change: Callable[[dict[str, Scaled]], None]) -> Swap:
         """All new engines are made and warm before the first is used."""

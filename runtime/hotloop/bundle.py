@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from .errors import BundleError, InputError
 from .spec import Family, Network, family
 from .weights import Weights, refuse_non_finite
 
-__all__ = ["BUILT_NEVER_RUN", "CERTIFIED", "SCHEMA_VERSION", "Bundle", "Entry", "builtin", "sha256"]
+__all__ = ["BUILT_NEVER_RUN", "CERTIFIED", "SCHEMA_VERSION", "Bundle", "Entry", "builtin", "sha256", "write_manifest"]
 
 SCHEMA_VERSION = 2
 # An entry's status: its certificate holds, or it was built for a machine that was not there to run it.
@@ -166,6 +167,12 @@ class Bundle:
             raise BundleError("bundle", f"networks of {entry.name} must be among {sorted(rows)}", unknown[0])
         return {name: rows[name] for name in entry.networks}
 
+    def check_in_place(self) -> None:
+        """Raises BundleError when another bundle has taken this one's place since it was opened and checked."""
+        manifest = self.path / _MANIFEST  # a bundle that is being made has none
+        if manifest.exists() and _read_json(manifest).get("files") != self.manifest["files"]:
+            raise BundleError("bundle", "bundle was replaced while in use; load it again", str(self.path))
+
     def network_file(self, entry: Entry, network: str) -> Path:
         """The file of one of an entry's networks. Raises BundleError when it has none."""
         if network not in entry.networks:
@@ -305,6 +312,22 @@ def _hold(value: dict[str, Any], rules: _Rules, *, place: str) -> None:
             raise BundleError("bundle", f"{key} in {place} must {rule}", value[key])
 
 
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write manifest.json with its seal, in one piece. Raises OSError."""
+    work = folder / f".manifest.{os.getpid()}"
+    try:
+        work.write_text(json.dumps({**manifest, "seal": _seal_of(manifest)}, indent=2) + "\n", "utf-8")
+        work.replace(folder / _MANIFEST)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def _seal_of(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 over everything else in a manifest: accidents show, whoever means to can seal anew."""
+    content = {key: value for key, value in manifest.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise BundleError("bundle", "no such directory", str(path))
@@ -315,6 +338,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
         rule = f"schema_version in {_MANIFEST} of {path} must be {SCHEMA_VERSION}; export the bundle again"
         raise BundleError("bundle", rule, version)
+    if manifest.get("seal") != _seal_of(manifest):
+        raise BundleError("bundle", f"{_MANIFEST} of {path} was altered: its seal must fit its content",
+                          manifest.get("seal"))  # fmt: skip
     _hold(manifest, _RULES, place=f"{_MANIFEST} of {path}")
     for i, entry in enumerate(manifest["engines"]):
         _hold(entry, _ENTRY, place=f"engines[{i}] in {_MANIFEST} of {path}")

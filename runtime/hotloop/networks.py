@@ -42,10 +42,13 @@ class Networks:
         with self._lock:
             if name not in self._open:
                 path = self.bundle.network_file(self.entry, name)
-                self._open[name] = open_engine(
+                engine = open_engine(
                     self.entry.kind, path, self.rows[name], device=self.device, threads=self._threads,
                     precision=self.entry.precision_of(name), cache=self._cache,
                 )  # fmt: skip
+                # Only now: bundles are replaced by one rename, so what was read before this holds was this bundle's.
+                self.bundle.check_in_place()
+                self._open[name] = engine
             return self._open[name]
 
     def __contains__(self, name: str) -> bool:

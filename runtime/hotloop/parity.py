@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import samplers
-from .bundle import BUILT_NEVER_RUN, CERTIFIED, Bundle, Entry
+from .bundle import BUILT_NEVER_RUN, CERTIFIED, Bundle, Entry, write_manifest
 from .errors import BundleError, InputError
 from .spec import Network, resolve
 from .weights import Weights
@@ -263,12 +262,9 @@ def update_certificates(bundle: Bundle, certificates: Mapping[str, Mapping[str, 
         made = certificates.get(f"{entry['kind']}-{entry['precision']}")
         if made is not None:
             entry["certificate"], entry["status"] = entry["certificate"] | dict(made), CERTIFIED
-    work = bundle.path / f".manifest.{os.getpid()}"
     try:
-        work.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-        work.replace(bundle.path / "manifest.json")
+        write_manifest(bundle.path, manifest)
     except OSError as error:
-        work.unlink(missing_ok=True)
         rule = f"certificates must be written into the bundle: {error.strerror}"
         raise BundleError("parity", rule, str(bundle.path)) from error
 

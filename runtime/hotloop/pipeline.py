@@ -99,12 +99,14 @@ def load(
 class Pipeline:
     """A loaded model. `txt2img`, `img2img` and `inpaint` take diffusers' argument names; several threads may call.
 
-    choice: an engine that was chosen before, in place of engine and device.
+    choice: an engine that was chosen before, in place of engine and device. given: engines that stand in place of the
+    bundle's. keep_compiled: whether engines may keep what they compile in the user's cache folder.
     """
 
     def __init__(
         self, bundle: Bundle, *, engine: str = "auto", device: str = "auto", threads: int | None = None,
         vae: str | None = None, choice: Choice | None = None, given: Mapping[str, Engine] | None = None,
+        keep_compiled: bool = True,
     ) -> None:  # fmt: skip
         if threads is not None:
             check_integer("load", "threads", threads, 1, 1024)
@@ -113,7 +115,9 @@ class Pipeline:
         choices = [choice] if choice else choose(bundle, engine, device)
         self.schedule = Schedule.from_config(bundle.scheduler_config, self.family.schedule)
         self.tokenizer = Tokenizer.from_dir(bundle.path / "tokenizer")
-        networks, self.why = self._open(choices if "auto" in (engine, device) else choices[:1], threads, given)
+        networks, self.why = self._open(
+            choices if "auto" in (engine, device) else choices[:1], threads, given, keep_compiled
+        )
         self.adapters = Adapters(networks)
         self._grid = math.lcm(self.family.grid, self.entry.grid)
         # A schedule is fixed for the pipeline's life, so its compiled tables can be kept. The cache must not hold the
@@ -121,13 +125,13 @@ class Pipeline:
         self._table = lru_cache(maxsize=64)(partial(_build_table, self.schedule))
 
     def _open(
-        self, choices: Sequence[Choice], threads: int | None, given: Mapping[str, Engine] | None
+        self, choices: Sequence[Choice], threads: int | None, given: Mapping[str, Engine] | None, keep_compiled: bool
     ) -> tuple[Networks, str]:
         """Open what every call needs, on the first choice that works; never silently on another."""
         for choice, after in zip(choices, [*choices[1:], None], strict=True):
             networks = Networks(
                 self.bundle, choice.entry, device=choice.device, threads=threads, given=given,
-                cache=cache_folder() / "compiled" / self.bundle.id,
+                cache=cache_folder() / "compiled" / self.bundle.id if keep_compiled else None,
             )  # fmt: skip
             try:
                 for name in ("text_encoder", "unet", self._vae + "vae_decoder"):
