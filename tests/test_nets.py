@@ -367,7 +367,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_refused_by_name(tmp_path: 
 def test_weights_too_large_for_the_file_are_refused_at_save(tmp_path: Path) -> None:
     net = TinyVAE({})
     net.state_dict()["encoder.layers.0.bias"][0] = 1e6
-    with pytest.raises(BundleError, match=r"finite in torch\.float16, got 'encoder\.layers\.0\.bias'"):
+    with pytest.raises(BundleError, match=r"finite as F16, got 'encoder\.layers\.0\.bias'"):
         net.save(tmp_path)
 
 
