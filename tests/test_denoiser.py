@@ -126,13 +126,20 @@ def test_keys_are_computed_once_per_context_and_times_once_per_run(
     made = engines(unet, REWRITES)
     runs: dict[str, list[int]] = {name: [] for name in made}
     for name, engine in made.items():
-        original = engine.run
+        original = engine.context
 
-        def counted(inputs: Any, outputs: Any, *, name: str = name, original: Any = original) -> None:
-            runs[name].append(len(next(iter(inputs.values()))))
-            original(inputs, outputs)
+        def counted(*, name: str = name, original: Any = original, **dims: int) -> Any:
+            context = original(**dims)
+            run = context.run
 
-        monkeypatch.setattr(engine, "run", counted)
+            def record(stream: int | None = None) -> None:
+                runs[name].append(len(next(iter(context.inputs.values()))))
+                run(stream)
+
+            context.run = record
+            return context
+
+        monkeypatch.setattr(engine, "context", counted)
     prompt, negative = normal(1, 7, 24, seed=1), normal(1, 7, 24, seed=2)
     cond = {"context": np.repeat(prompt, 3, axis=0), "negative_context": np.repeat(negative, 3, axis=0)}
     with UNetDenoiser(**made) as denoiser:

@@ -23,7 +23,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 import hotloop
 from hotloop import parity
-from hotloop.bundle import BUILT_NEVER_RUN, Bundle
+from hotloop.bundle import BUILT_NEVER_RUN, Bundle, builtin
 from hotloop.errors import BundleError, InputError
 from hotloop.inspection import describe
 from hotloop_export import bundle as module
@@ -556,3 +556,22 @@ def test_a_plan_is_built_without_a_gpu_and_says_it_never_ran(made: Path, store: 
     assert found["tensorrt_rtx-fp32"][0] is None and BUILT_NEVER_RUN in str(found["tensorrt_rtx-fp32"][1])
     with pytest.warns(RuntimeWarning, match="tensorrt_rtx-fp32 would be faster"):
         assert hotloop.load(out).engine == "openvino-fp32"
+
+
+@pytest.mark.long
+def test_auto_keeps_in_float32_what_the_bound_needs_and_says_what_it_cost(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tighter than the 0.99, which the built-in model holds without help.
+    monkeypatch.setitem(parity.BOUNDS, "int8", parity.Bound(cosine=0.9992))
+    recipe = Recipe(builtin(), targets=(Target("onnx", "int8"),))
+    with pytest.raises(BundleError, match=r"unet: cosine must be at least 0\.9992.*worst layer [a-z_.0-9]+ of unet"):
+        write_bundle(recipe, tmp_path / "plain", store=store)
+    assert not (tmp_path / "plain").exists()
+    out = write_bundle(changed(recipe, keep_fp32="auto"), tmp_path / "lifted", store=store).path
+    bundle = Bundle.open(out)
+    entry, stored = bundle.entries[0], bundle.manifest["engines"][0]
+    assert entry.certificate["networks"]["unet"]["cosine"] >= 0.9992
+    assert 0 < len(stored["keep_fp32"]) < 150
+    lifted = stored["lifted"]["unet"]
+    assert lifted["cosine_before"] < lifted["cosine"] and 0.5 < lifted["time_ratio"] < 3
