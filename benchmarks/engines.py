@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from harness import Case, compare, cosine_at_least
@@ -23,7 +22,7 @@ import hotloop
 
 RESULTS = Path(__file__).parent / "results" / "local" / "engines.jsonl"
 COSINE = 0.99
-ROW = "{:<24}{:>10}{:>16}{:>10}{:>12}{:>10}"
+ROW = "{:<24}{:>9}  {:<20}{:>9}{:>9}"
 
 
 def evaluation(bundle: Path, engine: str, options: argparse.Namespace) -> tuple[Callable[[], np.ndarray], float]:
@@ -71,39 +70,42 @@ def main() -> None:
     ]
     chosen = options.against.partition(":")[::2] if options.against else found[0]
     baseline, _ = evaluation(places[chosen[0]], chosen[1], options)
-    print(ROW.format("engine", "seconds", "speed-up", "cosine", "open s", ""))
+    print(ROW.format("engine", "seconds", "speed-up", "cosine", "open s"))
     for name, engine in found:
-        if (name, engine) == chosen:
-            continue
-        step, opened = evaluation(places[name], engine, options)
-        report = compare(
-            [Case("baseline", baseline), Case(f"{name}:{engine}", step)],
-            benchmark="engines",
-            check=cosine_at_least(COSINE),
-            rounds=options.rounds,
-            warmup=options.warmup,
-            params={
-                "bundle": places[name].name,
-                "baseline": ":".join(chosen),
-                "size": list(options.size),
-                "batch": options.batch,
-                "guidance": True,
-                "threads": options.threads,
-            },
-        )
-        report[f"{name}:{engine}"].extra["open_seconds"] = opened
-        report.append(options.out)
-        show(report, ":".join(chosen), f"{name}:{engine}", opened)
-        del step
-        gc.collect()
+        if (name, engine) != chosen:
+            against(baseline, ":".join(chosen), places[name], name, engine, options)
+            gc.collect()  # before the next one opens: two at a time are what fits
     print(f"added to {options.out}")
 
 
-def show(report: Any, baseline: str, name: str, opened: float) -> None:
-    base, case = report["baseline"], report[name]
+def against(
+    baseline: Callable[[], np.ndarray], known: str, bundle: Path, name: str, engine: str, options: argparse.Namespace
+) -> None:
+    """Time an engine in turns with the baseline, print both and add the record."""
+    step, opened = evaluation(bundle, engine, options)
+    report = compare(
+        [Case("baseline", baseline), Case(f"{name}:{engine}", step)],
+        benchmark="engines",
+        check=cosine_at_least(COSINE),
+        rounds=options.rounds,
+        warmup=options.warmup,
+        params={
+            "bundle": bundle.name,
+            "baseline": known,
+            "size": list(options.size),
+            "batch": options.batch,
+            "guidance": True,
+            "threads": options.threads,
+        },
+    )
+    base, case = report["baseline"], report[f"{name}:{engine}"]
+    case.extra["open_seconds"] = opened
+    report.append(options.out)
+    assert case.agreement is not None
     ratio = "differs" if case.speedup is None else "{:.2f} [{:.2f}, {:.2f}]".format(*case.speedup)
-    print(ROW.format(name, f"{case.median:.3f}", ratio, f"{case.agreement.value:.5f}", f"{opened:.1f}", ""), flush=True)
-    print(ROW.format(f"  {baseline}", f"{base.median:.3f}", "", "", "", ""), flush=True)
+    agreed = f"{case.agreement.value:.5f}"
+    print(ROW.format(f"{name}:{engine}", f"{case.median:.3f}", ratio, agreed, f"{opened:.1f}"))
+    print(ROW.format(f"  {known}", f"{base.median:.3f}", "", "", ""), flush=True)
 
 
 if __name__ == "__main__":
