@@ -54,7 +54,7 @@ class Swap:
         names = ", ".join(f"{name} x {scale}" for name, scale in self.active.items()) or "no adapters"
         return (
             f"{names}: {self.weights} weights of {', '.join(self.networks) or 'no network'} in {self.seconds:.2f} s "
-            f"({self.merging:.2f} s merging), {self.nbytes / 2**20:.0f} MB more, no cost per step"
+            f"({self.merging:.2f} s merging), {self.nbytes / 2**20:.0f} MB more"
         )
 
 
