@@ -132,7 +132,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pla
 def test_the_built_in_model_builds_without_a_gpu(name: str, built: Any, record_property: Callable[..., None]):
     plan, info, _ = built[name]
     network = NETWORKS[name]
-    assert info.kind == "tensorrt_rtx" and info.library == tensorrt_rtx.__version__ and info.network == name
+    assert info.kind == "tensorrt_rtx" and info.version == tensorrt_rtx.__version__ and info.network == name
     assert info.inputs == {t.name: (t.dtype, t.shape) for t in network.inputs}
     assert info.outputs == {t.name: (t.dtype, t.shape) for t in network.outputs}
     assert info.profiles == profiles(TINY, network, shapes=[(64, 64)], batches=(1, 2))
@@ -823,12 +823,12 @@ class Rig:
     def __init__(self, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.kind = folder, kind
         self.cuda = Cuda()
-        self.library = Library(self.cuda, rtx=kind == "tensorrt_rtx")
+        self.double = Library(self.cuda, rtx=kind == "tensorrt_rtx")
         import cuda.bindings
 
         monkeypatch.setattr(cuda.bindings, "runtime", self.cuda)
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", self.cuda)
-        monkeypatch.setitem(sys.modules, kind, self.library)
+        monkeypatch.setitem(sys.modules, kind, self.double)
         self.plan = folder / "net.plan"
         (folder / "weights").mkdir()
         save({"a.weight": A, "b.bias": B, "unused": A}, folder / "weights" / "net.safetensors")
@@ -843,7 +843,7 @@ class Rig:
         }  # fmt: skip
         self.plan.write_text(json.dumps(content))
         info = PlanInfo(
-            kind=self.kind, library=tensorrt_rtx.__version__, network="net", targets=("8.6", "8.9"),
+            kind=self.kind, version=tensorrt_rtx.__version__, network="net", targets=("8.6", "8.9"),
             compatibility="none", precision="fp16", profiles=PROFILES,
             inputs={t.name: (t.dtype, t.shape) for t in NETWORK.inputs},
             outputs={t.name: (t.dtype, t.shape) for t in NETWORK.outputs},
@@ -911,7 +911,7 @@ def test_contexts_share_one_engine_and_take_the_profile_of_their_shape(rig: Rig)
     for i, context in enumerate(contexts):
         sample, gain, out = run(context, seed=i)
         np.testing.assert_allclose(out, expected(sample, gain), rtol=1e-6)
-    assert len(rig.library.opened) == 1
+    assert len(rig.double.opened) == 1
     with pytest.raises(InputError, match=r"fit a profile: small \(B 1-4, h 8\); large \(B 1-4, h 16\), got .*'h': 12"):
         engine.context(B=1, h=12)
     with pytest.raises(InputError, match="fit a profile"):
@@ -932,7 +932,7 @@ def test_a_run_goes_to_the_callers_stream(rig: Rig):
 @pytest.mark.parametrize("how", ["asked", "breaks", "begin", "instantiate"])
 def test_where_capture_fails_a_warning_says_so_once_and_runs_go_on(rig: Rig, how: str):
     if how == "asked":
-        rig.library.capturable = False
+        rig.double.capturable = False
         if rig.kind == "tensorrt":
             rig.write(breaks_capture=True)  # it cannot be asked
     elif how == "breaks":
@@ -979,7 +979,7 @@ def test_patched_is_a_second_engine_and_the_first_stays_as_it_is(rig: Rig):
         sample, gain, out = run(other.context(B=2, h=8), seed=3)
         np.testing.assert_allclose(out, expected(sample, gain, a, b), rtol=1e-6)
     np.testing.assert_array_equal(run(context, seed=3)[2], before)
-    assert len(rig.library.opened) == 3
+    assert len(rig.double.opened) == 3
 
 
 @pytest.mark.parametrize(
@@ -1033,7 +1033,7 @@ def test_a_plan_with_its_weights_inside_runs_but_takes_no_others(rig: Rig):
     ("record", "rule"),
     [
         ({"kind": "onnx"}, "net.plan was built with onnx; build it again"),
-        ({"library": "1.0.0"}, r"opens only with tensorrt\w* 1\.0\.0; build it again .*, got '1\.7"),
+        ({"version": "1.0.0"}, r"opens only with tensorrt\w* 1\.0\.0; build it again .*, got '1\.7"),
         ({"targets": ("8.0", "12.0")}, r"built for compute capability 8\.0, 12\.0; .*, got '8\.9'"),
         ({"plan_bytes": 7}, "must have 7 bytes"),
         ({"inputs": {"sample": ("float32", ("B", 3, "h"))}}, r"gain of net.plan must be \('float32', \('B',\)\)"),
@@ -1049,7 +1049,7 @@ def test_a_plan_that_is_not_for_this_machine_is_refused_before_the_library_reads
     with pytest.raises(BundleError, match=rule) as caught:
         rig.open()
     assert "\n" not in str(caught.value)
-    assert not rig.library.opened
+    assert not rig.double.opened
 
 
 def test_another_device_or_precision_is_refused(rig: Rig):
@@ -1139,10 +1139,10 @@ def test_compiled_code_is_kept_and_read_again(rtx: Rig):
     run(rtx.open(cache=cache).context(B=1, h=8), seed=0)
     (file,) = cache.iterdir()
     assert file.name == f"net-fp16-{tensorrt_rtx.__version__}-sm89.jit" and file.read_bytes() == b"code"
-    rtx.library.compiled = b"more"
+    rtx.double.compiled = b"more"
     run(rtx.open(cache=cache).context(B=1, h=8), seed=0)
     assert file.read_bytes() == b"codemore"
-    rtx.library.unstable, rtx.library.compiled = True, b"other"
+    rtx.double.unstable, rtx.double.compiled = True, b"other"
     run(rtx.open(cache=cache).context(B=1, h=8), seed=0)
     assert file.read_bytes() == b"other"
     assert list(cache.iterdir()) == [file]
@@ -1160,7 +1160,7 @@ def test_a_plan_that_the_library_finds_invalid_is_refused_with_its_reasons(rtx: 
     rtx.write(validity="INVALID")
     with pytest.raises(BundleError, match=r"net\.plan is not valid here \(old cuda driver\); build it again"):
         rtx.open()
-    assert not rtx.library.opened
+    assert not rtx.double.opened
     rtx.write(validity="SUBOPTIMAL")
     with pytest.warns(RuntimeWarning, match="not the best for this machine: old cuda driver"):
         rtx.open()

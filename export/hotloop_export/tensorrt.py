@@ -154,7 +154,7 @@ def build_plan(
         serialized = build.run(cache)
         _write(out, serialized, build.report)
     info = PlanInfo(
-        kind=kind, library=str(trt.__version__), network=network.name, targets=aimed, compatibility=compatibility,
+        kind=kind, version=str(trt.__version__), network=network.name, targets=aimed, compatibility=compatibility,
         precision=precision or build.arithmetic(), profiles=planned, inputs=_border(network.inputs),
         outputs=_border(network.outputs), weights=weights,
         refit={os.path.relpath(file, out.parent).replace(os.sep, "/"): tuple(names) for file, names in held.items()},

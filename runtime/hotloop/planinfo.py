@@ -40,7 +40,7 @@ class Profile:
 class PlanInfo:
     """What a plan is; kept beside it as `<plan>.json`.
 
-    kind, library   the engine kind and the exact version that built the plan, the only one that opens it
+    kind, version   the engine kind and the exact version that built the plan, the only one that opens it
     targets         compute capabilities it runs on, such as "8.9"
     compatibility   TensorRT's hardware compatibility level, in lower case; "none" for the very GPU it was built on
     precision       what convolutions and matrix products run in
@@ -54,7 +54,7 @@ class PlanInfo:
     """
 
     kind: str
-    library: str
+    version: str
     network: str
     targets: tuple[str, ...]
     compatibility: str
@@ -92,7 +92,7 @@ class PlanInfo:
             if path.stat().st_size > _LIMIT:
                 raise ValueError(f"it has more than {_LIMIT} bytes")
             value = json.loads(path.read_text(encoding="utf-8"))
-            text = {key: str(value[key]) for key in ("kind", "library", "network", "compatibility", "precision")}
+            text = {key: str(value[key]) for key in ("kind", "version", "network", "compatibility", "precision")}
             info = cls(
                 **text,
                 targets=tuple(str(target) for target in value["targets"]),

@@ -298,8 +298,8 @@ class TensorRtEngine:
         again = "build it again with `hotloop build`"
         if info.kind != self.kind:
             raise BundleError(place, f"{name} was built with {info.kind}; {again}")
-        if info.library != self.trt.__version__:
-            rule = f"{name} opens only with {self.kind} {info.library}; {again}"
+        if info.version != self.trt.__version__:
+            rule = f"{name} opens only with {self.kind} {info.version}; {again}"
             raise BundleError(place, rule, self.trt.__version__)
         capability = "{}.{}".format(*compute_capability())
         if not self._fits(info, capability):
@@ -527,7 +527,7 @@ class TensorRtRtxEngine(TensorRtEngine):
     def _compiled_file(self) -> Path:
         assert self._cache is not None
         capability = "{}{}".format(*compute_capability())
-        return self._cache / f"{self.path.stem}-{self.info.precision}-{self.info.library}-sm{capability}.jit"
+        return self._cache / f"{self.path.stem}-{self.info.precision}-{self.info.version}-sm{capability}.jit"
 
     def keep_compiled(self) -> None:
         if self._cache is None:
