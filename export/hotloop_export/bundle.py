@@ -184,7 +184,7 @@ def _make(
     """Fill `work` with the bundle."""
     size = sum(tensors.nbytes(name) for tensors in source.tensors.values() for name in tensors) / 1e9
     settings = _settings(recipe) | ({"vae": "tiny"} if "tiny_vae" in source.tensors else {})
-    with progress.stage("read and merge weights", estimate=4 * size):
+    with progress.stage("read and merge weights", estimate=10 * size):
         nets = _nets(work, recipe, source)
         _copy(work, source)
         row, constants = _constants(nets, source)
@@ -195,7 +195,7 @@ def _make(
         "defaults": settings, "sources": parts["sources"], "weights": weights, "engines": [],
         "made_with": parts["tools"] | {"hotloop": __version__}, "files": _hashes(work),
     }  # fmt: skip
-    with progress.stage("reference in float32", estimate=30 * size):
+    with progress.stage("reference in float32", estimate=25 * size):
         modules = {
             name: ModuleEngine(nets[part.folder], row.networks[name])
             for name, part in PARTS.items() if part.folder in nets and name in row.networks

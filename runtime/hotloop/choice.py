@@ -11,7 +11,8 @@ from .errors import InputError
 
 __all__ = ["Choice", "candidates", "choose"]
 
-# Fastest first on each device; a precision stands for every kind's. The order on the CPU is measured (README, Speed).
+# Fastest first on each device; a precision stands for every kind's. The order of
+# OpenVINO's precisions and ONNX Runtime's fp32 on the CPU is measured (README, Speed); the other places are assumed.
 _RANK = {
     "cuda": ("tensorrt-fp16", "tensorrt_rtx-fp16", "native-fp16", "native-bf16", "onnx-fp16", "tensorrt-bf16",
              "tensorrt_rtx-bf16", "tensorrt-fp32",
