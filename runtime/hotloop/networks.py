@@ -51,9 +51,6 @@ class Networks:
                 self._open[name] = engine
             return self._open[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._open or name in self.entry.networks
-
     def opened(self) -> dict[str, Engine]:
         with self._lock:
             return dict(self._open)
