@@ -26,10 +26,15 @@ ROW = "{:<24}{:>9}  {:<20}{:>9}{:>9}"
 
 
 def evaluation(bundle: Path, engine: str, options: argparse.Namespace) -> tuple[Callable[[], np.ndarray], float]:
-    """(one step of the loop on seeded latents and prompts, with guidance; seconds that opening took)."""
+    """(one step of the loop, seconds that opening took)."""
     began = time.perf_counter()
     pipe = hotloop.load(bundle, engine=engine, threads=options.threads)
     seconds = time.perf_counter() - began
+    return step_of(pipe, options), seconds
+
+
+def step_of(pipe: hotloop.Pipeline, options: argparse.Namespace) -> Callable[[], np.ndarray]:
+    """One step of the loop on seeded latents and prompts, with guidance."""
     family, rng = pipe.family, np.random.default_rng(0)
     width, height = options.size
     shape = (options.batch, family.latent_channels, height // family.vae_factor, width // family.vae_factor)
@@ -44,7 +49,7 @@ def evaluation(bundle: Path, engine: str, options: argparse.Namespace) -> tuple[
         made = denoiser.step(x, rows)
         return np.concatenate([part for part in made if part is not None])
 
-    return step, seconds
+    return step
 
 
 def main() -> None:

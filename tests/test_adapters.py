@@ -68,9 +68,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=ENGINES)
+# "+": opened for adapters.
+@pytest.fixture(params=[*ENGINES, "onnx-fp32+", "openvino-bf16+"])
 def pipe(many: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    yield hotloop.load(many, engine=request.param)
+    yield hotloop.load(many, engine=request.param.rstrip("+"), adapters=request.param.endswith("+"))
 
 
 def draw(pipe: Any) -> np.ndarray:

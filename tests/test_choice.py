@@ -115,3 +115,36 @@ def test_networks_of_one_entry_may_run_in_several_precisions(machine: Any) -> No
 
 def test_the_built_in_bundle_draws_here(tmp_path: Path) -> None:
     assert choose(Bundle.open(builtin()))[0].device == "cpu"
+
+
+INT8 = {"networks": {}, "psnr": [31.0, 24.5]}
+
+
+def test_int8_that_draws_something_else_comes_last(machine: Any) -> None:
+    made = bundle(entry("onnx-fp32"), entry("openvino-int8", certificate=INT8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = choose(made)[0]
+    assert first.entry.name == "onnx-fp32"
+    assert first.why == (
+        "the only one (openvino-int8 comes last: its certified images are 24.5 dB from fp32's, 30 needed to come first)"
+    )
+    assert [one.entry.name for one in choose(made)] == ["onnx-fp32", "openvino-int8"]
+    assert choose(made, "openvino-int8")[0].why == "asked for"
+    assert choose(bundle(entry("openvino-int8", certificate=INT8)))[0].entry.name == "openvino-int8"
+
+
+@pytest.mark.parametrize(
+    "certificate",
+    [INT8 | {"psnr": [38.0, 36.0]}, INT8 | {"attributes": {"before": 0.9, "after": 0.89}}],
+    ids=["near images", "right attributes"],
+)
+def test_int8_that_draws_the_same_wins(machine: Any, certificate: dict[str, Any]) -> None:
+    made = bundle(entry("onnx-fp32"), entry("openvino-int8", certificate=certificate))
+    assert choose(made)[0].entry.name == "openvino-int8"
+
+
+def test_int8_that_loses_attributes_does_not_win(machine: Any) -> None:
+    lossy = INT8 | {"attributes": {"before": 0.9, "after": 0.87}}
+    made = bundle(entry("onnx-fp32"), entry("openvino-int8", certificate=lossy))
+    assert choose(made)[0].entry.name == "onnx-fp32"

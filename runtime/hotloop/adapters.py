@@ -20,13 +20,11 @@ import numpy as np
 from .derived import derive
 from .errors import InputError
 from .lora import Lora, Scaled, merge
-from .networks import COMPONENTS, Networks
+from .networks import ADAPTED, COMPONENTS, Networks
 from .weights import Weights
 
 __all__ = ["Adapters", "Swap", "per_network"]
 
-# Components that LoRAs change.
-_ADAPTED = ("unet", "text_encoder")
 # Weights that a rewrite moves out of the UNet: rewrite -> (network, the keys).
 _MOVED = {
     "kv": ("prompt", re.compile(r".*\.attn2\.to_[kv]\.weight")),
@@ -109,7 +107,7 @@ class Adapters:
     def _weights(self) -> dict[str, Weights]:
         listed = self._base.bundle.manifest["weights"]
         opened = {
-            name: Weights.open(self._base.bundle.file(listed[name]["path"])) for name in _ADAPTED if name in listed
+            name: Weights.open(self._base.bundle.file(listed[name]["path"])) for name in ADAPTED if name in listed
         }
         self._base.bundle.check_in_place()
         return opened

@@ -250,15 +250,20 @@ def _source(value: object) -> bool:
     )
 
 
+def _holds(value: object, numbers: tuple[str, ...]) -> bool:
+    return isinstance(value, dict) and all(_number(value.get(name)) for name in numbers)
+
+
 def _certificate(value: object) -> bool:
-    """Empty, or with the figures of networks and the PSNR of images."""
+    """Empty, or with the figures of networks, the PSNR of images and maybe the accuracy of drawn attributes."""
     if not isinstance(value, dict) or not value:
         return value == {}
     figures = ("max_abs", "mean_abs", "cosine")
     return (
-        _table_of(value.get("networks"), lambda e: isinstance(e, dict) and all(_number(e.get(f)) for f in figures))
+        _table_of(value.get("networks"), lambda e: _holds(e, figures))
         and isinstance(value.get("psnr"), list)
         and all(map(_number, value["psnr"]))
+        and ("attributes" not in value or _holds(value["attributes"], ("before", "after")))
     )
 
 

@@ -11,15 +11,18 @@ from .errors import InputError
 
 __all__ = ["Choice", "candidates", "choose"]
 
-# Fastest first on each device; a precision stands for every kind's. The order of
-# OpenVINO's precisions and ONNX Runtime's fp32 on the CPU is measured (README, Speed); the other places are assumed.
+# Fastest first on each device. The order of OpenVINO's precisions and ONNX Runtime's on the CPU is measured (README,
+# Speed; ONNX Runtime's int8 ran the built-in UNet at 0.84 of its fp32's speed); the other places are assumed.
 _RANK = {
     "cuda": ("tensorrt-fp16", "tensorrt_rtx-fp16", "native-fp16", "native-bf16", "onnx-fp16", "tensorrt-bf16",
              "tensorrt_rtx-bf16", "tensorrt-fp32",
              "tensorrt_rtx-fp32", "native-fp32", "onnx-fp32"),
-    "cpu": ("openvino-int8", "openvino-bf16", "openvino-fp32", "openvino-fp16", "onnx-int8", "onnx-fp32", "onnx-fp16",
+    "cpu": ("openvino-int8", "openvino-bf16", "openvino-fp32", "openvino-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8",
             "native-bf16", "native-fp32", "native-fp16"),
 }  # fmt: skip
+# int8's bound is a cosine per network: images may still differ visibly. "auto" takes an int8 engine whose certified
+# images are this close to float32's (dB), or whose certificate shows that the attributes drawn are still right.
+_ALIKE, _ATTRIBUTES = 30.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ def candidates(bundle: Bundle, device: str = "auto") -> tuple[list[tuple[Entry, 
 def choose(bundle: Bundle, asked: str = "auto", device: str = "auto") -> list[Choice]:
     """The engines to run, best first: the second is for when the first does not open.
 
-    asked   "auto" (the fastest certified one that can run), a kind ("openvino": its fastest), or a name
-            ("openvino-bf16")
+    asked   "auto" (the fastest certified one that can run; int8 that draws visibly other images comes last), a kind
+            ("openvino": its fastest), or a name ("openvino-bf16")
     device  "auto", "cpu" or "cuda"
 
     Raises InputError when the bundle has no such engine or none can run here. With "auto" an engine that would be
@@ -61,24 +64,40 @@ def choose(bundle: Bundle, asked: str = "auto", device: str = "auto") -> list[Ch
         raise InputError("load", f"engine must be one this bundle was built with: {names}", asked)
     able, unable = candidates(bundle, device)
     able = [(entry, on) for entry, on in able if entry in named]
+    differing: dict[str, str] = {}
     if asked == "auto":
         for entry, _ in able:
             if entry.status != CERTIFIED:
                 unable[entry.name] = f"{entry.status}; `hotloop verify --update` certifies it here"
         able = [(entry, on) for entry, on in able if entry.status == CERTIFIED]
+        differing = {entry.name: reason for entry, _ in able if (reason := _differs(entry))}
+        able.sort(key=lambda pair: pair[0].name in differing)  # stable: the rest keeps its order
     if not able:
         reasons = "; ".join(f"{entry.name}: {unable[entry.name]}" for entry in named)
         raise InputError("load", f"no engine of this bundle can run here ({reasons})", asked)
     best, on = able[0]
     if asked == "auto":
         _warn_of_faster(best, on, {entry.name: entry for entry in named}, unable)
-    skipped = "; ".join(f"{name} cannot run: {reason}" for name, reason in unable.items())
+    notes = [f"{name} cannot run: {reason}" for name, reason in unable.items()]
+    notes += [f"{name} comes last: {reason}" for name, reason in differing.items() if name != best.name]
     choices = []
     for i, (entry, where) in enumerate(able):
-        rivals = [f"{other.name} on {at}" for other, at in able[i + 1 :]]
+        rivals = [f"{other.name} on {at}" for other, at in able[i + 1 :] if other.name not in differing]
         why = "asked for" if asked == entry.name else "faster than " + ", ".join(rivals) if rivals else "the only one"
-        choices.append(Choice(entry, where, why + (f" ({skipped})" if skipped else "")))
+        choices.append(Choice(entry, where, why + (f" ({'; '.join(notes)})" if notes else "")))
     return choices
+
+
+def _differs(entry: Entry) -> str | None:
+    """Why an int8 engine runs only where nothing else can, or by name; None when it draws what float32 draws."""
+    certificate = entry.certificate
+    if entry.precision != "int8" or min(certificate.get("psnr") or [0.0]) >= _ALIKE:
+        return None
+    attributes = certificate.get("attributes")
+    if attributes and attributes["before"] - attributes["after"] <= _ATTRIBUTES:
+        return None
+    worst = min(certificate.get("psnr") or [0.0])
+    return f"its certified images are {worst:g} dB from fp32's, {_ALIKE:g} needed to come first"
 
 
 def _warn_of_faster(best: Entry, on: str, named: dict[str, Entry], unable: dict[str, str]) -> None:

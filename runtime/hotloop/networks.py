@@ -11,7 +11,7 @@ from .denoiser import UNetDenoiser
 from .engines import Engine, open_engine
 from .spec import Network
 
-__all__ = ["COMPONENTS", "Networks"]
+__all__ = ["ADAPTED", "COMPONENTS", "Networks"]
 
 # network -> whose weights it holds
 COMPONENTS: Mapping[str, str] = {
@@ -19,21 +19,23 @@ COMPONENTS: Mapping[str, str] = {
     "vae_decoder": "vae", "tiny_vae_encoder": "tiny_vae", "tiny_vae_decoder": "tiny_vae",
     "image_encoder": "image_encoder",
 }  # fmt: skip
+# Components that LoRAs change.
+ADAPTED = ("unet", "text_encoder")
 
 
 class Networks:
     """name -> Engine. A call takes one of these at its start and keeps it, so a swap never mixes two sets of weights.
 
-    given: engines that stand in place of the entry's own.
+    adapters: open engines so that LoRAs show soon. given: engines that stand in place of the entry's own.
     """
 
     def __init__(
         self, bundle: Bundle, entry: Entry, *, device: str, threads: int | None = None, cache: Path | None = None,
-        given: Mapping[str, Engine] | None = None,
+        adapters: bool = False, given: Mapping[str, Engine] | None = None,
     ) -> None:  # fmt: skip
         self.bundle, self.entry, self.device = bundle, entry, device
         self.rows: Mapping[str, Network] = bundle.networks(entry)
-        self._threads, self._cache = threads, cache
+        self._threads, self._cache, self._adapters = threads, cache, adapters
         self._open = dict(given or {})
         self._lock = threading.Lock()
 
@@ -45,6 +47,7 @@ class Networks:
                 engine = open_engine(
                     self.entry.kind, path, self.rows[name], device=self.device, threads=self._threads,
                     precision=self.entry.precision_of(name), cache=self._cache,
+                    adapters=self._adapters and COMPONENTS[name] in ADAPTED,
                 )  # fmt: skip
                 # Only now: bundles are replaced by one rename, so what was read before this holds was this bundle's.
                 self.bundle.check_in_place()
@@ -59,7 +62,7 @@ class Networks:
         """Others like these with some engines replaced; the rest is shared."""
         return Networks(
             self.bundle, self.entry, device=self.device, threads=self._threads, cache=self._cache,
-            given=self.opened() | dict(engines),
+            adapters=self._adapters, given=self.opened() | dict(engines),
         )  # fmt: skip
 
     def denoiser(self) -> UNetDenoiser:

@@ -79,7 +79,7 @@ class _Call:
 
 def load(
     bundle: str | Path | None = None, *, engine: str = "auto", device: str = "auto", threads: int | None = None,
-    vae: str | None = None,
+    vae: str | None = None, adapters: bool = False,
 ) -> Pipeline:  # fmt: skip
     """Open a bundle directory (the built-in model by default) and its engines.
 
@@ -88,12 +88,14 @@ def load(
     device   "auto", "cpu" or "cuda"
     threads  engine threads, all usable cores by default
     vae      "full" or "tiny", where the bundle carries a tiny VAE; the bundle's own choice by default
+    adapters whether LoRAs will come and go: the engines are then opened so that the first shows as soon as it is
+             merged, rather than after they are compiled again; each engine's module states what that costs per step
 
     Raises BundleError for a damaged bundle, InputError for an engine or device that is not there. With "auto" a faster
     engine that cannot run here is warned of.
     """
     opened = Bundle.open(builtin() if bundle is None else bundle)
-    return Pipeline(opened, engine=engine, device=device, threads=threads, vae=vae)
+    return Pipeline(opened, engine=engine, device=device, threads=threads, vae=vae, adapters=adapters)
 
 
 class Pipeline:
@@ -105,8 +107,8 @@ class Pipeline:
 
     def __init__(
         self, bundle: Bundle, *, engine: str = "auto", device: str = "auto", threads: int | None = None,
-        vae: str | None = None, choice: Choice | None = None, given: Mapping[str, Engine] | None = None,
-        keep_compiled: bool = True,
+        vae: str | None = None, adapters: bool = False, choice: Choice | None = None,
+        given: Mapping[str, Engine] | None = None, keep_compiled: bool = True,
     ) -> None:  # fmt: skip
         if threads is not None:
             check_integer("load", "threads", threads, 1, 1024)
@@ -116,7 +118,7 @@ class Pipeline:
         self.schedule = Schedule.from_config(bundle.scheduler_config, self.family.schedule)
         self.tokenizer = Tokenizer.from_dir(bundle.path / "tokenizer")
         networks, self.why = self._open(
-            choices if "auto" in (engine, device) else choices[:1], threads, given, keep_compiled
+            choices if "auto" in (engine, device) else choices[:1], threads, given, keep_compiled, adapters
         )
         self.adapters = Adapters(networks)
         self._grid = math.lcm(self.family.grid, self.entry.grid)
@@ -125,12 +127,13 @@ class Pipeline:
         self._table = lru_cache(maxsize=64)(partial(_build_table, self.schedule))
 
     def _open(
-        self, choices: Sequence[Choice], threads: int | None, given: Mapping[str, Engine] | None, keep_compiled: bool
-    ) -> tuple[Networks, str]:
+        self, choices: Sequence[Choice], threads: int | None, given: Mapping[str, Engine] | None, keep_compiled: bool,
+        adapters: bool,
+    ) -> tuple[Networks, str]:  # fmt: skip
         """Open what every call needs, on the first choice that works; never silently on another."""
         for choice, after in zip(choices, [*choices[1:], None], strict=True):
             networks = Networks(
-                self.bundle, choice.entry, device=choice.device, threads=threads, given=given,
+                self.bundle, choice.entry, device=choice.device, threads=threads, given=given, adapters=adapters,
                 cache=cache_folder() / "compiled" / self.bundle.id if keep_compiled else None,
             )  # fmt: skip
             try:

@@ -51,9 +51,9 @@ class Context(Protocol):
 class Engine(Protocol):
     """One network that can run. Several contexts share one set of weights.
 
-    Classes are made with `Cls(path, network, *, device, threads, precision, cache)` and have three static or class
-    methods: `import_library()` (the library itself; raises ImportError), `devices()` (those it can use here) and
-    `precisions(device)` (what they compute in).
+    Classes are made with `Cls(path, network, *, device, threads, precision, cache, adapters)` and have three static
+    or class methods: `import_library()` (the library itself; raises ImportError), `devices()` (those it can use here)
+    and `precisions(device)` (what they compute in).
     """
 
     kind: str
@@ -146,14 +146,18 @@ def precisions(kind: str, device: str) -> list[str]:
 
 def open_engine(
     kind: str, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None,
-    precision: str = "fp32", cache: Path | None = None,
+    precision: str = "fp32", cache: Path | None = None, adapters: bool = False,
 ) -> Engine:  # fmt: skip
     """Open the engine file that runs `network`.
 
     precision: what the arithmetic runs in: "fp32", "bf16", "fp16" or "int8"; cache: a folder where the engine may
-    keep what it compiles. Raises InputError for an unknown kind, a missing library or a precision it does not have.
+    keep what it compiles; adapters: open it so that `patched` is quick for the weights that LoRAs usually change
+    (`keys.ADAPTED`), at the cost that the engine's module states. Raises InputError for an unknown kind, a missing
+    library or a precision it does not have.
     """
-    engine: Engine = _checked(kind)(path, network, device=device, threads=threads, precision=precision, cache=cache)
+    engine: Engine = _checked(kind)(
+        path, network, device=device, threads=threads, precision=precision, cache=cache, adapters=adapters
+    )
     return engine
 
 

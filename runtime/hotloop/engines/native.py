@@ -62,6 +62,7 @@ class NativeEngine:
                `rewrites` decide what is made of them
     threads    of torch, set while a network runs; its own choice by default
     precision  "fp32", or "bf16" or "fp16" with norms and the time embedding in float32
+    adapters   changes nothing: `patched` is quick without
 
     Raises InputError for an unknown device or precision, BundleError for files that do not hold the network.
     """
@@ -76,7 +77,7 @@ class NativeEngine:
 
     def __init__(
         self, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None,
-        precision: str = "fp32", cache: Path | None = None,
+        precision: str = "fp32", cache: Path | None = None, adapters: bool = False,
     ) -> None:  # fmt: skip
         if device not in devices():
             raise InputError(_PLACE, f"device must be one of {devices()} with this torch", device)

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BundleError, InputError
+from ..keys import ADAPTED
 from ..spec import Network, resolve
 from . import ContextPool
 
@@ -167,10 +168,15 @@ class _Graph:
                     self._recent.popitem(last=False)
             return model
 
+    def usual(self) -> frozenset[str]:
+        """The weights that LoRAs usually change."""
+        return frozenset() if self.precision == "int8" else frozenset(filter(ADAPTED.fullmatch, self.weights))
+
     def live(self, names: frozenset[str]) -> frozenset[str]:
-        """The smallest set of live weights that holds `names` and is compiled already; else `names`."""
+        """The smallest set of live weights that holds `names` and is compiled already; else with all the usual ones."""
         with self._lock:
-            return min((live for _, live in list(self._compiled) if live and names <= live), key=len, default=names)
+            compiled = (live for _, live in list(self._compiled) if live and names <= live)
+            return min(compiled, key=len, default=names | self.usual() if names else names)
 
     def _compile(self, shape: Mapping[str, tuple[int, ...]] | None, live: frozenset[str]) -> Any:
         if shape is None and not live and self._cache is not None:
@@ -271,6 +277,7 @@ class OpenVinoEngine:
     threads: all usable cores by default. precision: "int8" is for a graph that was quantised; what it leaves
     unquantised runs in bf16 where the processor has it. cache: a folder for compiled models that belongs to these very
     weights (a bundle's id is in its name). Small graphs are compiled when a shape is first used and are not cached.
+    adapters: the weights that LoRAs usually change are live from the start; what is compiled so is not cached either.
     Raises InputError for a device or a precision that this machine has not, BundleError for a graph that does not open
     or whose inputs or outputs are not the network's.
     """
@@ -282,20 +289,21 @@ class OpenVinoEngine:
 
     def __init__(
         self, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None,
-        precision: str = "fp32", cache: Path | None = None,
+        precision: str = "fp32", cache: Path | None = None, adapters: bool = False,
     ) -> None:  # fmt: skip
         if device not in devices():
             raise InputError(_PLACE, f"device must be one of {', '.join(devices())} here", device)
         if precision not in precisions(device):
             rule = f"precision on this {device} must be one of {', '.join(precisions(device))}"
             raise InputError(_PLACE, rule, precision)
-        self._share(_Graph(path, network, device=device, threads=threads, precision=precision, cache=cache), {})
+        graph = _Graph(path, network, device=device, threads=threads, precision=precision, cache=cache)
+        self._share(graph, {}, graph.usual() if adapters else frozenset())
 
-    def _share(self, graph: _Graph, patches: Mapping[str, np.ndarray]) -> None:
+    def _share(self, graph: _Graph, patches: Mapping[str, np.ndarray], live: frozenset[str]) -> None:
         self.graph, self.device, self.network = graph, graph.device, graph.network
         self._patches = dict(patches)
         # Chosen once: contexts of one engine run one compiled model per shape.
-        self._live = graph.live(frozenset(patches)) if patches else frozenset()
+        self._live = live
         self.values: dict[str, np.ndarray] = {
             name: patches[name] if name in patches else graph.weights[name].data for name in self._live
         }
@@ -340,7 +348,7 @@ class OpenVinoEngine:
                 raise InputError(_PLACE, f"{name} must have the shape {shape}", value.shape)
             patches[name] = np.ascontiguousarray(value, np.float32)
         engine = OpenVinoEngine.__new__(OpenVinoEngine)
-        engine._share(self.graph, patches)
+        engine._share(self.graph, patches, self.graph.live(self._live | frozenset(patches)))
         if self.graph.small:
             engine.prepare([dict(shape) for shape in self._used])
         return engine

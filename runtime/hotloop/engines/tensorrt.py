@@ -231,6 +231,7 @@ class TensorRtEngine:
 
     path     the plan; its `PlanInfo` lies beside it and is checked against this machine and `network` first
     cache    a folder where code compiled for this GPU is kept (TensorRT for RTX)
+    adapters changes nothing: a plan is refitted in the same time either way
     graphs   capture CUDA graphs
 
     Several contexts share one set of weights. Raises InputError for a device or a precision that the plan has not,
@@ -243,8 +244,8 @@ class TensorRtEngine:
 
     def __init__(
         self, path: Path, network: Network, *, device: str = "cuda", threads: int | None = None,
-        precision: str | None = None, cache: Path | None = None, graphs: bool = True,
-        patches: Mapping[str, np.ndarray] | None = None,
+        precision: str | None = None, cache: Path | None = None, adapters: bool = False,
+        graphs: bool = True, patches: Mapping[str, np.ndarray] | None = None,
     ) -> None:  # fmt: skip
         self.trt = self.import_library()
         if device != "cuda":
