@@ -54,6 +54,7 @@ CERTIFICATE = ("engines", 0, "certificate")
         (put(*CERTIFICATE, "networks", "unet", "cosine", value="x"), "certificate"),
         (put(*CERTIFICATE, "psnr", value=[None]), "certificate"),
         (put(*CERTIFICATE, "psnr", value=5), "certificate"),
+        (put(*CERTIFICATE, "attributes", value={"before": "x", "after": 1}), "certificate"),
         (put("made_with", value=5), "made_with"),
         (put("made_with", value={"onnx": 1}), "made_with"),
         (put("sources", value=[5]), "sources"),
@@ -141,3 +142,14 @@ def test_certificates_that_cannot_be_written_leave_nothing_behind(copy: Path, mo
         parity.update_certificates(bundle, {"onnx-fp32": {"networks": {}, "psnr": []}})
     assert (copy / "manifest.json").read_bytes() == before
     assert not list(copy.glob(".manifest*"))
+
+
+def test_an_engine_that_does_not_open_is_told_of_and_the_others_are_verified(copy: Path) -> None:
+    graph = next(copy.glob("vae/*encoder*.onnx"))
+    graph.write_bytes(b"nonsense")
+    edit(copy, put("files", graph.relative_to(copy).as_posix(), value=sha256(graph)))
+    found = parity.verify(Bundle.open(copy))
+    certificate, problem = found["onnx-fp32"]
+    assert certificate == {} and problem is not None and f"{graph.name} does not open" in problem
+    certificate, problem = found["native-fp32"]
+    assert certificate is not None and certificate["networks"] and problem is None

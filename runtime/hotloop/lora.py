@@ -184,7 +184,11 @@ class Scaled:
                 raise InputError("lora", "a scale must be for a block, named in text", block)
             number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
             if not number or not -MAX_SCALE <= scale <= MAX_SCALE:
-                raise InputError("lora", f"scale must be a number from {-MAX_SCALE:g} to {MAX_SCALE:g}", {block: scale})
+                raise InputError(
+                    "lora",
+                    f"scale must be a number from {-MAX_SCALE:g} to {MAX_SCALE:g}",
+                    {block: scale} if block else scale,
+                )
 
     def scales(self, found: Mapping[str, Mapping[str, Layer]], shapes: Shapes) -> dict[str, dict[str, float]]:
         """The scale of every layer that `lora.resolve` found. Raises InputError for a block that is not there."""

@@ -225,10 +225,11 @@ def verify(bundle: Bundle, *, engines: Sequence[str] = ()) -> dict[str, tuple[di
     """Certify every engine of a bundle that can run here again.
 
     engine name -> (certificate, what is wrong): a certificate that breaks a bound comes with the bound, an engine
-    that cannot run here has none and the reason. One that runs on several devices has its name for the fastest, "name
-    on device" for the others. engines: names or kinds, all by default.
+    that cannot run here has none and the reason, one that does not open an empty one and the error. One that runs on
+    several devices has its name for the fastest, "name on device" for the others. engines: names or kinds, all by
+    default.
 
-    Raises InputError for an engine that the bundle does not have, BundleError for one that does not open.
+    Raises InputError for an engine that the bundle does not have, BundleError for a bundle without a reference.
     """
     from .choice import Choice, candidates
     from .pipeline import Pipeline
@@ -241,8 +242,15 @@ def verify(bundle: Bundle, *, engines: Sequence[str] = ()) -> dict[str, tuple[di
     for entry, device in able:
         if engines and entry.name not in engines and entry.kind not in engines:
             continue
-        certificate = certify(Pipeline(bundle, choice=Choice(entry, device, "asked for")))
         name = f"{entry.name} on {device}" if entry.name in found else entry.name
+        try:
+            pipe = Pipeline(bundle, choice=Choice(entry, device, "asked for"))
+            for network in entry.networks:
+                pipe.networks[network]
+        except BundleError as error:
+            found[name] = ({}, str(error))
+            continue
+        certificate = certify(pipe)
         found[name] = (certificate, broken(certificate, entry))
     for name, reason in unable.items():
         entry = next(e for e in bundle.entries if e.name == name)
