@@ -24,6 +24,7 @@ FOLDERS = {"hotloop_kernels": "kernels", "hotloop": "runtime", "hotloop_export":
 OPTIONAL = {
     "hotloop/nets/": {"torch"},
     "hotloop/engines/native.py": {"torch"},
+    "hotloop/resident.py": {"torch"},
     "hotloop/engines/openvino.py": {"openvino"},
     "hotloop/engines/tensorrt.py": {"tensorrt", "tensorrt_rtx", "cuda"},
 }

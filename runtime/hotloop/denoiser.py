@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,7 +14,10 @@ from .errors import InputError
 from .samplers import StepTable
 from .spec import Network, Tensor, cells
 
-__all__ = ["Denoiser", "UNetDenoiser"]
+if TYPE_CHECKING:
+    from .loop import Inpaint
+
+__all__ = ["Denoiser", "Resident", "UNetDenoiser"]
 
 
 class Denoiser(Protocol):
@@ -26,6 +29,26 @@ class Denoiser(Protocol):
     def step(self, x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """One evaluation: x [N, C, h, w], rows [N] -> (m_c, m_u) [N, C, h, w]; m_u is None without guidance.
         Both are valid until the next step."""
+
+
+@runtime_checkable
+class Resident(Denoiser, Protocol):
+    """A Denoiser that keeps the state too, where its network is: the loop hands it whole runs.
+
+    After begin(), start() takes what the loop was given; then advance() does a row, or run() all of them at once; both
+    give the latents f32 [N, C, h, w], bit for bit the same.
+    pixels: uint8 [N, H, W, C] of the last run(), where the decoder's work is part of it.
+    """
+
+    pixels: np.ndarray | None
+
+    def start(
+        self, x: np.ndarray, *, guidance: np.ndarray, noise: np.ndarray | None, inpaint: Inpaint | None
+    ) -> None: ...
+
+    def advance(self) -> np.ndarray: ...
+
+    def run(self) -> np.ndarray: ...
 
 
 class UNetDenoiser:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BundleError", "HotloopError", "InputError", "NonFiniteError", "TruncationWarning"]
+__all__ = ["BundleError", "DeviceMemoryError", "HotloopError", "InputError", "NonFiniteError", "TruncationWarning"]
 
 _NOTHING = object()
 _LONGEST = 120
@@ -38,6 +38,10 @@ class BundleError(HotloopError, RuntimeError):
 
 class NonFiniteError(HotloopError, ArithmeticError):
     """A result with NaN or infinity in it: raised instead of showing a black image."""
+
+
+class DeviceMemoryError(HotloopError, MemoryError):
+    """The device has too little memory for a run; what was loaded stays usable."""
 
 
 class TruncationWarning(UserWarning):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hotloop_kernels import cfg_step
 
-from .denoiser import Denoiser
+from .denoiser import Denoiser, Resident
 from .errors import InputError
 from .steptable import K, StepTable
 
@@ -77,7 +77,12 @@ def run(
     noise: F32 | None = None, inpaint: Inpaint | None = None,
 ) -> F32:  # fmt: skip
     """The same rows without a consumer, bit for bit: f32 [N, C, h, w]. Arguments and errors as for `denoise`."""
-    for progress in denoise(denoiser, table, x, cond=cond, guidance=guidance, noise=noise, inpaint=inpaint):
+    rows = denoise(denoiser, table, x, cond=cond, guidance=guidance, noise=noise, inpaint=inpaint)
+    if isinstance(denoiser, Resident):
+        denoiser.begin(cond, table, x.shape)
+        denoiser.start(x, guidance=guidance, noise=noise, inpaint=inpaint)
+        return denoiser.run()
+    for progress in rows:
         result = progress.latents
     return result.copy()
 
@@ -87,6 +92,13 @@ def _rows(
     noise: F32 | None, inpaint: Inpaint | None,
 ) -> Iterator[Progress]:  # fmt: skip
     count, steps = len(table), int(table.steps[-1]) + 1
+    if isinstance(denoiser, Resident):
+        denoiser.begin(cond, table, x.shape)
+        denoiser.start(x, guidance=guidance, noise=noise, inpaint=inpaint)
+        for e in range(count):
+            latents = denoiser.advance()
+            yield Progress(e, count, int(table.steps[e]), steps, float(table.timesteps[e]), latents)
+        return
     state = np.zeros((K + 1, *x.shape), np.float32)  # [K + 1, N, C, h, w]: x and the saved states
     state[0] = x
     rows = np.zeros(len(x), np.int32)

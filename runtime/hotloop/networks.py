@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .bundle import Bundle, Entry
 from .denoiser import UNetDenoiser
-from .engines import Engine, open_engine
+from .engines import Engine, Hosting, open_engine
 from .spec import Network
 
 __all__ = ["ADAPTED", "COMPONENTS", "Networks"]
@@ -65,6 +65,14 @@ class Networks:
             adapters=self._adapters, given=self.opened() | dict(engines),
         )  # fmt: skip
 
-    def denoiser(self) -> UNetDenoiser:
-        """What the loop holds: the UNet with the networks that were split from it."""
-        return UNetDenoiser(self["unet"], **{name: self[name] for name in ("prompt", "time") if name in self.rows})
+    def denoiser(self, *, decoder: str | None = None, scaling: float = 1.0) -> UNetDenoiser:
+        """What the loop holds: the UNet with the networks that were split from it.
+
+        decoder: the network that turns latents / scaling into the image; an engine that keeps the state on its device
+        makes it part of a run.
+        """
+        unet, parts = self["unet"], {name: self[name] for name in ("prompt", "time") if name in self.rows}
+        if isinstance(unet, Hosting):
+            given = {"decoder": self[decoder], "scaling": scaling} if decoder else {}
+            return unet.denoiser(**parts, **given)
+        return UNetDenoiser(unet, **parts)

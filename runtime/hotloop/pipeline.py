@@ -19,6 +19,7 @@ from .adapters import Adapters, Swap
 from .bundle import Bundle, Entry, builtin
 from .cache import cache_folder
 from .choice import Choice, choose
+from .denoiser import Resident
 from .engines import Engine
 from .errors import BundleError, InputError
 from .networks import Networks
@@ -434,7 +435,8 @@ class Pipeline:
         noise = np.stack([streams.normal(x.shape[1:]) for _ in range(draws)]) if draws else None
         guidance = np.full(len(x), request.guidance, np.float32)
         clock.lap("prepare")
-        with call.networks.denoiser() as denoiser:
+        decoder = self._vae + "vae_decoder"
+        with call.networks.denoiser(decoder=decoder, scaling=float(self._scaling)) as denoiser:
             if request.callback is None:
                 latents = loop.run(denoiser, table, x, cond=cond, guidance=guidance, noise=noise, inpaint=inpaint)
             else:
@@ -445,7 +447,9 @@ class Pipeline:
             clock.lap("loop")
             clock.timings["engine"] = denoiser.seconds
         check_finite(request.place, "latents", latents)
-        pixels = self._decode(call.networks, latents)
+        pixels = denoiser.pixels if isinstance(denoiser, Resident) else None
+        if pixels is None:
+            pixels = self._decode(call.networks, latents)
         made = images.from_array(pixels)
         clock.lap("vae")
         settings = dict(

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from weakref import proxy
 
 import numpy as np
@@ -25,7 +25,7 @@ import numpy as np
 from ..errors import InputError
 from ..spec import Network
 
-__all__ = ["KINDS", "Context", "ContextPool", "Engine", "available", "devices", "open_engine", "precisions",
+__all__ = ["KINDS", "Context", "ContextPool", "Engine", "Hosting", "available", "devices", "open_engine", "precisions",
            "version"]  # fmt: skip
 
 # kind -> (module, class, what to install when its library is missing)
@@ -72,6 +72,14 @@ class Engine(Protocol):
 
         The first stays as it is, bit for bit. Raises InputError for a weight that this engine cannot change.
         """
+
+
+@runtime_checkable
+class Hosting(Protocol):
+    """An engine whose UNet comes with a denoiser of its own: the loop then runs on the engine's device."""
+
+    def denoiser(self, **parts: Any) -> Any:
+        """prompt, time: engines of the networks split from the UNet; decoder, scaling: as `Networks.denoiser` has."""
 
 
 class ContextPool:

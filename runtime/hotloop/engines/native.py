@@ -6,10 +6,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from ..nets.base import Net
     from ..nets.parts import Call
+    from ..resident import Plans, ResidentLoop
 
-__all__ = ["NativeContext", "NativeEngine"]
+__all__ = ["NativeContext", "NativeEngine", "threads_set"]
 
 _PLACE = "engine.native"
 _PRECISIONS = ["fp32", "bf16", "fp16"]
@@ -114,7 +115,21 @@ class NativeEngine:
             value = torch.from_numpy(np.array(array, np.float32)).to(old)
             setattr(module, leaf, torch.nn.Parameter(value, requires_grad=False))
         other.contexts = ContextPool(other)
+        vars(other).pop("plans", None)
         return other
+
+    @cached_property
+    def plans(self) -> Plans:
+        """What runs of this UNet on its own device are done with."""
+        from ..resident import Plans
+
+        return Plans(self)
+
+    def denoiser(self, **parts: Any) -> ResidentLoop:
+        """A denoiser that keeps the state on this engine's device: `resident.ResidentLoop` of this UNet."""
+        from ..resident import ResidentLoop
+
+        return ResidentLoop(self, **parts)
 
 
 def _run(
@@ -123,7 +138,7 @@ def _run(
 ) -> None:  # fmt: skip
     """Fill `outputs` from `inputs`, both by the spec's names."""
     torch = import_library()
-    with torch.inference_mode(), _threads(threads):
+    with torch.inference_mode(), threads_set(threads):
         given = (torch.from_numpy(inputs[tensor.name]).to(device) for tensor in network.inputs)
         for tensor, value in zip(network.outputs, call(*given), strict=True):
             torch.from_numpy(outputs[tensor.name]).copy_(value)
@@ -161,7 +176,7 @@ def _load(folder: Path, network: Network) -> tuple[type[Net], Call]:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads_set(count: int | None) -> Iterator[None]:
     """torch's threads are the process's: they are set for the run and set back."""
     torch = import_library()
     before = torch.get_num_threads()
