@@ -48,12 +48,12 @@ void attention(const Attention& a) {
     if (B * Tq * heads == 0) return;
     const int64_t vectors = (Tq + kernel.lanes - 1) / kernel.lanes;
     const int64_t tiles = (vectors + kernel.vectors - 1) / kernel.vectors;
-    // Keys and values are copied once per chunk, so a chunk takes as many tiles as a second-level cache holds, and fewer
-    // where threads would stand idle.
+    // Keys and values are copied once per chunk, so a chunk takes as many tiles as a second-level cache holds (streaming
+    // its tiles costs less than copying again), and fewer where threads would stand idle.
     const int64_t tile_bytes = kernel.lanes * kernel.vectors * D * 4 * (a.segments ? 3 : 2);
-    const int64_t by_cache = 384 * 1024 / tile_bytes, by_threads = B * heads * tiles / (4 * threads());
+    const int64_t by_cache = 1024 * 1024 / tile_bytes, by_threads = B * heads * tiles / (2 * threads());
     int64_t group = by_cache < by_threads ? by_cache : by_threads;
-    if (group < 1) group = 1;
+    group = group < 1 ? 1 : group > kMaxTiles ? kMaxTiles : group;
     const int64_t groups = (tiles + group - 1) / group;
     parallel_for(B * heads * groups, [&](int64_t i) {
         const int64_t head = i / groups, g = i % groups;

@@ -7,6 +7,8 @@
 
 namespace hotloop {
 
+constexpr int kMaxTiles = 32;  // of a chunk
+
 // Tiles first..last of the `tiles` that cover the queries of head h of batch entry b.
 struct AttentionChunk {
     int64_t b, h, first, last, tiles;

@@ -17,22 +17,34 @@
 namespace hotloop {
 namespace {
 
-// 2^x = 1 + x (c1 + x (c2 + ...)) on [0, 1), least relative error with 2^0 exactly 1, so that a row that sees one key
-// returns its value unchanged. Degree 6: 3e-8, an eighth of an ulp beside the rounding. Degree 4: 3e-6, a thousandth of
-// the step of a bfloat16, which is what the result becomes there.
+// 2^x = 1 + x (c1 + x (c2 + ...)) on [-1/2, 1/2], least relative error with 2^0 exactly 1, so that a query that sees one
+// key returns its value unchanged. Degree 6: 2e-9, nothing beside the rounding. Degree 4: 3e-6, a thousandth of the step
+// of a bfloat16, which is what the result becomes there.
 template <int kDegree>
 struct Exp2;
 template <>
 struct Exp2<6> {
-    static constexpr float c[6] = {0.6931472f, 0.24022652f, 0.055503383f, 0.00962854f, 0.0012983048f, 0.00019607067f};
+    static constexpr float c[6] = {0.6931472f, 0.24022648f, 0.055503324f, 0.009618437f, 0.0013398874f, 0.00015353362f};
 };
 template <>
 struct Exp2<4> {
-    static constexpr float c[4] = {0.6930447f, 0.24128065f, 0.052242048f, 0.013426811f};
+    static constexpr float c[4] = {0.6931242f, 0.24024099f, 0.055906426f, 0.009582853f};
 };
 
-// Below this 2^x would be subnormal: it counts as 0.
+// 2^x for x <= 0 (some ulp above do no harm), 0 where that would be subnormal.
 constexpr float kLowest = -126.0f;
+// Added, it rounds to a whole number and leaves that number's exponent in the low bits.
+constexpr float kToExponent = 12582912.0f + 127.0f;
+
+template <class L, int kDegree>
+HOTLOOP_INLINE typename L::V exp2(typename L::V x) {
+    const typename L::V exponent = L::add(x, L::spread(kToExponent));
+    const typename L::V f = L::sub(x, L::sub(exponent, L::spread(kToExponent)));
+    typename L::V p = L::spread(Exp2<kDegree>::c[kDegree - 1]);
+#pragma GCC unroll 8
+    for (int k = kDegree - 2; k >= 0; --k) p = L::fma(p, f, L::spread(Exp2<kDegree>::c[k]));
+    return L::power(L::fma(p, f, L::spread(1.0f)), exponent, x);
+}
 
 // Four lanes in plain C++: what every compiler turns into the vectors of the machine's baseline.
 struct Portable {
@@ -54,6 +66,9 @@ struct Portable {
     static HOTLOOP_INLINE V add(V a, V b) {
         return each([&](int i) { return a.x[i] + b.x[i]; });
     }
+    static HOTLOOP_INLINE V sub(V a, V b) {
+        return each([&](int i) { return a.x[i] - b.x[i]; });
+    }
     static HOTLOOP_INLINE V mul(V a, V b) {
         return each([&](int i) { return a.x[i] * b.x[i]; });
     }
@@ -63,9 +78,6 @@ struct Portable {
     static HOTLOOP_INLINE V fma(V a, V b, V c) {
         return each([&](int i) { return a.x[i] * b.x[i] + c.x[i]; });
     }
-    static HOTLOOP_INLINE V fms(V a, V b, V c) {
-        return each([&](int i) { return a.x[i] * b.x[i] - c.x[i]; });
-    }
     // The second where either is NaN, as in the other sets.
     static HOTLOOP_INLINE V max(V a, V b) {
         return each([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
@@ -74,17 +86,9 @@ struct Portable {
     static HOTLOOP_INLINE V where_is(V a, float value, V other, V then) {
         return each([&](int i) { return a.x[i] == value ? other.x[i] : then.x[i]; });
     }
-    template <int kDegree>
-    static HOTLOOP_INLINE V exp2(V a) {
-        return each([&](int i) {
-            const float x = a.x[i] > kLowest ? a.x[i] : kLowest;
-            const int whole = static_cast<int>(x) - (x < static_cast<float>(static_cast<int>(x)));
-            const float f = x - static_cast<float>(whole);
-            float p = Exp2<kDegree>::c[kDegree - 1];
-            for (int k = kDegree - 2; k >= 0; --k) p = p * f + Exp2<kDegree>::c[k];
-            p = (p * f + 1.0f) * float_of(static_cast<uint32_t>(whole + 127) << 23);
-            return a.x[i] > kLowest ? p : a.x[i] <= kLowest ? 0.0f : a.x[i];
-        });
+    // p 2^exponent, or 0 where x <= kLowest. A NaN in p stays one.
+    static HOTLOOP_INLINE V power(V p, V exponent, V x) {
+        return each([&](int i) { return x.x[i] <= kLowest ? 0.0f : p.x[i] * float_of(bits_of(exponent.x[i]) << 23); });
     }
     // Four columns of kLanes rows: x[c] gets column c.
     static HOTLOOP_INLINE void load_columns(const float* rows, int64_t stride, V (&x)[4]) {
@@ -113,25 +117,17 @@ struct Avx2 {
     static HOTLOOP_INLINE V load(const float* p) { return _mm256_loadu_ps(p); }
     static HOTLOOP_INLINE void store(float* p, V a) { _mm256_storeu_ps(p, a); }
     static HOTLOOP_INLINE V add(V a, V b) { return _mm256_add_ps(a, b); }
+    static HOTLOOP_INLINE V sub(V a, V b) { return _mm256_sub_ps(a, b); }
     static HOTLOOP_INLINE V mul(V a, V b) { return _mm256_mul_ps(a, b); }
     static HOTLOOP_INLINE V div(V a, V b) { return _mm256_div_ps(a, b); }
     static HOTLOOP_INLINE V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
-    static HOTLOOP_INLINE V fms(V a, V b, V c) { return _mm256_fmsub_ps(a, b, c); }
     static HOTLOOP_INLINE V max(V a, V b) { return _mm256_max_ps(a, b); }
     static HOTLOOP_INLINE V where_is(V a, float value, V other, V then) {
         return _mm256_blendv_ps(then, other, _mm256_cmp_ps(a, spread(value), _CMP_EQ_OQ));
     }
-    template <int kDegree>
-    static HOTLOOP_INLINE V exp2(V x) {
-        const V zero = _mm256_cmp_ps(x, spread(kLowest), _CMP_LE_OQ);
-        const V whole = _mm256_floor_ps(x);
-        const V f = _mm256_sub_ps(x, whole);
-        V p = spread(Exp2<kDegree>::c[kDegree - 1]);
-#pragma GCC unroll 8
-        for (int k = kDegree - 2; k >= 0; --k) p = fma(p, f, spread(Exp2<kDegree>::c[k]));
-        p = fma(p, f, spread(1.0f));  // a NaN in f stays one
-        const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(add(whole, spread(127.0f))), 23);
-        return _mm256_andnot_ps(zero, mul(p, _mm256_castsi256_ps(exponent)));
+    static HOTLOOP_INLINE V power(V p, V exponent, V x) {
+        const V factor = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(exponent), 23));
+        return _mm256_andnot_ps(_mm256_cmp_ps(x, spread(kLowest), _CMP_LE_OQ), mul(p, factor));
     }
     static HOTLOOP_INLINE V two_quads(const float* low, const float* high) {
         return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
@@ -184,24 +180,17 @@ struct Avx512 {
     static HOTLOOP_INLINE V load(const float* p) { return _mm512_loadu_ps(p); }
     static HOTLOOP_INLINE void store(float* p, V a) { _mm512_storeu_ps(p, a); }
     static HOTLOOP_INLINE V add(V a, V b) { return _mm512_add_ps(a, b); }
+    static HOTLOOP_INLINE V sub(V a, V b) { return _mm512_sub_ps(a, b); }
     static HOTLOOP_INLINE V mul(V a, V b) { return _mm512_mul_ps(a, b); }
     static HOTLOOP_INLINE V div(V a, V b) { return _mm512_div_ps(a, b); }
     static HOTLOOP_INLINE V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
-    static HOTLOOP_INLINE V fms(V a, V b, V c) { return _mm512_fmsub_ps(a, b, c); }
     static HOTLOOP_INLINE V max(V a, V b) { return _mm512_max_ps(a, b); }
     static HOTLOOP_INLINE V where_is(V a, float value, V other, V then) {
         return _mm512_mask_mov_ps(then, _mm512_cmp_ps_mask(a, spread(value), _CMP_EQ_OQ), other);
     }
-    // x - floor(x) and p 2^floor(x) are one instruction each.
-    template <int kDegree>
-    static HOTLOOP_INLINE V exp2(V x) {
-        const __mmask16 some = _mm512_cmp_ps_mask(x, spread(kLowest), _CMP_NLE_UQ);  // NaN too
-        const V f = _mm512_reduce_ps(x, 0x09);
-        V p = spread(Exp2<kDegree>::c[kDegree - 1]);
-#pragma GCC unroll 8
-        for (int k = kDegree - 2; k >= 0; --k) p = fma(p, f, spread(Exp2<kDegree>::c[k]));
-        p = fma(p, f, spread(1.0f));
-        return _mm512_maskz_scalef_ps(some, p, x);
+    static HOTLOOP_INLINE V power(V p, V exponent, V x) {
+        const V factor = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(exponent), 23));
+        return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(x, spread(kLowest), _CMP_NLE_UQ), p, factor);
     }
     static HOTLOOP_INLINE void transpose(V (&x)[4]) {
         const V a = _mm512_unpacklo_ps(x[0], x[1]), b = _mm512_unpackhi_ps(x[0], x[1]);
@@ -236,12 +225,16 @@ struct Avx512 {
         int64_t i = 0;
         for (; i + 16 <= n; i += 16)
             store(out + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i))));
+        for (; i + 8 <= n; i += 8)
+            _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
         for (; i < n; ++i) out[i] = to_float(in[i]);
     }
     static HOTLOOP_INLINE void narrow(const float* in, Half* out, int64_t n) {
         int64_t i = 0;
         for (; i + 16 <= n; i += 16)
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm512_cvtps_ph(load(in + i), 0));
+        for (; i + 8 <= n; i += 8)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(in + i), 0));
         for (; i < n; ++i) out[i] = from_float<Half>(in[i]);
     }
 };
@@ -259,6 +252,11 @@ struct SingleFloats : L {
     static HOTLOOP_INLINE X operand(const Element* p) { return L::load(p); }
     static HOTLOOP_INLINE X broadcast(const Element* p) { return L::spread(*p); }
     static HOTLOOP_INLINE typename L::V mac(typename L::V sum, X a, X b) { return L::fma(a, b, sum); }
+
+    using L::narrow;
+    static HOTLOOP_INLINE void narrow(const float* in, Bfloat* out, int64_t n) {
+        for (int64_t i = 0; i < n; ++i) out[i] = from_float<Bfloat>(in[i]);
+    }
 };
 
 #if defined(__AVX512BF16__)
@@ -278,6 +276,12 @@ struct Bfloat16Pairs : Avx512 {
         const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
                                                23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
         _mm512_storeu_si512(p, _mm512_permutexvar_epi16(order, halves));
+    }
+
+    using Avx512::narrow;
+    static HOTLOOP_INLINE void narrow(const float* in, Bfloat* out, int64_t n) {  // n a multiple of 8
+        for (int64_t i = 0; i < n; i += 8)
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), (__m128i)_mm256_cvtneps_pbh(_mm256_loadu_ps(in + i)));
     }
 };
 #endif

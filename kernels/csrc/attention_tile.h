@@ -25,6 +25,19 @@ constexpr int kRows = 6;
 // Rows a power of two of bytes apart would fall into few cache sets.
 inline int64_t spaced(int64_t elements) { return elements % 128 == 0 ? elements + 16 : elements; }
 
+// x [B, T, H, D] at a head: row t is D values at `data + t * stride` bytes.
+struct HeadRows {
+    const char* data;
+    int64_t stride;
+    DType dtype;
+
+    HeadRows(const Tensor& x, int64_t b, int64_t h)
+        : data(static_cast<const char*>(x.data) + (b * x.stride[0] + h * x.stride[2]) * bytes_of(x.dtype)),
+          stride(x.stride[1] * bytes_of(x.dtype)),
+          dtype(x.dtype) {}
+    const char* operator[](int64_t t) const { return data + t * stride; }
+};
+
 // --- The two products ------------------------------------------------------------------------------------------------
 
 // s[r] = k[r] . q and peak = max(peak, s[r]), R rows (keys) of NV vectors.
@@ -144,7 +157,7 @@ struct Running {
     float *most, *sum, *alpha, *peak;
 };
 
-// s [keys][queries] becomes p = 2^(c s - c most), as elements of the second product, in place.
+// s [keys][queries] becomes p = 2^(c (s - most)), as elements of the second product, in place.
 template <class A, int NV>
 void exponentials(float* s, int64_t keys, float c, const Running& running, bool first) {
     using V = typename A::V;
@@ -154,10 +167,10 @@ void exponentials(float* s, int64_t keys, float c, const Running& running, bool 
         const int at = n * A::kLanes;
         const V before = A::load(running.most + at), most = A::max(A::load(running.peak + at), before);
         // A query that may look at nothing so far has no maximum to subtract.
-        shift[n] = A::where_is(most, kMinusInfinity, A::spread(0.0f), A::mul(most, A::spread(c)));
+        shift[n] = A::where_is(most, kMinusInfinity, A::spread(0.0f), most);
         sum[n] = A::spread(0.0f);
         if (!first) {
-            const V alpha = A::template exp2<6>(A::fms(before, A::spread(c), shift[n]));
+            const V alpha = exp2<A, 6>(A::mul(A::sub(before, shift[n]), A::spread(c)));
             sum[n] = A::mul(A::load(running.sum + at), alpha);
             A::store(running.alpha + at, alpha);
         }
@@ -168,22 +181,22 @@ void exponentials(float* s, int64_t keys, float c, const Running& running, bool 
 #pragma GCC unroll 8
             for (int n = 0; n < NV; ++n) {
                 float* at = s + (j * NV + n) * A::kLanes;
-                const V p = A::template exp2<A::kDegree>(A::fms(A::load(at), A::spread(c), shift[n]));
+                const V p = exp2<A, A::kDegree>(A::mul(A::sub(A::load(at), shift[n]), A::spread(c)));
                 sum[n] = A::add(sum[n], p);
                 A::store(at, p);
             }
     } else {
+        constexpr int kRow = NV * A::kLanes;
         // Row j of pairs overwrites scores that were read: rows 2 j and 2 j + 1 are not before it.
         auto* pairs = reinterpret_cast<typename A::Element*>(s);
         for (int64_t j = 0; j < keys; j += 2)
 #pragma GCC unroll 8
             for (int n = 0; n < NV; ++n) {
                 const float* at = s + (j * NV + n) * A::kLanes;
-                const V a = A::template exp2<A::kDegree>(A::fms(A::load(at), A::spread(c), shift[n]));
+                const V a = exp2<A, A::kDegree>(A::mul(A::sub(A::load(at), shift[n]), A::spread(c)));
                 V b = A::spread(0.0f);
                 if (j + 1 < keys)
-                    b = A::template exp2<A::kDegree>(
-                        A::fms(A::load(at + NV * A::kLanes), A::spread(c), shift[n]));
+                    b = exp2<A, A::kDegree>(A::mul(A::sub(A::load(at + kRow), shift[n]), A::spread(c)));
                 sum[n] = A::add(sum[n], A::add(a, b));
                 A::store_pair(pairs + (j / 2 * NV + n) * A::kLanes, a, b);
             }
@@ -213,23 +226,9 @@ void narrow_row(DType dtype, const float* in, char* out, int64_t n) {
     } else if (dtype == DType::f16) {
         L::narrow(in, reinterpret_cast<Half*>(out), n);
     } else {
-        auto* row = reinterpret_cast<Bfloat*>(out);
-        for (int64_t i = 0; i < n; ++i) row[i] = from_float<Bfloat>(in[i]);
+        L::narrow(in, reinterpret_cast<Bfloat*>(out), n);
     }
 }
-
-// x [B, T, H, D] at a head: row t is D values at `data + t * stride` bytes.
-struct HeadRows {
-    const char* data;
-    int64_t stride;
-    DType dtype;
-
-    HeadRows(const Tensor& x, int64_t b, int64_t h)
-        : data(static_cast<const char*>(x.data) + (b * x.stride[0] + h * x.stride[2]) * bytes_of(x.dtype)),
-          stride(x.stride[1] * bytes_of(x.dtype)),
-          dtype(x.dtype) {}
-    const char* operator[](int64_t t) const { return data + t * stride; }
-};
 
 // One row of the mask as what is added to scores in units of log2.
 template <class L>
@@ -276,13 +275,13 @@ struct Sizes {
         // Scores of 24 KB stay in a first-level cache, keys and values of 256 KB in a second-level one.
         const int64_t by_scores = 24 * 1024 / (kTile * 4), by_head = 256 * 1024 / (head * 8);
         keys = by_scores < by_head ? by_scores : by_head;
-        keys = (keys < 192 ? keys : 192) / 12 * 12;
+        keys = (keys < 384 ? keys : 384) / 12 * 12;
         keys = keys < 24 ? 24 : keys;
     }
     int64_t key_row() const { return spaced(head); }
     int64_t mask_stride() const { return keys + 4; }
     int64_t row_buffer() const { return kTile * (head > mask_stride() ? head : mask_stride()); }
-    int64_t of_tile() const { return kTile * (head * (sets > 1 ? 3 : 2) + 5); }
+    int64_t of_tile() const { return kTile * (head * (sets > 1 ? 3 : 2) + 6); }
     int64_t total() const { return tiles * of_tile() + 2 * keys * key_row() + 2 * keys * kTile + row_buffer() + 256; }
 };
 
@@ -305,15 +304,15 @@ class ChunkOfTiles {
         s_ = take(size_.keys * kTile);
         mask_ = take(size_.keys * kTile);
         rows_ = take(size_.row_buffer());
-        tiles_ = take(size_.tiles * size_.of_tile());
+        float* tiles = take(size_.tiles * size_.of_tile());
+        for (int64_t t = 0; t < size_.tiles; ++t) tiles_[t] = make_tile(t, tiles + t * size_.of_tile());
     }
 
     void run() {
-        for (int64_t t = 0; t < count(); ++t) load_queries(tile(t));
-        // An empty sum, should no set be looked at.
+        for (int64_t t = 0; t < size_.tiles; ++t) load_queries(tiles_[t]);
         attend(a_.k, a_.v, nullptr);
         for (int i = 0; i < a_.segments; ++i) attend(a_.segment[i].k, a_.segment[i].v, &a_.segment[i].weight);
-        for (int64_t t = 0; t < count(); ++t) store_outputs(tile(t));
+        for (int64_t t = 0; t < size_.tiles; ++t) store_outputs(tiles_[t]);
     }
 
   private:
@@ -321,16 +320,13 @@ class ChunkOfTiles {
         int64_t first, queries, vectors;  // vectors: of queries, the last one partly filled
         float *q, *o, *total;             // [D][vectors][kLanes]
         Running running;
-        float* weight;
+        float *weight, *factor;  // of a segment; what a sum is yet to be multiplied by
     };
 
-    int64_t count() const { return chunk_.last - chunk_.first; }
-
     // Whole vectors are dealt out evenly, so that no tile is nearly empty.
-    Tile tile(int64_t t) const {
+    Tile make_tile(int64_t t, float* base) const {
         const int64_t Tq = a_.q.shape[1], vectors = (Tq + A::kLanes - 1) / A::kLanes, at = chunk_.first + t;
         const int64_t begin = at * vectors / chunk_.tiles, end = (at + 1) * vectors / chunk_.tiles;
-        float* base = tiles_ + t * size_.of_tile();
         Tile tile{};
         tile.first = begin * A::kLanes;
         tile.vectors = end - begin;
@@ -345,6 +341,7 @@ class ChunkOfTiles {
         tile.total = size_.sets > 1 ? take(kTile * D_) : tile.o;
         tile.running = {take(kTile), take(kTile), take(kTile), take(kTile)};
         tile.weight = take(kTile);
+        tile.factor = take(kTile);
         return tile;
     }
 
@@ -352,7 +349,13 @@ class ChunkOfTiles {
     void load_queries(const Tile& tile) {
         const HeadRows q(a_.q, chunk_.b, chunk_.h);
         const int64_t elements = D_ / A::kPerElement, row = tile.vectors * A::kLanes;
+        const bool as_is = q.stride % 4 == 0 && a_.scale >= 0 && (A::kPerElement > 1 || q.dtype == DType::f32);
         for (int64_t n = 0; n < tile.vectors; ++n) {
+            if (as_is && (n + 1) * A::kLanes <= tile.queries) {
+                const auto* rows = reinterpret_cast<const float*>(q[tile.first + n * A::kLanes]);
+                to_columns<A>(rows, q.stride / 4, elements, tile.q + n * A::kLanes, row);
+                continue;
+            }
             for (int64_t i = 0; i < A::kLanes; ++i) {
                 float* to = rows_ + i * elements;
                 const int64_t query = n * A::kLanes + i;
@@ -434,22 +437,22 @@ class ChunkOfTiles {
         const int64_t Tk = keys.shape[1];
         const HeadRows k(keys, chunk_.b, chunk_.h), v(values, chunk_.b, chunk_.h);
         bool wanted = false;
-        for (int64_t t = 0; t < count(); ++t) wanted |= load_weight(tile(t), weight);
+        for (int64_t t = 0; t < size_.tiles; ++t) wanted |= load_weight(tiles_[t], weight);
         if (!wanted) return;
         for (int64_t first = 0; first < Tk; first += size_.keys) {
-            const int64_t n = Tk - first < size_.keys ? Tk - first : size_.keys;
-            load_keys(k, v, first, n);
-            for (int64_t t = 0; t < count(); ++t) {
-                const Tile one = tile(t);
-                switch (one.vectors) {
-                    case 1: block<1>(one, first, n, weight); break;
-                    case 2: block<2>(one, first, n, weight); break;
-                    case 3: block<3>(one, first, n, weight); break;
-                    default: block<4>(one, first, n, weight);
+            const int64_t end = first + size_.keys < Tk ? first + size_.keys : Tk;
+            load_keys(k, v, first, end - first);
+            for (int64_t t = 0; t < size_.tiles; ++t) {
+                const Tile& tile = tiles_[t];
+                switch (tile.vectors) {
+                    case 1: block<1>(tile, first, end - first, weight); break;
+                    case 2: block<2>(tile, first, end - first, weight); break;
+                    case 3: block<3>(tile, first, end - first, weight); break;
+                    default: block<4>(tile, first, end - first, weight);
                 }
             }
         }
-        for (int64_t t = 0; t < count(); ++t) finish(tile(t), weight, Tk > 0);
+        for (int64_t t = 0; t < size_.tiles; ++t) finish(tiles_[t], weight, Tk > 0);
     }
 
     // The tile's weights; false when all are 0.
@@ -494,21 +497,25 @@ class ChunkOfTiles {
         const int64_t row = tile.vectors * A::kLanes;
         for (int64_t n = 0; n < tile.vectors; ++n) {
             const int64_t at = n * A::kLanes;
-            const V zero = A::spread(0.0f);
-            const V w = weight ? A::load(tile.weight + at) : A::spread(1.0f);
-            V factor = zero;
-            if (any_keys) {
-                // No key to look at: zeros.
-                const V sum = A::load(tile.running.sum + at);
-                factor = A::where_is(sum, 0.0f, zero, A::div(w, sum));
+            const V zero = A::spread(0.0f), w = weight ? A::load(tile.weight + at) : A::spread(1.0f);
+            // No key to look at: zeros.
+            const V sum = any_keys ? A::load(tile.running.sum + at) : zero;
+            const V factor = A::where_is(sum, 0.0f, zero, A::div(w, sum));
+            if (size_.sets == 1 && any_keys) {
+                A::store(tile.factor + at, factor);  // store_outputs multiplies
+                continue;
             }
             for (int64_t d = 0; d < D_; ++d) {
                 const int64_t i = d * row + at;
                 const V o = any_keys ? A::load(tile.o + i) : zero;
-                const V total = weight ? A::load(tile.total + i) : zero;
-                const V sum = weight ? A::fma(o, factor, total) : A::mul(o, factor);
-                A::store(tile.total + i, weight ? A::where_is(w, 0.0f, total, sum) : sum);
+                if (weight) {
+                    const V total = A::load(tile.total + i);
+                    A::store(tile.total + i, A::where_is(w, 0.0f, total, A::fma(o, factor, total)));
+                } else {
+                    A::store(tile.total + i, A::mul(o, factor));
+                }
             }
+            A::store(tile.factor + at, A::spread(1.0f));
         }
     }
 
@@ -516,15 +523,21 @@ class ChunkOfTiles {
         const HeadRows out(a_.out, chunk_.b, chunk_.h);
         const int64_t row = tile.vectors * A::kLanes;
         for (int64_t n = 0; n < tile.vectors; ++n) {
+            const int64_t first = tile.first + n * A::kLanes, left = tile.first + tile.queries - first;
+            const bool direct = out.dtype == DType::f32 && left >= A::kLanes;
+            auto* rows = direct ? reinterpret_cast<float*>(const_cast<char*>(out[first])) : rows_;
+            const int64_t stride = direct ? out.stride / 4 : D_;
+            const V factor = A::load(tile.factor + n * A::kLanes);
             for (int64_t d = 0; d < D_; d += 4) {
                 V x[4];
 #pragma GCC unroll 4
-                for (int i = 0; i < 4; ++i) x[i] = A::load(tile.total + (d + i) * row + n * A::kLanes);
-                A::store_columns(rows_ + d, D_, x);
+                for (int i = 0; i < 4; ++i)
+                    x[i] = A::mul(A::load(tile.total + (d + i) * row + n * A::kLanes), factor);
+                A::store_columns(rows + d, stride, x);
             }
-            const int64_t left = tile.queries - n * A::kLanes, some = left < A::kLanes ? left : A::kLanes;
-            for (int64_t i = 0; i < some; ++i)
-                narrow_row<A>(out.dtype, rows_ + i * D_, const_cast<char*>(out[tile.first + n * A::kLanes + i]), D_);
+            if (direct) continue;
+            for (int64_t i = 0; i < A::kLanes && i < left; ++i)
+                narrow_row<A>(out.dtype, rows_ + i * D_, const_cast<char*>(out[first + i]), D_);
         }
     }
 
@@ -533,7 +546,8 @@ class ChunkOfTiles {
     const Sizes<A> size_;
     const int64_t D_;
     Element *k_, *v_;
-    float *s_, *mask_, *rows_, *tiles_;
+    float *s_, *mask_, *rows_;
+    Tile tiles_[kMaxTiles];
 };
 
 template <class A>
