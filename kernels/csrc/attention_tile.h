@@ -161,7 +161,7 @@ struct Running {
 template <class A, int NV>
 void exponentials(float* s, int64_t keys, float c, const Running& running, bool first) {
     using V = typename A::V;
-    V shift[NV], sum[NV];
+    V shift[NV], sum[NV], alpha[NV];
 #pragma GCC unroll 8
     for (int n = 0; n < NV; ++n) {
         const int at = n * A::kLanes;
@@ -169,37 +169,48 @@ void exponentials(float* s, int64_t keys, float c, const Running& running, bool 
         // A query that may look at nothing so far has no maximum to subtract.
         shift[n] = A::where_is(most, kMinusInfinity, A::spread(0.0f), most);
         sum[n] = A::spread(0.0f);
-        if (!first) {
-            const V alpha = exp2<A, 6>(A::mul(A::sub(before, shift[n]), A::spread(c)));
-            sum[n] = A::mul(A::load(running.sum + at), alpha);
-            A::store(running.alpha + at, alpha);
-        }
+        alpha[n] = A::mul(A::sub(before, shift[n]), A::spread(c));
         A::store(running.most + at, most);
     }
-    if constexpr (A::kPerElement == 1) {
-        for (int64_t j = 0; j < keys; ++j)
+    if (!first) {
+        exp2<A, 6>(alpha);
 #pragma GCC unroll 8
-            for (int n = 0; n < NV; ++n) {
-                float* at = s + (j * NV + n) * A::kLanes;
-                const V p = exp2<A, A::kDegree>(A::mul(A::sub(A::load(at), shift[n]), A::spread(c)));
-                sum[n] = A::add(sum[n], p);
-                A::store(at, p);
-            }
+        for (int n = 0; n < NV; ++n) {
+            sum[n] = A::mul(A::load(running.sum + n * A::kLanes), alpha[n]);
+            A::store(running.alpha + n * A::kLanes, alpha[n]);
+        }
+    }
+    constexpr int kRow = NV * A::kLanes;
+    const auto row = [&](int64_t j, V(&p)[NV]) HOTLOOP_INLINE_LAMBDA {
+#pragma GCC unroll 8
+        for (int n = 0; n < NV; ++n)
+            p[n] = A::mul(A::sub(A::load(s + j * kRow + n * A::kLanes), shift[n]), A::spread(c));
+        exp2<A, A::kDegree>(p);
+#pragma GCC unroll 8
+        for (int n = 0; n < NV; ++n) sum[n] = A::add(sum[n], p[n]);
+    };
+    if constexpr (A::kPerElement == 1) {
+        for (int64_t j = 0; j < keys; ++j) {
+            V p[NV];
+            row(j, p);
+#pragma GCC unroll 8
+            for (int n = 0; n < NV; ++n) A::store(s + j * kRow + n * A::kLanes, p[n]);
+        }
     } else {
-        constexpr int kRow = NV * A::kLanes;
         // Row j of pairs overwrites scores that were read: rows 2 j and 2 j + 1 are not before it.
         auto* pairs = reinterpret_cast<typename A::Element*>(s);
-        for (int64_t j = 0; j < keys; j += 2)
+        for (int64_t j = 0; j < keys; j += 2) {
+            V a[NV], b[NV];
+            row(j, a);
+            if (j + 1 < keys) {
+                row(j + 1, b);
+            } else {
 #pragma GCC unroll 8
-            for (int n = 0; n < NV; ++n) {
-                const float* at = s + (j * NV + n) * A::kLanes;
-                const V a = exp2<A, A::kDegree>(A::mul(A::sub(A::load(at), shift[n]), A::spread(c)));
-                V b = A::spread(0.0f);
-                if (j + 1 < keys)
-                    b = exp2<A, A::kDegree>(A::mul(A::sub(A::load(at + kRow), shift[n]), A::spread(c)));
-                sum[n] = A::add(sum[n], A::add(a, b));
-                A::store_pair(pairs + (j / 2 * NV + n) * A::kLanes, a, b);
+                for (int n = 0; n < NV; ++n) b[n] = A::spread(0.0f);
             }
+#pragma GCC unroll 8
+            for (int n = 0; n < NV; ++n) A::store_pair(pairs + j / 2 * kRow + n * A::kLanes, a[n], b[n]);
+        }
     }
 #pragma GCC unroll 8
     for (int n = 0; n < NV; ++n) A::store(running.sum + n * A::kLanes, sum[n]);
