@@ -463,7 +463,7 @@ class ChunkOfTiles {
                 }
             }
         }
-        for (int64_t t = 0; t < size_.tiles; ++t) finish(tiles_[t], weight, Tk > 0);
+        for (int64_t t = 0; t < size_.tiles; ++t) finish(tiles_[t], weight);
     }
 
     // The tile's weights; false when all are 0.
@@ -504,21 +504,20 @@ class ChunkOfTiles {
     }
 
     // Normalise; weigh; add. A query whose weight is 0 keeps every bit, whatever the segment holds.
-    void finish(const Tile& tile, const Tensor* weight, bool any_keys) {
+    void finish(const Tile& tile, const Tensor* weight) {
         const int64_t row = tile.vectors * A::kLanes;
         for (int64_t n = 0; n < tile.vectors; ++n) {
             const int64_t at = n * A::kLanes;
-            const V zero = A::spread(0.0f), w = weight ? A::load(tile.weight + at) : A::spread(1.0f);
+            const V sum = A::load(tile.running.sum + at), w = weight ? A::load(tile.weight + at) : A::spread(1.0f);
             // No key to look at: zeros.
-            const V sum = any_keys ? A::load(tile.running.sum + at) : zero;
-            const V factor = A::where_is(sum, 0.0f, zero, A::div(w, sum));
-            if (size_.sets == 1 && any_keys) {
+            const V factor = A::where_is(sum, 0.0f, A::spread(0.0f), A::div(w, sum));
+            if (size_.sets == 1) {
                 A::store(tile.factor + at, factor);  // store_outputs multiplies
                 continue;
             }
-            for (int64_t d = 0; d < D_; ++d) {
-                const int64_t i = d * row + at;
-                const V o = any_keys ? A::load(tile.o + i) : zero;
+            A::store(tile.factor + at, A::spread(1.0f));
+            for (int64_t i = at; i < D_ * row; i += row) {
+                const V o = A::load(tile.o + i);
                 if (weight) {
                     const V total = A::load(tile.total + i);
                     A::store(tile.total + i, A::where_is(w, 0.0f, total, A::fma(o, factor, total)));
@@ -526,7 +525,6 @@ class ChunkOfTiles {
                     A::store(tile.total + i, A::mul(o, factor));
                 }
             }
-            A::store(tile.factor + at, A::spread(1.0f));
         }
     }
 
