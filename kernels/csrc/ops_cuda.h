@@ -12,4 +12,8 @@ namespace hotloop {
 // The compute capability of a device, 90 for 9.0.
 int architecture(int device);
 
+void geglu_cuda(const Geglu& op, cudaStream_t stream);
+void group_norm_silu_cuda(const GroupNormSilu& op, cudaStream_t stream);
+void layer_norm_cuda(const LayerNorm& op, cudaStream_t stream);
+
 }  // namespace hotloop
