@@ -8,9 +8,7 @@
 // Order:   a query's sums run over the keys in blocks whose size depends on D and the instruction set alone. So a result
 //          depends neither on the number of threads nor on what else is in the batch, bit for bit.
 
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include <cstdint>
 
 #include "attention_tile.h"
 #include "threads.h"
@@ -32,21 +30,11 @@ const AttentionKernel& kernel_for(const Attention& a) {
     return kPortable;
 }
 
-// A buffer per thread, of 1 to 2 MB, kept: fresh pages would cost as much as a small attention.
-float* scratch(int64_t floats) {
-    struct Free {
-        void operator()(float* p) const { std::free(p); }
-    };
-    thread_local std::unique_ptr<float, Free> buffer;
-    thread_local int64_t size = 0;
-    if (floats > size) {
-        const int64_t bytes = (floats * 4 + 63) / 64 * 64;
-        buffer.reset();
-        buffer.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-        if (!buffer) std::abort();
-        size = floats;
-    }
-    return buffer.get();
+constexpr int64_t kLine = 64 / sizeof(float);  // a cache line
+
+float* aligned(float* p) {
+    const auto at = reinterpret_cast<uintptr_t>(p);
+    return p + (kLine - at / sizeof(float) % kLine) % kLine;
 }
 
 }  // namespace
@@ -67,7 +55,7 @@ void attention(const Attention& a) {
     parallel_for(B * heads * groups, [&](int64_t i) {
         const int64_t head = i / groups, g = i % groups;
         const AttentionChunk chunk{head / heads, head % heads, g * tiles / groups, (g + 1) * tiles / groups, tiles};
-        kernel.run(a, chunk, scratch(kernel.scratch(a, chunk.last - chunk.first)));
+        kernel.run(a, chunk, aligned(scratch(kernel.scratch(a, chunk.last - chunk.first) + kLine)));
     });
 }
 
