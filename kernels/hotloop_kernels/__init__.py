@@ -1,12 +1,19 @@
-"""Fused operators of the hot loop, on NumPy arrays.
+"""Fused operators of the hot loop, on arrays of numpy, torch and cupy.
 
 Each `<op>.py` holds the reference and the public function; the public function uses the compiled operator where the
-install could build it. Both give the same bits.
+install could build it.
 """
 
 from . import rgb
-from .backend import build_info, compiled
+from .attention import attention
+from .backend import build_info, compiled, proved, set_threads, threads
 from .cfg_step import cfg_step
 from .checks import KernelError
+from .geglu import geglu
+from .group_norm_silu import group_norm_silu
+from .layer_norm import layer_norm
 
-__all__ = ["KernelError", "build_info", "cfg_step", "compiled", "rgb"]
+__all__ = [
+    "KernelError", "attention", "build_info", "cfg_step", "compiled", "geglu", "group_norm_silu", "layer_norm", "proved",
+    "rgb", "set_threads", "threads",
+]  # fmt: skip

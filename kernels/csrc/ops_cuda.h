@@ -1,0 +1,20 @@
+// The operators on a CUDA device: as in ops.h, with the stream that the work joins. Nothing here waits for the device.
+#pragma once
+
+#include "ops.h"
+
+// As in cuda_runtime.h, so that the bindings need no CUDA headers.
+struct CUstream_st;
+using cudaStream_t = CUstream_st*;
+
+namespace hotloop {
+
+// The compute capability of a device, 90 for 9.0.
+int architecture(int device);
+
+void attention_cuda(const Attention& op, cudaStream_t stream);
+void geglu_cuda(const Geglu& op, cudaStream_t stream);
+void group_norm_silu_cuda(const GroupNormSilu& op, cudaStream_t stream);
+void layer_norm_cuda(const LayerNorm& op, cudaStream_t stream);
+
+}  // namespace hotloop
