@@ -13,7 +13,10 @@ from .geglu import geglu
 from .group_norm_silu import group_norm_silu
 from .layer_norm import layer_norm
 
+# Those with CUDA code of their own.
+OPERATORS = ("attention", "cfg_step", "geglu", "group_norm_silu", "layer_norm", "rgb")
+
 __all__ = [
-    "KernelError", "attention", "build_info", "cfg_step", "compiled", "geglu", "group_norm_silu", "layer_norm", "proved",
-    "rgb", "set_threads", "threads",
+    "OPERATORS", "KernelError", "attention", "build_info", "cfg_step", "compiled", "geglu", "group_norm_silu",
+    "layer_norm", "proved", "rgb", "set_threads", "threads",
 ]  # fmt: skip

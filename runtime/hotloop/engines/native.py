@@ -4,7 +4,7 @@ every other engine's certificate is measured against."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..nets.parts import Call
     from ..resident import Plans, ResidentLoop
 
-__all__ = ["NativeContext", "NativeEngine", "threads_set"]
+__all__ = ["NativeContext", "NativeEngine", "default_tunings", "threads_set"]
 
 _PLACE = "engine.native"
 _PRECISIONS = ["fp32", "bf16", "fp16"]
@@ -64,6 +64,7 @@ class NativeEngine:
     threads    of torch, set while a network runs; its own choice by default
     precision  "fp32", or "bf16" or "fp16" with norms and the time embedding in float32
     adapters   changes nothing: `patched` is quick without
+    tunings    of `nets.tunings.TUNINGS`; by default those that make a network faster on this device
 
     Raises InputError for an unknown device or precision, BundleError for files that do not hold the network.
     """
@@ -79,6 +80,7 @@ class NativeEngine:
     def __init__(
         self, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None,
         precision: str = "fp32", cache: Path | None = None, adapters: bool = False,
+        tunings: Collection[str] | None = None,
     ) -> None:  # fmt: skip
         if device not in devices():
             raise InputError(_PLACE, f"device must be one of {devices()} with this torch", device)
@@ -87,7 +89,8 @@ class NativeEngine:
         folder = path if path.is_dir() else path.parent
         self.device, self.network, self.threads = device, network, threads
         self._net, call = _load(folder, network)
-        self.call = call.lower(precision).to(device).eval()
+        self.tunings = tuple(default_tunings(device) if tunings is None else tunings)
+        self.call = _tune(call.lower(precision).to(device).eval(), self.tunings)
         self.contexts = ContextPool(self)
 
     def context(self, **dims: int) -> NativeContext:
@@ -100,9 +103,10 @@ class NativeEngine:
 
     def patched(self, tensors: Mapping[str, np.ndarray]) -> NativeEngine:
         """Another engine with these weights in place of its own, by their names in the files; it shares the others."""
-        torch = import_library()
+        torch, changed = import_library(), set[str]()
         other = copy.copy(self)
-        other.call = copy.deepcopy(self.call, {id(p): p for p in self.call.parameters()})
+        shared = [*self.call.parameters(), *self.call.buffers()]
+        other.call = copy.deepcopy(self.call, {id(tensor): tensor for tensor in shared})
         for name, array in tensors.items():
             owner, _, leaf = name.removeprefix(self._net.prefix).rpartition(".")
             try:
@@ -112,8 +116,12 @@ class NativeEngine:
                 raise InputError(_PLACE, f"weights to replace must be of {self.network.name}", name) from error
             if array.shape != tuple(old.shape):
                 raise InputError(_PLACE, f"{name} must have the shape {tuple(old.shape)}", array.shape)
-            value = torch.from_numpy(np.array(array, np.float32)).to(old)
+            value = torch.empty_like(old)  # laid out as the old one
+            value.copy_(torch.from_numpy(np.array(array, np.float32)))
             setattr(module, leaf, torch.nn.Parameter(value, requires_grad=False))
+            if parent := owner.rpartition(".")[0]:
+                changed.add(parent)
+        _repack(other.call, changed)
         other.contexts = ContextPool(other)
         vars(other).pop("plans", None)
         return other
@@ -130,6 +138,29 @@ class NativeEngine:
         from ..resident import ResidentLoop
 
         return ResidentLoop(self, **parts)
+
+
+def default_tunings(device: str) -> list[str]:
+    """What is at hand on this device and makes networks faster there."""
+    from ..nets.tunings import at_hand
+
+    return at_hand(device)
+
+
+def _tune(call: Call, tunings: Collection[str]) -> Call:
+    from ..nets.tunings import tune
+
+    return tune(call, tunings)
+
+
+def _repack(call: Call, changed: Collection[str]) -> None:
+    """Make what was packed from weights anew where they were replaced below these modules."""
+    from ..nets.packed_qkv import Packed
+
+    for path in changed:
+        module = call.net.get_submodule(path)
+        if isinstance(module, Packed):
+            module.repack()
 
 
 def _run(

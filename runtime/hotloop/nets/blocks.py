@@ -7,7 +7,14 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Columns", "Downsample", "ResBlock", "Upsample", "plant"]
+__all__ = ["Columns", "Downsample", "NormSilu", "ResBlock", "Upsample", "plant"]
+
+
+class NormSilu(nn.GroupNorm):
+    """Group normalisation and SiLU: what stands before most convolutions here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
 
 
 class ResBlock(nn.Module):
@@ -15,18 +22,18 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, *, groups: int, eps: float, time_dim: int = 0) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, c_in, eps)
+        self.norm1 = NormSilu(groups, c_in, eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.time_emb_proj: nn.Module | None = nn.Linear(time_dim, c_out) if time_dim else None
-        self.norm2 = nn.GroupNorm(groups, c_out, eps)
+        self.norm2 = NormSilu(groups, c_out, eps)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(self.norm1(x))
         if self.time_emb_proj is not None and time is not None:
             h = h + self.time_emb_proj(time)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(self.norm2(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

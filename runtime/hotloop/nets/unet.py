@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import BundleError, InputError
 from .base import Net
-from .blocks import Downsample, ResBlock, Upsample
+from .blocks import Downsample, NormSilu, ResBlock, Upsample
 
-__all__ = ["Attention", "Conditions", "CrossAttention", "TimeEmbedding", "Transformer", "UNet", "sinusoid"]
+__all__ = ["GEGLU", "Attention", "Conditions", "CrossAttention", "TimeEmbedding", "Transformer", "UNet", "sinusoid"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,7 +42,10 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.to_out[0](self.attend(self.to_q(x), self.to_k(x), self.to_v(x)))
+        return self.to_out[0](self.attend(*self.project(x)))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.to_q(x), self.to_k(x), self.to_v(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # [B, T, C] -> [B, H, T, D]
@@ -60,15 +63,22 @@ class CrossAttention(Attention):
 
     def forward(self, x: Tensor, cond: Conditions) -> Tensor:  # type: ignore[override]
         q = self.to_q(x)
-        out = self.attend(q, self.to_k(cond.context), self.to_v(cond.context))
+        identity = None
         if cond.identity_kv is not None and cond.identity_scale is not None:
             begin, end = self.columns
             k, v = cond.identity_kv[..., begin:end].chunk(2, dim=-1)
-            out = out + cond.identity_scale[:, None, None] * self.attend(q, k, v)
-        return self.to_out[0](out)
+            identity = k, v, cond.identity_scale
+        return self.to_out[0](self.attend_to(q, self.to_k(cond.context), self.to_v(cond.context), identity))
+
+    def attend_to(self, q: Tensor, k: Tensor, v: Tensor, identity: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
+        """To keys and values, and, each softmax by itself, to the identity's, weighed by its scale [B]."""
+        out = self.attend(q, k, v)
+        if identity is not None:
+            out = out + identity[2][:, None, None] * self.attend(q, *identity[:2])
+        return out
 
 
-class _GEGLU(nn.Module):
+class GEGLU(nn.Module):
     """x gelu(gate), Shazeer 2020, with the exact (erf) GELU."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
@@ -84,7 +94,7 @@ class _FeedForward(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         # The checkpoints count a dropout between the two.
-        self.net = nn.Sequential(_GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -316,7 +326,7 @@ class UNet(Net):
                 )
             )
         self.up_blocks = nn.ModuleList(up_blocks)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[0], eps)
+        self.conv_norm_out = NormSilu(groups, widths[0], eps)
         self.conv_out = nn.Conv2d(widths[0], config.get("out_channels", 4), 3, padding=1)
         self.kv_width = 0
         for attention in self.cross_attentions().values():
@@ -379,4 +389,4 @@ class UNet(Net):
             skips = [skip + control[f"control_{i}"] for i, skip in enumerate(skips)]
         for level in self.up_blocks:
             x = level(x, skips, time, cond)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_norm_out(x))

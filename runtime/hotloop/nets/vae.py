@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from .. import keys
 from .base import Net
-from .blocks import Downsample, ResBlock, Upsample
+from .blocks import Downsample, NormSilu, ResBlock, Upsample
 
-__all__ = ["AutoencoderKL", "TinyVAE"]
+__all__ = ["AutoencoderKL", "OneHeadAttention", "TinyVAE"]
 
 _EPS = 1e-6
 _LOGVAR_RANGE = (-30.0, 20.0)
 
 
-class _Attention(nn.Module):
+class OneHeadAttention(nn.Module):
     """One head over all latent cells."""
 
     def __init__(self, channels: int, *, groups: int) -> None:
@@ -31,15 +31,21 @@ class _Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)[:, None]  # [B, 1, h w, C]
-        out = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
-        return x + self.to_out[0](out[:, 0]).transpose(1, 2).reshape(x.shape)
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # [B, h w, C]
+        out = self.attend(*self.project(tokens))
+        return x + self.to_out[0](out).transpose(1, 2).reshape(x.shape)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.to_q(x), self.to_k(x), self.to_v(x)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
 
 
 class _Mid(nn.Module):
     def __init__(self, channels: int, *, groups: int, attention: bool) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList([_Attention(channels, groups=groups)] if attention else [])
+        self.attentions = nn.ModuleList([OneHeadAttention(channels, groups=groups)] if attention else [])
         self.resnets = nn.ModuleList(ResBlock(channels, channels, groups=groups, eps=_EPS) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,14 +86,14 @@ class _Encoder(nn.Module):
             for i, width in enumerate(widths)
         )  # fmt: skip
         self.mid_block = _Mid(widths[-1], groups=groups, attention=mid)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], _EPS)
+        self.conv_norm_out = NormSilu(groups, widths[-1], _EPS)
         self.conv_out = nn.Conv2d(widths[-1], c_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         for level in self.down_blocks:
             x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return self.conv_out(self.conv_norm_out(self.mid_block(x)))
 
 
 class _Decoder(nn.Module):
@@ -102,14 +108,14 @@ class _Decoder(nn.Module):
                    resample=Upsample(width) if i < last else None)
             for i, width in enumerate(widths)
         )  # fmt: skip
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], _EPS)
+        self.conv_norm_out = NormSilu(groups, widths[-1], _EPS)
         self.conv_out = nn.Conv2d(widths[-1], c_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(x))
         for level in self.up_blocks:
             x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_norm_out(x))
 
 
 class AutoencoderKL(Net):
