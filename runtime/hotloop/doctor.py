@@ -28,7 +28,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything once; never raises."""
-    return [_host(), *_engines(), _kernels(), _compiler(), _gpu(), _model()]
+    return [_host(), *_engines(), _kernels(), _cuda_kernels(), _compiler(), _gpu(), _model()]
 
 
 def _host() -> Finding:
@@ -60,6 +60,19 @@ def _kernels() -> Finding:
         f"NumPy fallbacks ({info['reason']})",
         "install a C++ compiler and Python's headers, then reinstall hotloop",
     )
+
+
+def _cuda_kernels() -> Finding:
+    """What was compiled for GPUs, and which operators run fused on which."""
+    name, info, proved = "CUDA kernels", hotloop_kernels.build_info(), hotloop_kernels.proved
+    if not info.get("cuda"):
+        return Finding(name, False, "not compiled", "nvcc, then: pip install . -C cmake.define.HOTLOOP_CUDA=ON")
+    compiled = f"compiled for {', '.join(info['cuda'])}"
+    if not proved:
+        found = f"{compiled}; none has run on a GPU yet: torch's operators stand in"
+        return Finding(name, False, found, "make gpu-check, on a machine with a GPU")
+    told = "; ".join(f"{architecture}: {', '.join(sorted(names))}" for architecture, names in sorted(proved.items()))
+    return Finding(name, True, f"{compiled}; proved and used on {told}; torch's operators stand in elsewhere")
 
 
 def _compiler() -> Finding:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import hotloop_kernels
+
 from ..errors import BundleError, InputError
 from ..spec import Network, resolve
 from . import ContextPool
@@ -208,14 +210,18 @@ def _load(folder: Path, network: Network) -> tuple[type[Net], Call]:
 
 @contextmanager
 def threads_set(count: int | None) -> Iterator[None]:
-    """torch's threads are the process's: they are set for the run and set back."""
+    """Threads of torch and of the fused operators are the process's: they are set for the run and set back."""
     torch = import_library()
-    before = torch.get_num_threads()
-    if count is None or count == before:
-        yield
-        return
-    torch.set_num_threads(count)
+    before, wanted = torch.get_num_threads(), count or torch.get_num_threads()
+    operators = hotloop_kernels.threads()
+    if wanted != before:
+        torch.set_num_threads(wanted)
+    if wanted != operators:
+        hotloop_kernels.set_threads(wanted)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if wanted != before:
+            torch.set_num_threads(before)
+        if wanted != operators:
+            hotloop_kernels.set_threads(operators)
