@@ -1,6 +1,6 @@
 # Two environments: .venv holds the runtime as a user gets it, .venv-dev everything the tests compare with.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench format clean
+.PHONY: help demo test test-long lint bench gpu-check format clean
 
 SUITABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -32,6 +32,10 @@ lint: .venv-dev/installed  ## ruff and mypy
 
 bench: .venv-dev/installed  ## time hotloop against stock diffusers, outputs checked
 	$(DEV) benchmarks/txt2img.py $(ARGS)
+
+# With the Python at hand: such a machine may have no network. It needs torch, numpy, pytest, cmake and pybind11.
+gpu-check:             ## on a CUDA machine: build for its GPU, run the GPU tests, time operators and workloads
+	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 format: .venv-dev/installed  ## format Python, and C++ where clang-format is installed
 	$(DEV) -m ruff check --fix .

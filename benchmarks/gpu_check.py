@@ -58,7 +58,7 @@ def build(architecture: str) -> None:
 
 
 @dataclass(frozen=True)
-class Tests:
+class Outcome:
     """passed, failed: test file -> how many; first: the first failure, in one line."""
 
     passed: dict[str, int]
@@ -66,7 +66,7 @@ class Tests:
     first: str | None
 
 
-def run_tests(environment: dict[str, str], *, rehearse: bool) -> Tests:
+def run_tests(environment: dict[str, str], *, rehearse: bool) -> Outcome:
     """Every test that needs a GPU; what they print is shown."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -74,11 +74,11 @@ def run_tests(environment: dict[str, str], *, rehearse: bool) -> Tests:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *chosen]
         subprocess.run(command, cwd=ROOT, env=environment, check=False)
         if not report.is_file():
-            return Tests({}, {}, "pytest wrote no report")
+            return Outcome({}, {}, "pytest wrote no report")
         return read_tests(report)
 
 
-def read_tests(report: Path) -> Tests:
+def read_tests(report: Path) -> Outcome:
     """From JUnit's XML."""
     passed: dict[str, int] = {}
     failed: dict[str, int] = {}
@@ -88,13 +88,14 @@ def read_tests(report: Path) -> Tests:
         broken = [one for kind in ("failure", "error") for one in case.iter(kind)]
         if broken:
             failed[file] = failed.get(file, 0) + 1
-            first = first or f"{file}::{case.get('name')}: {(broken[0].get('message') or '').splitlines()[:1]}"
+            said = (broken[0].get("message") or "").splitlines()
+            first = first or f"{file}::{case.get('name')}: {said[0] if said else 'no message'}"
         elif case.find("skipped") is None:
             passed[file] = passed.get(file, 0) + 1
-    return Tests(passed, failed, first)
+    return Outcome(passed, failed, first)
 
 
-def proved_by(tests: Tests, operators: tuple[str, ...]) -> list[str]:
+def proved_by(tests: Outcome, operators: tuple[str, ...]) -> list[str]:
     """The operators with green GPU tests, and none that is not."""
     return [name for name in operators if tests.passed.get(f"test_{name}") and not tests.failed.get(f"test_{name}")]
 
