@@ -42,7 +42,7 @@ def test_the_wheel_holds_the_packages_the_built_in_model_and_their_types(tmp_pat
     packages = {"hotloop", "hotloop_export", "hotloop_kernels"}
     assert {f"{package}/py.typed" for package in packages} <= held
     assert {file.split("/")[0] for file in held if ".dist-info/" not in file} == packages
-    assert {Path(file).suffix for file in held - model if ".dist-info/" not in file} == {".py", ".typed"}
+    assert {Path(file).suffix for file in held - model if ".dist-info/" not in file} == {".json", ".py", ".typed"}
 
 
 def build_and_use(folder: Path, **environment: str) -> dict:

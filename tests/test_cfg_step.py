@@ -234,4 +234,4 @@ def test_the_operators_are_compiled_where_a_compiler_was_at_hand():
     if os.environ.get("HOTLOOP_PURE") == "1" or not can_compile():
         pytest.skip("no C++ compiler or Python.h here, or HOTLOOP_PURE=1")
     assert hotloop_kernels.compiled(), hotloop_kernels.build_info()
-    assert set(hotloop_kernels.build_info()) == {"compiled", "compiler", "isa"}
+    assert set(hotloop_kernels.build_info()) == {"compiled", "compiler", "isa", "threads", "cuda"}

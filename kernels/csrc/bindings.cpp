@@ -7,8 +7,10 @@
 #include <optional>
 #include <string>
 
+#include "arrays.h"
 #include "common.h"
 #include "ops.h"
+#include "threads.h"
 
 namespace py = pybind11;
 
@@ -78,13 +80,51 @@ std::string compiler() {
 #endif
 }
 
+// Python's KernelError for an Error.
+void raise(std::exception_ptr thrown) {
+    try {
+        std::rethrow_exception(thrown);
+    } catch (const hotloop::Error& error) {
+        const py::object type = py::module_::import("hotloop_kernels.checks").attr("KernelError");
+        const py::object raised = type(error.op, error.rule, error.got);
+        PyErr_SetObject(type.ptr(), raised.ptr());
+    }
+}
+
+void set_isa(const std::string& name) {
+    for (const auto isa : {hotloop::Isa::scalar, hotloop::Isa::avx2, hotloop::Isa::avx512})
+        if (name == name_of(isa) && isa <= hotloop::best_isa()) return hotloop::set_isa(isa);
+    const std::string best = name_of(hotloop::best_isa());
+    throw hotloop::Error("kernels", "HOTLOOP_ISA must be scalar, avx2 or avx512 and not above this machine's " + best,
+                         name);
+}
+
+void set_threads(int count) {
+    if (count < 1) throw hotloop::Error("kernels", "the count of threads must be at least 1", std::to_string(count));
+    hotloop::set_threads(count);
+}
+
+// The architectures that CUDA operators were compiled for, as CMake names them: "80-real 90a-real".
+#ifdef HOTLOOP_CUDA
+constexpr const char* kCudaArchitectures = HOTLOOP_CUDA;
+#else
+constexpr const char* kCudaArchitectures = "";
+#endif
+
 }  // namespace
 
 // noconvert: an array of another type would be updated as a copy, silently.
 PYBIND11_MODULE(_ops, m) {
     m.attr("max_states") = hotloop::kMaxStates;
     m.attr("compiler") = compiler();
-    m.attr("isa") = hotloop::isa();
+    m.attr("cuda_architectures") = kCudaArchitectures;
+    m.attr("best_isa") = name_of(hotloop::best_isa());
+    m.def("isa", [] { return name_of(hotloop::isa()); });
+    m.def("set_isa", &set_isa);
+    m.def("threads", &hotloop::threads);
+    m.def("set_threads", &set_threads);
+    m.def("set_proved", &hotloop::set_proved);
+    py::register_local_exception_translator(&raise);
     m.def("cfg_step", &cfg_step, py::arg("state").noconvert(), py::arg("m_c").noconvert(), py::arg("m_u"),
           py::arg("rows").noconvert(), py::arg("guidance").noconvert(), py::arg("update").noconvert(),
           py::arg("p_x").noconvert(), py::arg("p_m").noconvert(), py::arg("z"), py::arg("mask"), py::arg("known"),

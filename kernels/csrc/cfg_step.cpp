@@ -62,8 +62,7 @@ HOTLOOP_INLINE void add_up(const Sum& sum, const float* const* columns, float* H
     }
 }
 
-HOTLOOP_MULTIVERSION
-void step_image(const CfgStep& s, int64_t image) {
+HOTLOOP_INLINE void step_image(const CfgStep& s, int64_t image) {
     const int K1 = s.states, d_column = K1, z_column = K1 + 1;
     const int64_t row = s.rows[image];
     const float g = s.guidance[image], p_x = s.p_x[row], p_m = s.p_m[row];
@@ -134,7 +133,9 @@ void step_image(const CfgStep& s, int64_t image) {
 }  // namespace
 
 void cfg_step(const CfgStep& step) {
-    for (int64_t image = 0; image < step.images; ++image) step_image(step, image);
+    with_isa([&]() HOTLOOP_INLINE_LAMBDA {
+        for (int64_t image = 0; image < step.images; ++image) step_image(step, image);
+    });
 }
 
 }  // namespace hotloop

@@ -20,8 +20,7 @@ constexpr int64_t kBlock = 1024;
 // Adding and taking away 1.5 * 2^23 rounds half to even, without a call, on every instruction set.
 constexpr float kRound = 12582912.0f;
 
-HOTLOOP_MULTIVERSION
-bool pack_image(const float* in, uint8_t* out, int64_t channels, int64_t pixels) {
+HOTLOOP_INLINE bool pack_image(const float* in, uint8_t* out, int64_t channels, int64_t pixels) {
     alignas(64) uint8_t bytes[kBlock];
     bool finite = true;
     for (int64_t start = 0; start < pixels; start += kBlock) {
@@ -50,8 +49,10 @@ bool pack_image(const float* in, uint8_t* out, int64_t channels, int64_t pixels)
 
 bool rgb_pack(Images<const float> in, uint8_t* out, int64_t images, int64_t channels, int64_t pixels) {
     bool finite = true;
-    for (int64_t n = 0; n < images; ++n)
-        finite = pack_image(in[n], out + n * channels * pixels, channels, pixels) && finite;
+    with_isa([&]() HOTLOOP_INLINE_LAMBDA {
+        for (int64_t n = 0; n < images; ++n)
+            finite = pack_image(in[n], out + n * channels * pixels, channels, pixels) && finite;
+    });
     return finite;
 }
 

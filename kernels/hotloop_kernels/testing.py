@@ -1,4 +1,4 @@
-"""For the tests: run an operator by its compiled code and by its reference in turn."""
+"""For the tests: an operator by its compiled code, its reference, each instruction set; and how close is close."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from . import backend
 
-__all__ = ["BACKENDS", "can_compile", "use"]
+__all__ = ["BACKENDS", "ISAS", "assert_close_as_naive", "can_compile", "float64", "ulp", "use", "use_isa"]
 
 BACKENDS = ("reference", "compiled") if backend.ops is not None else ("reference",)
+
+# What this machine can run, the lowest first.
+_ALL = ("scalar", "avx2", "avx512")
+ISAS = _ALL[: _ALL.index(backend.ops.best_isa) + 1] if backend.ops is not None else ()
+
+_PRECISION = {"float32": 23, "float16": 10, "bfloat16": 7}  # bits of the fraction
 
 
 @contextmanager
@@ -26,6 +35,45 @@ def use(name: str) -> Iterator[None]:
         yield
     finally:
         backend.ops = loaded
+
+
+@contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """Run the compiled operators on this instruction set, scalar, avx2 or avx512, inside the block."""
+    before = backend.ops.isa()
+    backend.ops.set_isa(name)
+    try:
+        yield
+    finally:
+        backend.ops.set_isa(before)
+
+
+def float64(array: Any) -> np.ndarray:
+    """Any library's array as float64 on the CPU."""
+    if hasattr(array, "detach"):  # torch
+        return array.detach().double().cpu().numpy()
+    return np.asarray(array.get() if hasattr(array, "get") else array).astype(np.float64)
+
+
+def ulp(value: float, dtype: str) -> float:
+    """The distance between neighbours of a dtype at this magnitude."""
+    return float(2.0 ** (np.floor(np.log2(value)) - _PRECISION[dtype])) if value > 0 else 0.0
+
+
+def assert_close_as_naive(got: Any, exact: Any, naive: Any, dtype: str) -> None:
+    """The largest error is at most twice the naive computation's, plus two ulp of the largest exact value.
+
+    exact: the result in float64; naive: what the same inputs give when every step is rounded to the dtype.
+    """
+    got, exact, naive = float64(got), float64(exact), float64(naive)
+    assert got.shape == exact.shape == naive.shape, f"shapes differ: {got.shape}, {exact.shape}, {naive.shape}"
+    if not exact.size:
+        return
+    assert np.isfinite(got).all(), f"{int((~np.isfinite(got)).sum())} values are not finite"
+    error, allowed = np.abs(got - exact), 2 * float(np.abs(naive - exact).max())
+    bound = allowed + 2 * ulp(float(np.abs(exact).max()), dtype)
+    at = np.unravel_index(int(error.argmax()), error.shape)
+    assert error[at] <= bound, f"error {error[at]:.3g} at {tuple(map(int, at))} is above {bound:.3g}"
 
 
 def can_compile() -> bool:

@@ -1,0 +1,15 @@
+// The operators on a CUDA device: as in ops.h, with the stream that the work joins. Nothing here waits for the device.
+#pragma once
+
+#include "ops.h"
+
+// As in cuda_runtime.h, so that the bindings need no CUDA headers.
+struct CUstream_st;
+using cudaStream_t = CUstream_st*;
+
+namespace hotloop {
+
+// The compute capability of a device, 90 for 9.0.
+int architecture(int device);
+
+}  // namespace hotloop
