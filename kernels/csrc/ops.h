@@ -28,4 +28,19 @@ bool rgb_pack(Images<const float> in, uint8_t* out, int64_t images, int64_t chan
 // u8 [N][pixels][C] -> f32 [N][C][pixels] in [-1, 1].
 void rgb_unpack(const uint8_t* in, float* out, int64_t images, int64_t channels, int64_t pixels);
 
+// out = softmax(q k^T scale + mask) v + sum over segments of weight softmax(q k_s^T scale) v_s
+constexpr int kMaxSegments = 8;
+
+struct Attention {
+    Tensor q, k, v, out;  // [B, T, H, D], one dtype; the last dimension contiguous
+    Tensor mask;          // optional, [B, H, Tq, Tk] with strides of 0: added (a float), or u8, 1 = may look
+    float scale;
+    int segments;
+    struct Segment {
+        Tensor k, v;
+        Tensor weight;  // f32 [B, H, Tq] with strides of 0
+    } segment[kMaxSegments];
+};
+void attention(const Attention& attention);
+
 }  // namespace hotloop
