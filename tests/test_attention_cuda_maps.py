@@ -25,35 +25,47 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bf
 EAGER, LAZY, RANDOM = range(3)
 # Shared memory of a block: sm_86, 89 and 120; sm_80; sm_90.
 LIMITS = {"sm_86": 101376, "sm_80": 166912, "sm_90": 232448}
+PER_SM = {"sm_86": 102400, "sm_80": 167936, "sm_90": 233472}
 
 
-class View(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "token", "head"))]
-
-
-class KeySet(ctypes.Structure):
+class Tensor(ctypes.Structure):
     _fields_ = [
-        *(("k", View), ("v", View), ("keys", ctypes.c_int), ("weight", ctypes.c_void_p)),
-        *((name, ctypes.c_int64) for name in ("weight_batch", "weight_head", "weight_query")),
+        *(("data", ctypes.c_void_p), ("dtype", ctypes.c_int), ("cuda", ctypes.c_bool), ("device", ctypes.c_int)),
+        *(("ndim", ctypes.c_int), ("shape", ctypes.c_int64 * 5), ("stride", ctypes.c_int64 * 5)),
     ]
 
 
-class MaskView(ctypes.Structure):
+class Segment(ctypes.Structure):
+    _fields_ = [("k", Tensor), ("v", Tensor), ("weight", Tensor)]
+
+
+class Attention(ctypes.Structure):
     _fields_ = [
-        *(("data", ctypes.c_void_p), ("kind", ctypes.c_int)),
-        *((name, ctypes.c_int64) for name in ("batch", "head", "query", "key")),
+        *((name, Tensor) for name in ("q", "k", "v", "out", "mask")),
+        *(("scale", ctypes.c_float), ("segments", ctypes.c_int), ("segment", Segment * 8)),
     ]
 
 
-class Params(ctypes.Structure):
-    _fields_ = [
-        *(("q", View), ("out", View), ("set", KeySet * 9), ("sets", ctypes.c_int), ("mask", MaskView)),
-        *(("queries", ctypes.c_int), ("head_size", ctypes.c_int), ("scale", ctypes.c_float)),
-        *(("wide_loads", ctypes.c_bool), ("wide_stores", ctypes.c_bool), ("stages", ctypes.c_int)),
-    ]
+CODES = ["float32", "float16", "bfloat16", "uint8"]  # of DType
+PORTABLE, TALL, HOPPER = range(3)
 
 
-MASKS = {np.dtype(np.uint8): 1, np.dtype(np.float32): 2, np.dtype(np.float16): 3, np.dtype(ml_dtypes.bfloat16): 4}
+def tensor(array) -> Tensor:
+    strides = (stride // array.itemsize for stride in array.strides)
+    shape, stride = (ctypes.c_int64 * 5)(*array.shape), (ctypes.c_int64 * 5)(*strides)
+    return Tensor(array.ctypes.data, CODES.index(array.dtype.name), False, 0, array.ndim, shape, stride)
+
+
+def operation(q, k, v, out, *, mask=None, scale=None, segments=()) -> Attention:
+    """The operator's struct as the bindings fill it: masks and weights broadcast by strides of 0."""
+    B, T, H, D = q.shape
+    op = Attention(tensor(q), tensor(k), tensor(v), tensor(out), segments=len(segments))
+    op.scale = D**-0.5 if scale is None else scale
+    if mask is not None:
+        op.mask = tensor(np.broadcast_to(mask, (B, H, T, k.shape[1])))
+    for i, (k_s, v_s, weight) in enumerate(segments):
+        op.segment[i] = Segment(tensor(k_s), tensor(v_s), tensor(np.broadcast_to(weight, (B, H, T))))
+    return op
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +77,15 @@ def emulator(tmp_path_factory):
     built = subprocess.run([CXX, *flags, *folders, source, "-o", library], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     loaded = ctypes.CDLL(str(library))
-    loaded.emulate.restype = loaded.params_size.restype = ctypes.c_int64
-    loaded.emulate.argtypes = [ctypes.POINTER(Params), ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
-    loaded.emulate.argtypes += [ctypes.c_int, ctypes.c_int, ctypes.c_uint64]
+    loaded.emulate.restype = loaded.attention_size.restype = loaded.segment_offset.restype = ctypes.c_int64
+    loaded.emulate.argtypes = [ctypes.POINTER(Attention), *[ctypes.c_int] * 4, ctypes.c_uint64]
+    loaded.takes_wgmma.argtypes = [ctypes.POINTER(Attention)]
     loaded.last_fault.restype = ctypes.c_char_p
-    assert loaded.params_size() == ctypes.sizeof(Params)
+    loaded.swizzle_128.restype = ctypes.c_uint32
+    loaded.descriptor_k_major.restype = loaded.descriptor_mn_major.restype = ctypes.c_uint64
+    assert loaded.attention_size() == ctypes.sizeof(Attention)
+    assert loaded.segment_offset() == Attention.segment.offset
     return loaded
-
-
-def view(array, order=(0, 1, 2)) -> View:
-    batch, token, head = (array.strides[axis] // array.itemsize for axis in order)
-    return View(array.ctypes.data, batch, token, head)
 
 
 def fenced(shape, dtype, *, rng=None, offset=8, layout="plain"):
@@ -113,33 +123,17 @@ def reference(q, k, v, mask, scale, segments):
     return out
 
 
-def run(emulator, q, k, v, *, mask=None, scale=None, segments=(), tall=False, limit="sm_86", order=LAZY, stages=2, out=None):
+def run(emulator, *qkv, out=None, kernel=PORTABLE, limit="sm_86", order=LAZY, stages=2, seed=1, **more):
     """The emulated kernel's output; asserts that it wrote nothing else and met no bank conflict."""
-    B, T, H, D = q.shape
-    out = fenced(q.shape, q.dtype) if out is None else out
-    arrays = [q, k, v, *(x for pair in segments for x in pair[:2])]
-    p = Params(view(q), view(out), sets=1 + len(segments), queries=T, head_size=D, stages=stages)
-    p.scale = D**-0.5 if scale is None else scale
-    p.wide_loads = all(a.ctypes.data % 16 == 0 and all(s % 16 == 0 for s in a.strides[:3]) for a in arrays)
-    p.wide_stores = out.ctypes.data % 4 == 0 and all(s % 4 == 0 for s in out.strides[:3])
-    for i, (k_s, v_s, weight) in enumerate([(k, v, None), *segments]):
-        p.set[i] = KeySet(view(k_s), view(v_s), k_s.shape[1])
-        if weight is not None:
-            weight = np.broadcast_to(weight, (B, H, T))
-            p.set[i].weight = weight.ctypes.data
-            p.set[i].weight_batch, p.set[i].weight_head, p.set[i].weight_query = (s // 4 for s in weight.strides)
-    if mask is not None:
-        size = mask.itemsize
-        mask = np.broadcast_to(mask, (B, H, T, k.shape[1]))
-        p.mask = MaskView(mask.ctypes.data, MASKS[mask.dtype], *(s // size for s in mask.strides))
-    dtype = list(DTYPES.values()).index(q.dtype.type)
-    conflicts = emulator.emulate(p, dtype, B, H, int(tall), LIMITS[limit], order, 1)
+    out = fenced(qkv[0].shape, qkv[0].dtype) if out is None else out
+    op = operation(*qkv, out, **more)
+    conflicts = emulator.emulate(op, kernel, stages, LIMITS[limit], order, seed)
     assert conflicts >= 0, emulator.last_fault().decode()
     assert conflicts == 0
     root = out
     while root.base is not None:
         root = root.base
-    assert np.isnan(root.astype(np.float32)).sum() == root.size - out.size
+    assert np.isnan(root.astype(np.float32)).sum() == root.size - np.isfinite(out.astype(np.float32)).sum()
     return out
 
 
@@ -212,7 +206,7 @@ def test_float32_equals_float64(emulator, head_size):
 @pytest.mark.parametrize("head_size", [40, 64, 80])
 def test_tall_blocks_equal_float64(emulator, head_size):
     qkv = case(1, 150, 77, 1, head_size)
-    assert_close(run(emulator, *qkv, tall=True), *qkv)
+    assert_close(run(emulator, *qkv, kernel=TALL), *qkv)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 769), (77, 1), (64, 64), (65, 65), (129, 128), (3, 0)])
@@ -295,7 +289,7 @@ def test_segments_equal_float64(emulator, head_size, dtype, tall):
     segments = [some_segment(qkv, 4, seed=6), some_segment(qkv, 100, seed=7), some_segment(qkv, 257, seed=8)]
     segments[0] = (*segments[0][:2], segments[0][2][:1, :, :1])  # a weight that broadcasts
     mask = (np.random.default_rng(2).random((2, 1, 37, 77)) < 0.7).astype(np.uint8)
-    out = run(emulator, *qkv, mask=mask, segments=segments, tall=tall)
+    out = run(emulator, *qkv, mask=mask, segments=segments, kernel=TALL if tall else PORTABLE)
     assert_close(out, *qkv, mask=mask, segments=segments)
 
 
@@ -326,9 +320,100 @@ def test_weight_zero_equals_no_segment_bit_for_bit(emulator, head_size, dtype):
 def test_nan_is_not_hidden(emulator):
     q, k, v = case(1, 20, 77, 1, 40)
     q[0, 3] = np.nan
-    B, T, H, D = q.shape
-    p = Params(view(q), view(out := np.zeros_like(q)), sets=1, queries=T, head_size=D, stages=2, scale=1.0)
-    p.wide_loads = p.wide_stores = True
-    p.set[0] = KeySet(view(k), view(v), 77)
-    assert emulator.emulate(p, 1, B, H, 0, LIMITS["sm_86"], LAZY, 1) == 0
+    out = run(emulator, q, k, v)
     assert np.isnan(out[0, 3]).all() and np.isfinite(np.delete(out[0], 3, 0)).all()
+
+
+# --- Hopper -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("head_size", "queries", "keys"), [(40, 200, 600), (80, 128, 300), (160, 130, 256)])
+def test_the_hopper_kernel_equals_float64(emulator, head_size, queries, keys, dtype):
+    qkv = case(1, queries, keys, 1, head_size, dtype)
+    assert_close(run(emulator, *qkv, kernel=HOPPER), *qkv)
+
+
+@pytest.mark.parametrize("order", [EAGER, RANDOM])
+@pytest.mark.parametrize("head_size", [40, 80, 160])
+def test_the_hopper_kernel_does_not_depend_on_when_copies_and_products_are_done(emulator, head_size, order):
+    qkv = case(1, 128, 700, 1, head_size)
+    lazy = run(emulator, *qkv, kernel=HOPPER)
+    assert all(np.array_equal(lazy, run(emulator, *qkv, kernel=HOPPER, order=order, seed=s)) for s in range(3))
+
+
+@pytest.mark.parametrize("keys", [1, 64, 128, 129, 512])
+def test_the_hopper_kernel_handles_every_count_of_tiles(emulator, keys):
+    qkv = case(1, 128, keys, 1, 40)
+    assert_close(run(emulator, *qkv, kernel=HOPPER), *qkv)
+
+
+@pytest.mark.parametrize("layout", ["plain", "heads first", "packed"])
+def test_the_hopper_kernel_takes_strided_inputs(emulator, layout):
+    qkv = case(2, 128, 130, 2, 40, layout=layout)
+    out = fenced(qkv[0].shape, np.float16, layout=layout)
+    assert emulator.takes_wgmma(operation(*qkv, out))
+    assert_close(run(emulator, *qkv, kernel=HOPPER, out=out), *qkv)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["mask", "segment", "head size", "dtype", "scale", "few queries", "few keys", "unaligned", "broadcast", "odd output"],
+)
+def test_the_hopper_kernel_is_not_chosen_for_what_it_cannot_do(emulator, change):
+    dtype = "float32" if change == "dtype" else "float16"
+    queries, keys = 64 if change == "few queries" else 128, 77 if change == "few keys" else 128
+    head_size = 64 if change == "head size" else 40
+    q, k, v = case(2, queries, keys, 2, head_size, dtype, offset=3 if change == "unaligned" else 8)
+    out = fenced(q.shape, DTYPES[dtype], offset=1 if change == "odd output" else 8)
+    more = {"scale": -1.0} if change == "scale" else {}
+    if change == "mask":
+        more["mask"] = np.ones((1, 1, 1, keys), np.uint8)
+    if change == "segment":
+        more["segments"] = [some_segment((q, k, v), 4)]
+    if change == "broadcast":
+        k = np.broadcast_to(k[:1], k.shape)
+    assert not emulator.takes_wgmma(operation(q, k, v, out, **more))
+
+
+# --- Plans and maps ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("gpu", LIMITS)
+def test_every_head_size_fits_the_shared_memory_of_every_gpu(emulator, gpu):
+    for head_size in [*range(8, 257, 8), 512]:
+        for tall in (0, 1):
+            used = ctypes.c_int()
+            stages = emulator.stages_of(head_size, tall, LIMITS[gpu], PER_SM[gpu], 2, ctypes.byref(used))
+            assert stages in (2, 3) and used.value <= LIMITS[gpu]
+        assert emulator.ffma_bytes(head_size) <= LIMITS[gpu]
+
+
+def test_the_hopper_tiles_fit_the_shared_memory_of_sm_90(emulator):
+    assert all(emulator.wgmma_bytes(head_size) <= LIMITS["sm_90"] for head_size in (40, 80, 160))
+
+
+@pytest.mark.parametrize("chunks", range(1, 65))
+def test_a_tile_has_a_place_for_every_chunk_and_eight_rows_fill_the_banks(emulator, chunks):
+    places = np.array([[emulator.chunk_offset(row, chunk, chunks) for chunk in range(chunks)] for row in range(16)])
+    assert sorted(places.ravel()) == list(range(0, 16 * 16 * chunks, 16))
+    for rows in (places[:8], places[8:]):
+        assert (np.sort(rows // 16 % 8, axis=0) == np.arange(8)[:, None]).all()
+
+
+def test_fragments_are_those_of_the_manual(emulator):
+    lanes = np.arange(32)
+    assert [emulator.fragment_row(int(lane)) for lane in lanes] == (lanes // 4).tolist()
+    assert [emulator.fragment_column(int(lane)) for lane in lanes] == (lanes % 4 * 2).tolist()
+
+
+def test_the_swizzle_permutes_the_chunks_of_each_row_and_is_its_own_inverse(emulator):
+    addresses = np.arange(0, 4096, 2)
+    there = np.array([emulator.swizzle_128(int(a)) for a in addresses])
+    assert (there // 128 == addresses // 128).all() and sorted(there) == addresses.tolist()
+    assert [emulator.swizzle_128(int(a)) for a in there] == addresses.tolist()
+    column = there[addresses % 128 == 0] // 16 % 8  # the first chunk of successive rows: all banks
+    assert (column == np.arange(32) % 8).all()
+
+
+def test_descriptors_hold_start_offsets_and_swizzle_in_their_fields(emulator):
+    # Panel 1 (columns 64..127) of a tile of 128 rows at 0x4000, column 80: 32 bytes into its rows.
+    assert emulator.descriptor_k_major(0x4000, 128, 80) == (0x4000 + 128 * 128 + 32) >> 4 | 1 << 16 | 64 << 32 | 1 << 62
+    # Rows 32.. of a tile of 64 rows at 0x8000; the next 64 columns are 64 x 128 bytes on.
+    assert emulator.descriptor_mn_major(0x8000, 64, 32) == (0x8000 + 32 * 128) >> 4 | 512 << 16 | 64 << 32 | 1 << 62

@@ -5,10 +5,9 @@
 #include <cstdint>
 
 #include "attention_maps.h"
+#include "ops.h"
 
-namespace hotloop::attention {
-
-constexpr int kMaxSegments = 8;
+namespace hotloop::attention_kernels {
 
 // [B, T, H, D], strides in elements; D is contiguous.
 struct View {
@@ -43,6 +42,44 @@ struct Params {
     bool wide_stores;      // every row of out starts at a multiple of two elements
     int stages;            // K/V tiles in flight
 };
+
+inline View view_of(const Tensor& t) { return {static_cast<char*>(t.data), t.stride[0], t.stride[1], t.stride[2]}; }
+
+// Every [:, :, :, 0] lies at a multiple of so many bytes.
+inline bool rows_aligned(const Tensor& t, int bytes) {
+    bool aligned = reinterpret_cast<uintptr_t>(t.data) % bytes == 0;
+    for (int i = 0; i < 3; ++i) aligned = aligned && (t.shape[i] == 1 || t.stride[i] * bytes_of(t.dtype) % bytes == 0);
+    return aligned;
+}
+
+inline Mask mask_kind(const Tensor& mask) {
+    if (!mask) return Mask::none;
+    if (mask.dtype == DType::u8) return Mask::allow;
+    return mask.dtype == DType::f32 ? Mask::f32 : mask.dtype == DType::f16 ? Mask::f16 : Mask::bf16;
+}
+
+// `stages` is left to the launch. Segments without keys are left out.
+inline Params params_of(const Attention& op) {
+    Params p{};
+    p.q = view_of(op.q);
+    p.out = view_of(op.out);
+    p.queries = int(op.q.shape[1]);
+    p.head_size = int(op.q.shape[3]);
+    p.scale = op.scale;
+    p.wide_loads = rows_aligned(op.q, 16) && rows_aligned(op.k, 16) && rows_aligned(op.v, 16);
+    p.wide_stores = rows_aligned(op.out, int(2 * bytes_of(op.out.dtype)));
+    p.set[p.sets++] = {view_of(op.k), view_of(op.v), int(op.k.shape[1]), nullptr, 0, 0, 0};
+    for (int i = 0; i < op.segments; ++i) {
+        const auto& [k, v, weight] = op.segment[i];
+        if (k.shape[1] == 0) continue;
+        p.wide_loads = p.wide_loads && rows_aligned(k, 16) && rows_aligned(v, 16);
+        p.set[p.sets++] = {view_of(k), view_of(v), int(k.shape[1]), static_cast<const float*>(weight.data),
+                           weight.stride[0], weight.stride[1], weight.stride[2]};
+    }
+    const int64_t* stride = op.mask.stride;
+    p.mask = {static_cast<const char*>(op.mask.data), mask_kind(op.mask), stride[0], stride[1], stride[2], stride[3]};
+    return p;
+}
 
 constexpr float kLog2e = 1.44269504088896340736f;
 
@@ -165,6 +202,17 @@ struct WgmmaShape {
     static constexpr int kBytes = 1024 + kQueryBytes + 2 * kStages * kTileBytes + 8 * kBarriers;
 };
 
+// Call use(shape) with the instance for a head size of 40, 80 or 160.
+template <class Use>
+void with_wgmma_shape(int head_size, Use use) {
+    if (head_size == 40)
+        use(WgmmaShape<40, 128, 4>{});
+    else if (head_size == 80)
+        use(WgmmaShape<80, 128, 2>{});
+    else
+        use(WgmmaShape<160, 64, 3>{});
+}
+
 // A tensor map in words: 64 columns x `rows` tokens of one head and image, 128-byte swizzled, outside reads as zero.
 struct MapPlan {
     char* data;
@@ -199,4 +247,16 @@ inline bool map_fits(const MapPlan& plan) {
     return fits;
 }
 
-}  // namespace hotloop::attention
+// Whether the Hopper kernel can do it: it is for self-attention, has no mask, segments or slow loads, and a tile is 128
+// keys. Small query counts are left to smaller blocks.
+inline bool wgmma_fits(const Attention& op, const Params& p) {
+    const bool known = p.head_size == 40 || p.head_size == 80 || p.head_size == 160;
+    const bool simple = p.mask.kind == Mask::none && p.sets == 1 && p.scale > 0.0f && p.wide_stores;
+    if (!known || !simple || op.q.dtype == DType::f32 || p.queries < 128 || p.set[0].keys < 128) return false;
+    const int64_t B = op.q.shape[0], H = op.q.shape[2];
+    return map_fits(map_plan(p.q, p.head_size, p.queries, H, B, 1)) &&
+           map_fits(map_plan(p.set[0].k, p.head_size, p.set[0].keys, H, B, 1)) &&
+           map_fits(map_plan(p.set[0].v, p.head_size, p.set[0].keys, H, B, 1));
+}
+
+}  // namespace hotloop::attention_kernels

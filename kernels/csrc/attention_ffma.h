@@ -13,7 +13,7 @@
 #include "attention_mma.h"  // mask_value, offset_of
 #include "machine.h"
 
-namespace hotloop::attention {
+namespace hotloop::attention_kernels {
 
 template <class S>
 struct FfmaAttention {
@@ -230,4 +230,4 @@ struct FfmaAttention {
     }
 };
 
-}  // namespace hotloop::attention
+}  // namespace hotloop::attention_kernels

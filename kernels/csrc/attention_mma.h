@@ -14,7 +14,7 @@
 #include "attention_cuda.h"
 #include "machine.h"
 
-namespace hotloop::attention {
+namespace hotloop::attention_kernels {
 
 constexpr float kLowest = -3.402823466e+38f;
 HOTLOOP_DEVICE float infinity() { return __builtin_huge_valf(); }
@@ -582,4 +582,4 @@ struct MmaAttention {
     }
 };
 
-}  // namespace hotloop::attention
+}  // namespace hotloop::attention_kernels

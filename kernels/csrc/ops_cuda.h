@@ -12,4 +12,6 @@ namespace hotloop {
 // The compute capability of a device, 90 for 9.0.
 int architecture(int device);
 
+void attention_cuda(const Attention& attention, cudaStream_t stream);
+
 }  // namespace hotloop

@@ -92,7 +92,7 @@ struct Bits<Bf16> {
 
 // --- The block --------------------------------------------------------------------------------------------------------
 enum class Order { eager, lazy, random };
-enum class Kind { block, vote, warp, shuffle, matrices, mma };  // what threads meet for
+enum class Kind { block, vote, warp, shuffle, matrices, mma, wgmma };  // what threads meet for
 
 struct Fault : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -242,7 +242,7 @@ class Block {
     struct Group {  // wgmma of one warpgroup
         std::vector<std::function<void()>> open;
         std::vector<std::vector<std::function<void()>>> committed;
-        bool fenced = false;
+        bool started = false;
     };
     std::map<int, Group> groups;
 
@@ -453,6 +453,183 @@ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
                 c = float(sum);
             }
     });
+}
+
+// --- Hopper -----------------------------------------------------------------------------------------------------------
+using TensorMap = attention_kernels::MapPlan;
+
+template <int count>
+inline void fewer_registers() {}
+template <int count>
+inline void more_registers() {}
+
+inline void barrier_start(uint32_t barrier, int arrivals) {
+    block().at(barrier, 8);
+    if (block().barriers.count(barrier)) block().fail("a barrier started twice");
+    block().barriers[barrier].count = block().barriers[barrier].pending = arrivals;
+}
+inline void barriers_started() {}
+
+inline Block::Barrier& barrier_of(uint32_t barrier) {
+    const auto found = block().barriers.find(barrier);
+    if (found == block().barriers.end()) block().fail("a barrier that was not started");
+    return found->second;
+}
+inline void end_phase(Block::Barrier& barrier) {
+    if (barrier.pending < 0) block().fail("too many arrivals at a barrier");
+    if (barrier.pending > 0 || barrier.bytes != 0) return;
+    barrier.pending = barrier.count;
+    ++barrier.phase;
+}
+inline void barrier_arrive(uint32_t at) {
+    Block::Barrier& barrier = barrier_of(at);
+    --barrier.pending;
+    end_phase(barrier);
+}
+inline void barrier_expect(uint32_t at, int bytes) {
+    barrier_of(at).bytes += bytes;
+    barrier_arrive(at);
+}
+inline void barrier_wait(uint32_t at, int parity) {
+    const Block::Barrier& barrier = barrier_of(at);
+    if (int(barrier.phase & 1) == parity) block().wait(barrier.phase, barrier.phase);
+}
+
+inline void named_arrive(int name, int threads) {
+    auto& [arrivals, round] = block().named[name];
+    if (++arrivals == threads) {
+        arrivals = 0;
+        ++round;
+    }
+}
+inline void named_sync(int name, int threads) {
+    const uint64_t& round = block().named[name].second;
+    const uint64_t before = round;
+    named_arrive(name, threads);
+    block().wait(round, before);
+}
+
+// The swizzle written out from the manual: in each 1,024 bytes, row r of 128 bytes keeps its 16-byte unit u at u ^ r.
+inline char* swizzled(uint32_t address, int bytes) {
+    const uint32_t unit = address / 16 % 8, row = address / 128 % 8;
+    return block().at(address - 16 * unit + 16 * (unit ^ row), bytes);
+}
+
+inline void load_box(uint32_t target, const TensorMap& map, uint32_t at, int column, int token, int head, int image) {
+    Block::Barrier& barrier = barrier_of(at);
+    if (target % 1024) block().fail("a box that is not on 1,024 bytes");
+    block().send([&map, &barrier, target, column, token, head, image] {
+        for (uint32_t row = 0; row < map.rows; ++row)
+            for (int c = 0; c < maps::kPanelColumns; ++c) {
+                const uint64_t at[4] = {uint64_t(column + c), uint64_t(token + row), uint64_t(head), uint64_t(image)};
+                bool inside = true;
+                for (int d = 0; d < 4; ++d) inside = inside && at[d] < map.size[d];
+                char* to = swizzled(target + row * 128 + c * 2, 2);
+                const uint64_t offset = at[0] * 2 + at[1] * map.stride[0] + at[2] * map.stride[1] + at[3] * map.stride[2];
+                std::memset(to, 0, 2);
+                if (inside) std::memcpy(to, map.data + offset, 2);
+            }
+        barrier.bytes -= map.rows * 128;
+        end_phase(barrier);
+    });
+}
+
+template <class Registers>
+inline void hold(Registers&) {}
+
+// A warpgroup's products wait in line; `start` must come between the last `finish` and the next product.
+inline Block::Group& group_of() { return block().groups[thread() / 128]; }
+inline void wgmma_start() {
+    block().meet(Kind::wgmma, 128, nullptr, [](const Block::Brought&) { group_of().started = true; });
+}
+inline void wgmma_commit() {
+    block().meet(Kind::wgmma, 128, nullptr, [](const Block::Brought&) {
+        group_of().committed.push_back(std::move(group_of().open));
+        group_of().open.clear();
+    });
+}
+template <int pending>
+inline void wgmma_finish() {
+    block().meet(Kind::wgmma, 128, nullptr, [](const Block::Brought&) {
+        Block::Group& group = group_of();
+        if (!group.open.empty()) block().fail("wgmma waits for products that were not committed");
+        while (group.committed.size() > pending) {
+            for (const auto& product : group.committed.front()) product();
+            group.committed.erase(group.committed.begin());
+        }
+        group.started = false;
+    });
+}
+
+// The matrix descriptor, taken apart by the manual.
+struct Described {
+    explicit Described(uint64_t bits)
+        : start(uint32_t(bits & 0x3fff) * 16),
+          leading(uint32_t(bits >> 16 & 0x3fff) * 16),
+          stride(uint32_t(bits >> 32 & 0x3fff) * 16) {
+        if (bits >> 62 != 1 || (bits >> 46 & 0xffff) != 0) block().fail("not a descriptor of 128-byte swizzle, base 0");
+    }
+    // Row n of A or column n of B, the sum's index k contiguous: atoms of eight rows.
+    uint16_t k_major(int n, int k) const { return value(n / 8 * stride + n % 8 * 128 + k * 2); }
+    // n contiguous: 64 of them and eight of k an atom.
+    uint16_t n_major(int n, int k) const {
+        return value(n / 64 * leading + k / 8 * stride + k % 8 * 128 + n % 64 * 2);
+    }
+    uint16_t value(uint32_t offset) const {
+        uint16_t bits;
+        std::memcpy(&bits, swizzled(start + offset, 2), 2);
+        return bits;
+    }
+    uint32_t start, leading, stride;
+};
+
+// d [64][N]: warp w holds rows 16 w.., every eight columns as C of m16n8k16; A in registers likewise.
+template <class T, int kCount>
+inline void multiply_wgmma(float (&d)[kCount], const uint32_t* a_registers, uint64_t a, uint64_t b, bool more) {
+    constexpr int N = 2 * kCount;
+    struct Thread {
+        float* d;
+        const uint32_t* a;
+    } mine{d, a_registers};
+    block().meet(Kind::wgmma, 128, &mine, [a, b, more](const Block::Brought& brought) {
+        std::array<Thread, 128> threads;
+        for (int i = 0; i < 128; ++i) threads[i] = *static_cast<Thread*>(brought[i]);
+        Block::Group& group = group_of();
+        if (!group.started) block().fail("wgmma without a start");
+        auto product = [threads, a, b, more] {
+            static float A[64][16], B[16][N];
+            const Described rows(a ? a : b), columns(b);
+            for (int k = 0; k < 16; ++k) {
+                for (int n = 0; n < N; ++n)
+                    B[k][n] = Bits<T>::to_float(a ? columns.k_major(n, k) : columns.n_major(n, k));
+                for (int m = 0; a && m < 64; ++m) A[m][k] = Bits<T>::to_float(rows.k_major(m, k));
+            }
+            for (int t = 0; !a && t < 128; ++t)
+                for (int i = 0; i < 8; ++i)
+                    A[t / 32 * 16 + manual_a_row(t % 32, i)][manual_a_column(t % 32, i)] = half_of<T>(threads[t].a[i / 2], i);
+            for (int t = 0; t < 128; ++t)
+                for (int i = 0; i < kCount; ++i) {
+                    const int m = t / 32 * 16 + manual_c_row(t % 32, i % 4), n = i / 4 * 8 + manual_c_column(t % 32, i % 4);
+                    double sum = more ? threads[t].d[i] : 0.0f;
+                    for (int k = 0; k < 16; ++k) sum += double(A[m][k]) * B[k][n];
+                    threads[t].d[i] = float(sum);
+                }
+        };
+        // Products are done in order, so an early one only if none waits.
+        const bool idle = group.open.empty() && group.committed.empty();
+        if (idle && (block().order == Order::eager || (block().order == Order::random && block().coin())))
+            product();
+        else
+            group.open.push_back(product);
+    });
+}
+template <class T, int kCount>
+inline void wgmma_described(float (&d)[kCount], uint64_t a, uint64_t b, bool more) {
+    multiply_wgmma<T>(d, nullptr, a, b, more);
+}
+template <class T, int kCount>
+inline void wgmma_registers(float (&d)[kCount], const uint32_t (&a)[4], uint64_t b) {
+    multiply_wgmma<T>(d, a, 0, b, true);
 }
 
 }  // namespace hotloop::machine
