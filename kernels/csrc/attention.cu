@@ -18,7 +18,7 @@ namespace hotloop {
 namespace attention_kernels {
 
 template <class S>
-__global__ void __launch_bounds__(S::kThreads) attention_ffma(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(S::kThreads, 1) attention_ffma(const __grid_constant__ Params p) {
     FfmaAttention<S> attention(p, machine::shared_address(machine::shared()));
     attention.run();
 }

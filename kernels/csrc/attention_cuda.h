@@ -117,7 +117,7 @@ struct MmaShape {
 // Two or three stages: three where they fit without costing a resident block, since a tile then has two tiles' time to
 // arrive. 0: the instance does not fit this GPU. `block_limit`, `sm_limit`: shared memory per block and per SM in bytes;
 // `resident`: blocks per SM that registers allow. A block also costs the 1 KB that CUDA reserves.
-HOTLOOP_HD int choose_stages(int bytes_two, int stage_bytes, int block_limit, int sm_limit, int resident) {
+HOTLOOP_HD constexpr int choose_stages(int bytes_two, int stage_bytes, int block_limit, int sm_limit, int resident) {
     const int bytes_three = bytes_two + stage_bytes;
     if (bytes_two > block_limit) return 0;
     const int with_two = sm_limit / (bytes_two + 1024), with_three = sm_limit / (bytes_three + 1024);
@@ -126,7 +126,7 @@ HOTLOOP_HD int choose_stages(int bytes_two, int stage_bytes, int block_limit, in
 }
 
 // 128 query rows a block read K and V half as often as 64, but only pay when they still fill the GPU.
-HOTLOOP_HD bool prefer_tall(int64_t batch, int64_t heads, int64_t queries, int processors) {
+HOTLOOP_HD constexpr bool prefer_tall(int64_t batch, int64_t heads, int64_t queries, int processors) {
     return batch * heads * ((queries + 127) / 128) >= processors;
 }
 

@@ -567,6 +567,8 @@ struct MmaAttention {
             }
     }
 
+    // kSegmented: false leaves the segments' code out.
+    template <bool kSegmented>
     HOTLOOP_DEVICE void run() {
         load<S::kRows, S::kKeyChunks>(q_tile, p.q, first, p.queries);  // in the group of the first tile
         HOTLOOP_UNROLL
@@ -576,8 +578,10 @@ struct MmaAttention {
                 HOTLOOP_UNROLL
                 for (int i = 0; i < 4; ++i) o[t][n][i] = 0.0f;
         attend();
-        HOTLOOP_NO_UNROLL
-        for (int s = 1; s < p.sets; ++s) add_segment(p.set[s]);
+        if constexpr (kSegmented) {
+            HOTLOOP_NO_UNROLL
+            for (int s = 1; s < p.sets; ++s) add_segment(p.set[s]);
+        }
         store();
     }
 };

@@ -9,7 +9,7 @@
 
 #include "arrays.h"
 #include "common.h"
-#include "ops.h"
+#include "ops_cuda.h"
 #include "threads.h"
 
 namespace py = pybind11;
@@ -66,6 +66,72 @@ void rgb_unpack(const Bytes& in, Floats out) {
     float* x = out.mutable_data();
     py::gil_scoped_release release;
     hotloop::rgb_unpack(in.data(), x, in.shape(0), in.shape(3), in.shape(1) * in.shape(2));
+}
+
+// The function that a build with CUDA has; without it, Arrays::on_cuda lets no device array through.
+#ifdef HOTLOOP_CUDA
+#define HOTLOOP_ON_CUDA(function) function
+#else
+#define HOTLOOP_ON_CUDA(function) nullptr
+#endif
+
+template <class Op>
+void run(const hotloop::Arrays& arrays, const Op& op, void (*cpu)(const Op&),
+         void (*cuda)(const std::common_type_t<Op>&, cudaStream_t), uintptr_t stream, bool unproved) {
+    const bool on_cuda = arrays.on_cuda(unproved);
+    py::gil_scoped_release release;
+    if (on_cuda) {
+        cuda(op, reinterpret_cast<cudaStream_t>(stream));
+    } else {
+        cpu(op);
+    }
+}
+
+void geglu(py::handle x, py::handle out, uintptr_t stream, bool unproved) {
+    hotloop::Arrays arrays("geglu");
+    const hotloop::Geglu op{arrays.read(x, "x"), arrays.write(out, "out")};
+    run(arrays, op, &hotloop::geglu, HOTLOOP_ON_CUDA(&hotloop::geglu_cuda), stream, unproved);
+}
+
+// [N, h, w, C] -> [N, C, h, w], the same values.
+hotloop::Tensor channels_first(const hotloop::Tensor& t) {
+    hotloop::Tensor view = t;
+    constexpr int axes[] = {0, 3, 1, 2};
+    for (int i = 0; i < 4; ++i) {
+        view.shape[i] = t.shape[axes[i]];
+        view.stride[i] = t.stride[axes[i]];
+    }
+    return view;
+}
+
+void group_norm_silu(py::handle x, py::handle weight, py::handle bias, int groups, float eps, bool silu,
+                     bool channels_last, py::handle out, uintptr_t stream, bool unproved) {
+    hotloop::Arrays arrays("group_norm_silu");
+    hotloop::GroupNormSilu op{};
+    op.x = arrays.read(x, "x");
+    op.weight = arrays.read(weight, "weight");
+    op.bias = arrays.read(bias, "bias");
+    op.out = arrays.write(out, "out");
+    op.groups = groups;
+    op.eps = eps;
+    op.silu = silu;
+    if (channels_last) {
+        op.x = channels_first(op.x);
+        op.out = channels_first(op.out);
+    }
+    run(arrays, op, &hotloop::group_norm_silu, HOTLOOP_ON_CUDA(&hotloop::group_norm_silu_cuda), stream, unproved);
+}
+
+void layer_norm(py::handle x, py::handle weight, py::handle bias, float eps, py::handle out, uintptr_t stream,
+                bool unproved) {
+    hotloop::Arrays arrays("layer_norm");
+    hotloop::LayerNorm op{};
+    op.x = arrays.read(x, "x");
+    op.weight = arrays.read(weight, "weight");
+    op.bias = arrays.read(bias, "bias");
+    op.out = arrays.write(out, "out");
+    op.eps = eps;
+    run(arrays, op, &hotloop::layer_norm, HOTLOOP_ON_CUDA(&hotloop::layer_norm_cuda), stream, unproved);
 }
 
 std::string compiler() {
@@ -129,6 +195,9 @@ PYBIND11_MODULE(_ops, m) {
           py::arg("rows").noconvert(), py::arg("guidance").noconvert(), py::arg("update").noconvert(),
           py::arg("p_x").noconvert(), py::arg("p_m").noconvert(), py::arg("z"), py::arg("mask"), py::arg("known"),
           py::arg("eps"), py::arg("k_img"), py::arg("k_eps"), py::arg("residual"));
+    m.def("geglu", &geglu);
+    m.def("group_norm_silu", &group_norm_silu);
+    m.def("layer_norm", &layer_norm);
     m.def("rgb_pack", &rgb_pack, py::arg("in").noconvert(), py::arg("out").noconvert());
     m.def("rgb_unpack", &rgb_unpack, py::arg("in").noconvert(), py::arg("out").noconvert());
 }

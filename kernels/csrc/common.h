@@ -16,6 +16,15 @@
 #define HOTLOOP_RESTRICT
 #endif
 
+// Before a loop: no turn of it writes what another one reads.
+#if defined(__clang__)
+#define HOTLOOP_NO_DEPENDENCE _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define HOTLOOP_NO_DEPENDENCE _Pragma("GCC ivdep")
+#else
+#define HOTLOOP_NO_DEPENDENCE
+#endif
+
 // Functions that a CPU test calls and a kernel runs.
 #if defined(__CUDACC__)
 #define HOTLOOP_HD __host__ __device__

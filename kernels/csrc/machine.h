@@ -14,7 +14,7 @@
 
 #define HOTLOOP_DEVICE __device__ __forceinline__
 #define HOTLOOP_UNROLL _Pragma("unroll")
-#define HOTLOOP_UNROLL_SOME _Pragma("unroll 4")
+#define HOTLOOP_UNROLL_SOME _Pragma("unroll 2")
 #define HOTLOOP_NO_UNROLL _Pragma("unroll 1")
 
 namespace hotloop::machine {

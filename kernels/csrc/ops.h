@@ -23,6 +23,30 @@ struct CfgStep {
 };
 void cfg_step(const CfgStep& step);
 
+// Over the last axis. All of one floating dtype; every stride is free, and out may be x.
+struct LayerNorm {
+    Tensor x, out;        // [.., C]
+    Tensor weight, bias;  // [C]
+    float eps;
+};
+void layer_norm(const LayerNorm& op);
+
+// out = x[.., :C] gelu(x[.., C:]).
+struct Geglu {
+    Tensor x, out;  // [.., 2C] and [.., C], every stride free
+};
+void geglu(const Geglu& op);
+
+// Over groups of neighbouring channels, each image by itself; silu: y sigmoid(y) after. All of one floating dtype.
+struct GroupNormSilu {
+    Tensor x, out;        // [N, C, h, w], every stride free (NHWC: the channel's is 1); out may be x
+    Tensor weight, bias;  // [C]
+    int groups;           // a divisor of C
+    float eps;
+    bool silu;
+};
+void group_norm_silu(const GroupNormSilu& op);
+
 // f32 [N][C][pixels] in [-1, 1] -> u8 [N][pixels][C]. False when a value is not finite.
 bool rgb_pack(Images<const float> in, uint8_t* out, int64_t images, int64_t channels, int64_t pixels);
 // u8 [N][pixels][C] -> f32 [N][C][pixels] in [-1, 1].

@@ -13,5 +13,8 @@ namespace hotloop {
 int architecture(int device);
 
 void attention_cuda(const Attention& attention, cudaStream_t stream);
+void geglu_cuda(const Geglu& op, cudaStream_t stream);
+void group_norm_silu_cuda(const GroupNormSilu& op, cudaStream_t stream);
+void layer_norm_cuda(const LayerNorm& op, cudaStream_t stream);
 
 }  // namespace hotloop

@@ -8,6 +8,7 @@
 #include <new>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 #if defined(__linux__)
 #include <sched.h>
@@ -136,6 +137,12 @@ void detail::run_chunks(int64_t chunks, void (*run)(const void*, int64_t), const
         if (pool->run({run, body, chunks}, static_cast<int>(most) - 1)) return;
     }
     for (int64_t chunk = 0; chunk < chunks; ++chunk) run(body, chunk);
+}
+
+float* scratch(int64_t count) {
+    thread_local std::vector<float> room;
+    if (static_cast<int64_t>(room.size()) < count) room.resize(count);
+    return room.data();
 }
 
 }  // namespace hotloop

@@ -23,10 +23,19 @@ void parallel_for(int64_t chunks, const Body& body) {
     detail::run_chunks(chunks, run, &body);
 }
 
-// Chunks of about this much work are worth a wake-up, which costs some microseconds: `work` is in values touched.
-constexpr int64_t kChunkWork = 1 << 15;
-inline int64_t units_per_chunk(int64_t work_of_unit) {
-    return work_of_unit >= kChunkWork ? 1 : kChunkWork / (work_of_unit > 0 ? work_of_unit : 1);
+// Calls body(first, end) for ranges that cover 0..units, each of enough work, in values touched, to be worth the wake-up
+// of a thread, which costs some microseconds. Ranges do not depend on the count of threads.
+template <class Body>
+void parallel_ranges(int64_t units, int64_t work_of_unit, const Body& body) {
+    constexpr int64_t kWork = 1 << 15;
+    const int64_t range = work_of_unit >= kWork ? 1 : kWork / (work_of_unit > 0 ? work_of_unit : 1);
+    parallel_for((units + range - 1) / range, [&](int64_t chunk) {
+        const int64_t end = (chunk + 1) * range;
+        body(chunk * range, end < units ? end : units);
+    });
 }
+
+// Room for this many floats, the thread's own until it asks again.
+float* scratch(int64_t count);
 
 }  // namespace hotloop

@@ -8,5 +8,11 @@ from . import rgb
 from .backend import build_info, compiled, proved, set_threads, threads
 from .cfg_step import cfg_step
 from .checks import KernelError
+from .geglu import geglu
+from .group_norm_silu import group_norm_silu
+from .layer_norm import layer_norm
 
-__all__ = ["KernelError", "build_info", "cfg_step", "compiled", "proved", "rgb", "set_threads", "threads"]
+__all__ = [
+    "KernelError", "build_info", "cfg_step", "compiled", "geglu", "group_norm_silu", "layer_norm", "proved", "rgb",
+    "set_threads", "threads",
+]  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 
 from .checks import KernelError
 
-__all__ = ["check", "dtype_of", "empty", "float_dtype", "numpy_only"]
+__all__ = ["check", "dtype_of", "empty", "empty_like", "float_dtype", "last_axis", "numpy_only"]
 
 FLOATS = ("float32", "float16", "bfloat16")
 
@@ -45,17 +45,34 @@ def check(op: str, name: str, array: Any, dtype: str, shape: tuple[int, ...]) ->
         raise KernelError(op, f"{name} must be {dtype} {list(shape)}", f"{dtype_of(array)} {list(array.shape)}")
 
 
+def last_axis(op: str, name: str, array: Any) -> tuple[int]:
+    """[C] of an array [.., C], which must have such an axis with something on it."""
+    shape = array.shape
+    if not shape or shape[-1] == 0:
+        raise KernelError(op, f"{name} must be [.., C] with C at least 1", list(shape))
+    return (shape[-1],)
+
+
+def empty_like(op: str, array: Any) -> Any:
+    """A new array of the same kind, shape, dtype and device, and of the same order of axes in memory."""
+    if isinstance(array, np.ndarray):
+        return np.empty_like(array)
+    if _is_torch(array):
+        return sys.modules["torch"].empty_like(array)
+    return empty(op, array, array.shape)
+
+
 def empty(op: str, like: Any, shape: tuple[int, ...], dtype: str | None = None) -> Any:
     """A new contiguous array of the same kind and on the same device; dtype: `like`'s unless given."""
-    kind = "numpy" if isinstance(like, np.ndarray) else type(like).__module__.partition(".")[0]
-    if kind == "numpy":
-        return np.empty(shape, like.dtype if dtype is None else _numpy_dtype(dtype))
     if _is_torch(like):
         torch = sys.modules["torch"]
         return torch.empty(shape, dtype=like.dtype if dtype is None else getattr(torch, dtype), device=like.device)
-    if kind == "cupy":
+    wanted = like.dtype if dtype is None else _numpy_dtype(dtype)
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, wanted)
+    if type(like).__module__.partition(".")[0] == "cupy":
         with like.device:
-            return sys.modules["cupy"].empty(shape, like.dtype if dtype is None else _numpy_dtype(dtype))
+            return sys.modules["cupy"].empty(shape, wanted)
     raise KernelError(op, "out must be given for arrays that are not of numpy, torch or cupy", type(like).__name__)
 
 

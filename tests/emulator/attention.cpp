@@ -38,7 +38,10 @@ void run_mma(const Params& p, Grid& grid, bool tall, int block_limit) {
         using S = decltype(shape);
         grid.run(S::kRows, p.queries, S::kThreads, S::bytes(p.stages), [&] {
             MmaAttention<T, S> attention(p, machine::shared_address(machine::shared()));
-            attention.run();
+            if (p.sets > 1)
+                attention.template run<true>();
+            else
+                attention.template run<false>();
         });
     });
 }

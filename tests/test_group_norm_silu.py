@@ -1,0 +1,167 @@
+"""group_norm_silu: against float64, and torch's eager operators as the naive computation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import hotloop_kernels
+from hotloop_kernels import KernelError, group_norm_silu
+from hotloop_kernels.testing import BACKENDS, ISAS, assert_close_as_naive, use, use_isa
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
+compiled = pytest.mark.skipif("compiled" not in BACKENDS, reason="no compiled operators")
+
+SHAPES = [
+    ((2, 320, 64, 64), 32),  # SD 1.5 at 512 x 512
+    ((2, 960, 32, 32), 32),  # a concatenated skip: groups of 30 channels
+    ((2, 1280, 8, 8), 32),
+    ((1, 128, 128, 128), 32),  # the VAE
+    ((3, 21, 7, 11), 3),  # 77 pixels
+    ((1, 6, 1, 769), 6),
+    ((2, 8, 5, 1), 1),
+    ((1, 4, 1, 1), 2),
+    ((0, 8, 4, 4), 2),
+]
+
+
+def case(shape, dtype="float32", offset=1.0):
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.randn(shape, generator=generator) + offset
+    weight, bias = (torch.randn(shape[1], generator=generator) for _ in range(2))
+    return [t.to(getattr(torch, dtype)) for t in (x, weight, bias)]
+
+
+def stock(x, weight, bias, groups, *, silu=True):
+    y = F.group_norm(x, groups, weight, bias) if x.numel() else x
+    return F.silu(y) if silu else y
+
+
+def naive(x, weight, bias, groups, *, silu=True):
+    """Every step rounded to the dtype."""
+    grouped = x.reshape(x.shape[0], groups, x.shape[1] // groups * x.shape[2] * x.shape[3])
+    centred = grouped - grouped.mean(-1, keepdim=True)
+    y = (centred / ((centred * centred).mean(-1, keepdim=True) + 1e-5).sqrt()).reshape(x.shape)
+    y = y * weight[:, None, None] + bias[:, None, None]
+    return y * y.sigmoid() if silu else y
+
+
+def nhwc(x):
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def nchw(x):
+    return x.permute(0, 3, 1, 2)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(("shape", "groups"), SHAPES, ids=str)
+def test_both_layouts_are_as_close_as_the_naive_computation_on_every_instruction_set(shape, groups, dtype):
+    x, weight, bias = case(shape, dtype)
+    exact, rounded = stock(x.double(), weight.double(), bias.double(), groups), naive(x, weight, bias, groups)
+    first, last = [], []
+    for isa in ISAS:
+        with use_isa(isa):
+            first.append(group_norm_silu(x, weight, bias, groups))
+            last.append(nchw(group_norm_silu(nhwc(x), weight, bias, groups, channels_last=True)))
+        assert_close_as_naive(first[-1], exact, rounded, dtype)
+        assert_close_as_naive(last[-1], exact, rounded, dtype)
+    assert all(torch.equal(out, outs[0]) for outs in (first, last) for out in outs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_numpy_arrays_give_numpy_arrays(backend, silu, channels_last):
+    x, weight, bias = case((2, 12, 5, 7))
+    exact = stock(x.double(), weight.double(), bias.double(), 4, silu=silu)
+    with use(backend):
+        got = group_norm_silu(
+            (nhwc(x) if channels_last else x).numpy(), weight.numpy(), bias.numpy(), 4, silu=silu,
+            channels_last=channels_last,
+        )  # fmt: skip
+    assert isinstance(got, np.ndarray) and got.flags.c_contiguous
+    assert_close_as_naive(np.moveaxis(got, 3, 1) if channels_last else got, exact, naive(x, weight, bias, 4, silu=silu),
+                          "float32")  # fmt: skip
+
+
+@compiled
+def test_a_tensor_in_torchs_channels_last_format_keeps_it():
+    x, weight, bias = case((2, 64, 6, 10))
+    x = x.contiguous(memory_format=torch.channels_last)
+    got = group_norm_silu(x, weight, bias)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(got, nchw(group_norm_silu(nhwc(x), weight, bias, channels_last=True)))
+
+
+@compiled
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_inputs_and_outputs_need_not_be_contiguous(dtype):
+    x, weight, bias = case((4, 24, 9, 10), dtype)
+    exact, rounded = stock(x.double(), weight.double(), bias.double(), 4), naive(x, weight, bias, 4)
+    wide = torch.zeros(4, 30, 12, 20, dtype=x.dtype)
+    wide[:, 3:27, 2:11, ::2] = x
+    skip = nchw(torch.cat([nhwc(x), nhwc(x)], dim=-1))[:, :24]  # half of a concatenated NHWC tensor
+    turned = x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
+    for view in (wide[:, 3:27, 2:11, ::2], skip, turned):
+        assert_close_as_naive(group_norm_silu(view, weight, bias, 4), exact, rounded, dtype)
+    last = nhwc(x)
+    for source, target in ((x, skip), (nchw(last), torch.empty_like(x)), (nchw(last), turned)):
+        group_norm_silu(source, weight, bias, 4, out=target)
+        assert_close_as_naive(target, exact, rounded, dtype)
+
+
+@compiled
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_output_may_be_the_input(channels_last):
+    x, weight, bias = case((2, 32, 17, 16))
+    x = nhwc(x) if channels_last else x
+    want = group_norm_silu(x, weight, bias, channels_last=channels_last)
+    assert torch.equal(group_norm_silu(x, weight, bias, channels_last=channels_last, out=x), want)
+
+
+@compiled
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_mean_far_from_zero_and_many_pixels_cost_no_digits(channels_last):
+    x, weight, bias = case((1, 8, 256, 300), offset=300.0)
+    exact = stock(x.double(), weight.double(), bias.double(), 2)
+    got = group_norm_silu(nhwc(x) if channels_last else x, weight, bias, 2, channels_last=channels_last)
+    assert_close_as_naive(nchw(got) if channels_last else got, exact, naive(x, weight, bias, 2), "float32")
+
+
+@compiled
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_count_of_threads_and_the_batch_do_not_change_a_bit(channels_last):
+    x, weight, bias = case((3, 64, 40, 40))
+    x = nhwc(x) if channels_last else x
+    want = group_norm_silu(x, weight, bias, channels_last=channels_last)
+    before = hotloop_kernels.threads()
+    try:
+        for count in (1, 3):
+            hotloop_kernels.set_threads(count)
+            assert torch.equal(group_norm_silu(x, weight, bias, channels_last=channels_last), want)
+    finally:
+        hotloop_kernels.set_threads(before)
+    assert torch.equal(group_norm_silu(x[1:2], weight, bias, channels_last=channels_last), want[1:2])
+
+
+def test_bad_arguments_name_the_rule_and_the_value():
+    x, weight, bias = case((2, 16, 3, 3))
+    for message, call in {
+        r"\[group_norm_silu\] groups must divide the channels, got 5 groups of 16 channels": lambda: group_norm_silu(
+            x, weight, bias, 5
+        ),
+        r"\[group_norm_silu\] groups must divide the channels, got 4 groups of 3 channels": lambda: group_norm_silu(
+            x, weight, bias, 4, channels_last=True
+        ),
+        r"\[group_norm_silu\] x must be \[N, C, h, w\], got \[16, 3, 3\]": lambda: group_norm_silu(
+            x[0], weight, bias, 4
+        ),
+        r"\[group_norm_silu\] weight must be float32 \[16\], got float32 \[8\]": lambda: group_norm_silu(
+            x, weight[:8], bias, 4
+        ),
+    }.items():
+        with pytest.raises(KernelError, match=message):
+            call()
