@@ -40,40 +40,49 @@ struct HeadRows {
 
 // --- The two products ------------------------------------------------------------------------------------------------
 
+// A sum of many terms is taken in parts: its rounding error grows with the root of the count of terms in one part.
+constexpr int64_t kPart = 160;
+
 // s[r] = k[r] . q and peak = max(peak, s[r]), R rows (keys) of NV vectors.
 template <class A, int R, int NV>
 HOTLOOP_INLINE void score_rows(const typename A::Element* q, const typename A::Element* k, int64_t k_stride,
                                int64_t elements, float* s, float* peak) {
     using V = typename A::V;
-    V sum[R][NV];
+    for (int64_t part = 0; part < elements; part += kPart) {
+        const int64_t end = part + kPart < elements ? part + kPart : elements;
+        V sum[R][NV];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) sum[r][n] = A::spread(0.0f);
-    for (int64_t d = 0; d < elements; ++d) {
-        typename A::X x[NV];
+            for (int n = 0; n < NV; ++n) sum[r][n] = A::spread(0.0f);
+        for (int64_t d = part; d < end; ++d) {
+            typename A::X x[NV];
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) x[n] = A::operand(q + (d * NV + n) * A::kLanes);
+            for (int n = 0; n < NV; ++n) x[n] = A::operand(q + (d * NV + n) * A::kLanes);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const typename A::X key = A::broadcast(k + r * k_stride + d);
+            for (int r = 0; r < R; ++r) {
+                const typename A::X key = A::broadcast(k + r * k_stride + d);
 #pragma GCC unroll 8
-            for (int n = 0; n < NV; ++n) sum[r][n] = A::mac(sum[r][n], key, x[n]);
+                for (int n = 0; n < NV; ++n) sum[r][n] = A::mac(sum[r][n], key, x[n]);
+            }
         }
-    }
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; ++n) {
-        V most = A::load(peak + n * A::kLanes);
+        for (int n = 0; n < NV; ++n) {
+            V most = A::load(peak + n * A::kLanes);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            most = A::max(sum[r][n], most);
-            A::store(s + (r * NV + n) * A::kLanes, sum[r][n]);
+            for (int r = 0; r < R; ++r) {
+                float* at = s + (r * NV + n) * A::kLanes;
+                if (part > 0) sum[r][n] = A::add(A::load(at), sum[r][n]);
+                most = A::max(sum[r][n], most);
+                A::store(at, sum[r][n]);
+            }
+            if (end == elements) A::store(peak + n * A::kLanes, most);
         }
-        A::store(peak + n * A::kLanes, most);
     }
 }
 
 // o[r] = alpha o[r] + sum over keys of v[key][r] p[key], R rows (channels) of NV vectors; `first`: o holds nothing yet.
+// A block's keys are one part of the sum.
 template <class A, int R, int NV>
 HOTLOOP_INLINE void value_rows(const typename A::Element* p, const typename A::Element* v, int64_t v_stride,
                                int64_t elements, float* o, const float* alpha, bool first) {
@@ -82,10 +91,7 @@ HOTLOOP_INLINE void value_rows(const typename A::Element* p, const typename A::E
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) {
-            const int at = (r * NV + n) * A::kLanes;
-            sum[r][n] = first ? A::spread(0.0f) : A::mul(A::load(o + at), A::load(alpha + n * A::kLanes));
-        }
+        for (int n = 0; n < NV; ++n) sum[r][n] = A::spread(0.0f);
     for (int64_t j = 0; j < elements; ++j) {
         typename A::X x[NV];
 #pragma GCC unroll 8
@@ -100,7 +106,11 @@ HOTLOOP_INLINE void value_rows(const typename A::Element* p, const typename A::E
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) A::store(o + (r * NV + n) * A::kLanes, sum[r][n]);
+        for (int n = 0; n < NV; ++n) {
+            const int at = (r * NV + n) * A::kLanes;
+            if (!first) sum[r][n] = A::fma(A::load(o + at), A::load(alpha + n * A::kLanes), sum[r][n]);
+            A::store(o + at, sum[r][n]);
+        }
 }
 
 template <class A, int NV>
@@ -175,10 +185,7 @@ void exponentials(float* s, int64_t keys, float c, const Running& running, bool 
     if (!first) {
         exp2<A, 6>(alpha);
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) {
-            sum[n] = A::mul(A::load(running.sum + n * A::kLanes), alpha[n]);
-            A::store(running.alpha + n * A::kLanes, alpha[n]);
-        }
+        for (int n = 0; n < NV; ++n) A::store(running.alpha + n * A::kLanes, alpha[n]);
     }
     constexpr int kRow = NV * A::kLanes;
     const auto row = [&](int64_t j, V(&p)[NV]) HOTLOOP_INLINE_LAMBDA {
@@ -213,7 +220,10 @@ void exponentials(float* s, int64_t keys, float c, const Running& running, bool 
         }
     }
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; ++n) A::store(running.sum + n * A::kLanes, sum[n]);
+    for (int n = 0; n < NV; ++n) {
+        float* total = running.sum + n * A::kLanes;
+        A::store(total, first ? sum[n] : A::fma(A::load(total), alpha[n], sum[n]));
+    }
 }
 
 // --- Rows in and out -------------------------------------------------------------------------------------------------
@@ -286,7 +296,7 @@ struct Sizes {
         // Scores of 24 KB stay in a first-level cache, keys and values of 256 KB in a second-level one.
         const int64_t by_scores = 24 * 1024 / (kTile * 4), by_head = 256 * 1024 / (head * 8);
         keys = by_scores < by_head ? by_scores : by_head;
-        keys = (keys < 384 ? keys : 384) / 12 * 12;
+        keys = (keys < 192 ? keys : 192) / 12 * 12;
         keys = keys < 24 ? 24 : keys;
     }
     int64_t key_row() const { return spaced(head); }

@@ -14,6 +14,6 @@ from .group_norm_silu import group_norm_silu
 from .layer_norm import layer_norm
 
 __all__ = [
-    "KernelError", "attention", "build_info", "cfg_step", "compiled", "geglu", "group_norm_silu", "layer_norm", "proved",
-    "rgb", "set_threads", "threads",
+    "KernelError", "attention", "build_info", "cfg_step", "compiled", "geglu", "group_norm_silu", "layer_norm",
+    "proved", "rgb", "set_threads", "threads",
 ]  # fmt: skip
