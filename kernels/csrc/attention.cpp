@@ -1,7 +1,14 @@
-// attention: softmax(q k^T scale + mask) v, and further sets of keys and values weighted and added, never storing scores.
-#include <cstdlib>
-#include <memory>
-#include <new>
+// attention: softmax(q k^T scale + mask) v, plus weighted attentions to further keys and values; scores stay in the cache.
+//
+// What:    one pass over the keys per tile of queries with a running maximum and sum (Milakov & Gimelshein 2018; Dao et
+//          al. 2022), every set of keys with a softmax of its own.
+// Layout:  [B, T, H, D], the last dimension contiguous. Inside, queries lie across the lanes (see attention_tile.h).
+// Limit:   multiplication. One core of a Zen 5 at 4.1 GHz, 4096 tokens of 8 heads of 40: float32 78 % of its 266 GFLOP/s,
+//          bfloat16 70 % of its 535. Of the time, 80 and 72 % are the two products, at their limit; 12 and 19 % exponentials.
+// Order:   a query's sums run over the keys in blocks whose size depends on D and the instruction set alone. So a result
+//          depends neither on the number of threads nor on what else is in the batch, bit for bit.
+
+#include <cstdint>
 
 #include "attention_tile.h"
 #include "threads.h"
@@ -23,21 +30,11 @@ const AttentionKernel& kernel_for(const Attention& a) {
     return kPortable;
 }
 
-// A buffer per thread, kept: fresh pages would cost as much as a small attention.
-float* scratch(int64_t floats) {
-    struct Free {
-        void operator()(float* p) const { std::free(p); }
-    };
-    thread_local std::unique_ptr<float, Free> buffer;
-    thread_local int64_t size = 0;
-    if (floats > size) {
-        const int64_t bytes = (floats * 4 + 63) / 64 * 64;
-        buffer.reset();
-        buffer.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-        if (!buffer) std::abort();
-        size = floats;
-    }
-    return buffer.get();
+constexpr int64_t kLine = 64 / sizeof(float);  // a cache line
+
+float* aligned(float* p) {
+    const auto at = reinterpret_cast<uintptr_t>(p);
+    return p + (kLine - at / sizeof(float) % kLine) % kLine;
 }
 
 }  // namespace
@@ -58,7 +55,7 @@ void attention(const Attention& a) {
     parallel_for(B * heads * groups, [&](int64_t i) {
         const int64_t head = i / groups, g = i % groups;
         const AttentionChunk chunk{head / heads, head % heads, g * tiles / groups, (g + 1) * tiles / groups, tiles};
-        kernel.run(a, chunk, scratch(kernel.scratch(a, chunk.last - chunk.first)));
+        kernel.run(a, chunk, aligned(scratch(kernel.scratch(a, chunk.last - chunk.first) + kLine)));
     });
 }
 

@@ -36,14 +36,25 @@ constexpr float kLowest = -126.0f;
 // Added, it rounds to a whole number and leaves that number's exponent in the low bits.
 constexpr float kToExponent = 12582912.0f + 127.0f;
 
-template <class L, int kDegree>
-HOTLOOP_INLINE typename L::V exp2(typename L::V x) {
-    const typename L::V exponent = L::add(x, L::spread(kToExponent));
-    const typename L::V f = L::sub(x, L::sub(exponent, L::spread(kToExponent)));
-    typename L::V p = L::spread(Exp2<kDegree>::c[kDegree - 1]);
+// Step by step over all N, so that the latencies of one chain hide behind the others.
+template <class L, int kDegree, int N>
+HOTLOOP_INLINE void exp2(typename L::V (&x)[N]) {
+    using V = typename L::V;
+    V exponent[N], f[N], p[N];
 #pragma GCC unroll 8
-    for (int k = kDegree - 2; k >= 0; --k) p = L::fma(p, f, L::spread(Exp2<kDegree>::c[k]));
-    return L::power(L::fma(p, f, L::spread(1.0f)), exponent, x);
+    for (int n = 0; n < N; ++n) exponent[n] = L::add(x[n], L::spread(kToExponent));
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) f[n] = L::sub(exponent[n], L::spread(kToExponent));
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) f[n] = L::sub(x[n], f[n]);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) p[n] = L::spread(Exp2<kDegree>::c[kDegree - 1]);
+#pragma GCC unroll 8
+    for (int k = kDegree - 2; k >= -1; --k)
+#pragma GCC unroll 8
+        for (int n = 0; n < N; ++n) p[n] = L::fma(p[n], f[n], L::spread(k < 0 ? 1.0f : Exp2<kDegree>::c[k]));
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) x[n] = L::power(p[n], exponent[n], x[n]);
 }
 
 // Four lanes in plain C++: what every compiler turns into the vectors of the machine's baseline.

@@ -40,40 +40,49 @@ struct HeadRows {
 
 // --- The two products ------------------------------------------------------------------------------------------------
 
+// A sum of many terms is taken in parts: its rounding error grows with the root of the count of terms in one part.
+constexpr int64_t kPart = 160;
+
 // s[r] = k[r] . q and peak = max(peak, s[r]), R rows (keys) of NV vectors.
 template <class A, int R, int NV>
 HOTLOOP_INLINE void score_rows(const typename A::Element* q, const typename A::Element* k, int64_t k_stride,
                                int64_t elements, float* s, float* peak) {
     using V = typename A::V;
-    V sum[R][NV];
+    for (int64_t part = 0; part < elements; part += kPart) {
+        const int64_t end = part + kPart < elements ? part + kPart : elements;
+        V sum[R][NV];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) sum[r][n] = A::spread(0.0f);
-    for (int64_t d = 0; d < elements; ++d) {
-        typename A::X x[NV];
+            for (int n = 0; n < NV; ++n) sum[r][n] = A::spread(0.0f);
+        for (int64_t d = part; d < end; ++d) {
+            typename A::X x[NV];
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) x[n] = A::operand(q + (d * NV + n) * A::kLanes);
+            for (int n = 0; n < NV; ++n) x[n] = A::operand(q + (d * NV + n) * A::kLanes);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const typename A::X key = A::broadcast(k + r * k_stride + d);
+            for (int r = 0; r < R; ++r) {
+                const typename A::X key = A::broadcast(k + r * k_stride + d);
 #pragma GCC unroll 8
-            for (int n = 0; n < NV; ++n) sum[r][n] = A::mac(sum[r][n], key, x[n]);
+                for (int n = 0; n < NV; ++n) sum[r][n] = A::mac(sum[r][n], key, x[n]);
+            }
         }
-    }
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; ++n) {
-        V most = A::load(peak + n * A::kLanes);
+        for (int n = 0; n < NV; ++n) {
+            V most = A::load(peak + n * A::kLanes);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            most = A::max(sum[r][n], most);
-            A::store(s + (r * NV + n) * A::kLanes, sum[r][n]);
+            for (int r = 0; r < R; ++r) {
+                float* at = s + (r * NV + n) * A::kLanes;
+                if (part > 0) sum[r][n] = A::add(A::load(at), sum[r][n]);
+                most = A::max(sum[r][n], most);
+                A::store(at, sum[r][n]);
+            }
+            if (end == elements) A::store(peak + n * A::kLanes, most);
         }
-        A::store(peak + n * A::kLanes, most);
     }
 }
 
 // o[r] = alpha o[r] + sum over keys of v[key][r] p[key], R rows (channels) of NV vectors; `first`: o holds nothing yet.
+// A block's keys are one part of the sum.
 template <class A, int R, int NV>
 HOTLOOP_INLINE void value_rows(const typename A::Element* p, const typename A::Element* v, int64_t v_stride,
                                int64_t elements, float* o, const float* alpha, bool first) {
@@ -82,10 +91,7 @@ HOTLOOP_INLINE void value_rows(const typename A::Element* p, const typename A::E
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) {
-            const int at = (r * NV + n) * A::kLanes;
-            sum[r][n] = first ? A::spread(0.0f) : A::mul(A::load(o + at), A::load(alpha + n * A::kLanes));
-        }
+        for (int n = 0; n < NV; ++n) sum[r][n] = A::spread(0.0f);
     for (int64_t j = 0; j < elements; ++j) {
         typename A::X x[NV];
 #pragma GCC unroll 8
@@ -100,7 +106,11 @@ HOTLOOP_INLINE void value_rows(const typename A::Element* p, const typename A::E
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) A::store(o + (r * NV + n) * A::kLanes, sum[r][n]);
+        for (int n = 0; n < NV; ++n) {
+            const int at = (r * NV + n) * A::kLanes;
+            if (!first) sum[r][n] = A::fma(A::load(o + at), A::load(alpha + n * A::kLanes), sum[r][n]);
+            A::store(o + at, sum[r][n]);
+        }
 }
 
 template <class A, int NV>
@@ -161,7 +171,7 @@ struct Running {
 template <class A, int NV>
 void exponentials(float* s, int64_t keys, float c, const Running& running, bool first) {
     using V = typename A::V;
-    V shift[NV], sum[NV];
+    V shift[NV], sum[NV], alpha[NV];
 #pragma GCC unroll 8
     for (int n = 0; n < NV; ++n) {
         const int at = n * A::kLanes;
@@ -169,40 +179,51 @@ void exponentials(float* s, int64_t keys, float c, const Running& running, bool 
         // A query that may look at nothing so far has no maximum to subtract.
         shift[n] = A::where_is(most, kMinusInfinity, A::spread(0.0f), most);
         sum[n] = A::spread(0.0f);
-        if (!first) {
-            const V alpha = exp2<A, 6>(A::mul(A::sub(before, shift[n]), A::spread(c)));
-            sum[n] = A::mul(A::load(running.sum + at), alpha);
-            A::store(running.alpha + at, alpha);
-        }
+        alpha[n] = A::mul(A::sub(before, shift[n]), A::spread(c));
         A::store(running.most + at, most);
     }
-    if constexpr (A::kPerElement == 1) {
-        for (int64_t j = 0; j < keys; ++j)
+    if (!first) {
+        exp2<A, 6>(alpha);
 #pragma GCC unroll 8
-            for (int n = 0; n < NV; ++n) {
-                float* at = s + (j * NV + n) * A::kLanes;
-                const V p = exp2<A, A::kDegree>(A::mul(A::sub(A::load(at), shift[n]), A::spread(c)));
-                sum[n] = A::add(sum[n], p);
-                A::store(at, p);
-            }
+        for (int n = 0; n < NV; ++n) A::store(running.alpha + n * A::kLanes, alpha[n]);
+    }
+    constexpr int kRow = NV * A::kLanes;
+    const auto row = [&](int64_t j, V(&p)[NV]) HOTLOOP_INLINE_LAMBDA {
+#pragma GCC unroll 8
+        for (int n = 0; n < NV; ++n)
+            p[n] = A::mul(A::sub(A::load(s + j * kRow + n * A::kLanes), shift[n]), A::spread(c));
+        exp2<A, A::kDegree>(p);
+#pragma GCC unroll 8
+        for (int n = 0; n < NV; ++n) sum[n] = A::add(sum[n], p[n]);
+    };
+    if constexpr (A::kPerElement == 1) {
+        for (int64_t j = 0; j < keys; ++j) {
+            V p[NV];
+            row(j, p);
+#pragma GCC unroll 8
+            for (int n = 0; n < NV; ++n) A::store(s + j * kRow + n * A::kLanes, p[n]);
+        }
     } else {
-        constexpr int kRow = NV * A::kLanes;
         // Row j of pairs overwrites scores that were read: rows 2 j and 2 j + 1 are not before it.
         auto* pairs = reinterpret_cast<typename A::Element*>(s);
-        for (int64_t j = 0; j < keys; j += 2)
+        for (int64_t j = 0; j < keys; j += 2) {
+            V a[NV], b[NV];
+            row(j, a);
+            if (j + 1 < keys) {
+                row(j + 1, b);
+            } else {
 #pragma GCC unroll 8
-            for (int n = 0; n < NV; ++n) {
-                const float* at = s + (j * NV + n) * A::kLanes;
-                const V a = exp2<A, A::kDegree>(A::mul(A::sub(A::load(at), shift[n]), A::spread(c)));
-                V b = A::spread(0.0f);
-                if (j + 1 < keys)
-                    b = exp2<A, A::kDegree>(A::mul(A::sub(A::load(at + kRow), shift[n]), A::spread(c)));
-                sum[n] = A::add(sum[n], A::add(a, b));
-                A::store_pair(pairs + (j / 2 * NV + n) * A::kLanes, a, b);
+                for (int n = 0; n < NV; ++n) b[n] = A::spread(0.0f);
             }
+#pragma GCC unroll 8
+            for (int n = 0; n < NV; ++n) A::store_pair(pairs + j / 2 * kRow + n * A::kLanes, a[n], b[n]);
+        }
     }
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; ++n) A::store(running.sum + n * A::kLanes, sum[n]);
+    for (int n = 0; n < NV; ++n) {
+        float* total = running.sum + n * A::kLanes;
+        A::store(total, first ? sum[n] : A::fma(A::load(total), alpha[n], sum[n]));
+    }
 }
 
 // --- Rows in and out -------------------------------------------------------------------------------------------------
@@ -275,7 +296,7 @@ struct Sizes {
         // Scores of 24 KB stay in a first-level cache, keys and values of 256 KB in a second-level one.
         const int64_t by_scores = 24 * 1024 / (kTile * 4), by_head = 256 * 1024 / (head * 8);
         keys = by_scores < by_head ? by_scores : by_head;
-        keys = (keys < 384 ? keys : 384) / 12 * 12;
+        keys = (keys < 192 ? keys : 192) / 12 * 12;
         keys = keys < 24 ? 24 : keys;
     }
     int64_t key_row() const { return spaced(head); }
@@ -452,7 +473,7 @@ class ChunkOfTiles {
                 }
             }
         }
-        for (int64_t t = 0; t < size_.tiles; ++t) finish(tiles_[t], weight, Tk > 0);
+        for (int64_t t = 0; t < size_.tiles; ++t) finish(tiles_[t], weight);
     }
 
     // The tile's weights; false when all are 0.
@@ -493,21 +514,20 @@ class ChunkOfTiles {
     }
 
     // Normalise; weigh; add. A query whose weight is 0 keeps every bit, whatever the segment holds.
-    void finish(const Tile& tile, const Tensor* weight, bool any_keys) {
+    void finish(const Tile& tile, const Tensor* weight) {
         const int64_t row = tile.vectors * A::kLanes;
         for (int64_t n = 0; n < tile.vectors; ++n) {
             const int64_t at = n * A::kLanes;
-            const V zero = A::spread(0.0f), w = weight ? A::load(tile.weight + at) : A::spread(1.0f);
+            const V sum = A::load(tile.running.sum + at), w = weight ? A::load(tile.weight + at) : A::spread(1.0f);
             // No key to look at: zeros.
-            const V sum = any_keys ? A::load(tile.running.sum + at) : zero;
-            const V factor = A::where_is(sum, 0.0f, zero, A::div(w, sum));
-            if (size_.sets == 1 && any_keys) {
+            const V factor = A::where_is(sum, 0.0f, A::spread(0.0f), A::div(w, sum));
+            if (size_.sets == 1) {
                 A::store(tile.factor + at, factor);  // store_outputs multiplies
                 continue;
             }
-            for (int64_t d = 0; d < D_; ++d) {
-                const int64_t i = d * row + at;
-                const V o = any_keys ? A::load(tile.o + i) : zero;
+            A::store(tile.factor + at, A::spread(1.0f));
+            for (int64_t i = at; i < D_ * row; i += row) {
+                const V o = A::load(tile.o + i);
                 if (weight) {
                     const V total = A::load(tile.total + i);
                     A::store(tile.total + i, A::where_is(w, 0.0f, total, A::fma(o, factor, total)));
@@ -515,7 +535,6 @@ class ChunkOfTiles {
                     A::store(tile.total + i, A::mul(o, factor));
                 }
             }
-            A::store(tile.factor + at, A::spread(1.0f));
         }
     }
 

@@ -4,8 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <initializer_list>
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "arrays.h"
 #include "common.h"
@@ -85,6 +87,46 @@ void run(const hotloop::Arrays& arrays, const Op& op, void (*cpu)(const Op&),
     } else {
         cpu(op);
     }
+}
+
+// The same values at a larger shape: an axis of size 1, or one that is missing in front, is repeated.
+hotloop::Tensor broadcast(const hotloop::Tensor& t, std::initializer_list<int64_t> shape) {
+    if (!t) return t;
+    hotloop::Tensor view = t;
+    view.ndim = static_cast<int>(shape.size());
+    const int added = view.ndim - t.ndim;
+    for (int i = 0; i < view.ndim; ++i) {
+        view.shape[i] = shape.begin()[i];
+        view.stride[i] = i < added || t.shape[i - added] == 1 ? 0 : t.stride[i - added];
+    }
+    return view;
+}
+
+// segments: of (k, v, weight).
+void attention(py::handle q, py::handle k, py::handle v, py::handle mask, float scale, const py::list& segments,
+               py::handle out, uintptr_t stream, bool unproved) {
+    hotloop::Arrays arrays("attention");
+    const auto packed = [](const hotloop::Tensor& t, const char* name) {
+        if (t.stride[3] != 1)
+            throw hotloop::Error("attention", std::string(name) + " must be contiguous over its last axis",
+                                 "a stride of " + std::to_string(t.stride[3]));
+        return t;
+    };
+    hotloop::Attention op{};
+    op.q = packed(arrays.read(q, "q"), "q");
+    op.k = packed(arrays.read(k, "k"), "k");
+    op.v = packed(arrays.read(v, "v"), "v");
+    op.out = packed(arrays.write(out, "out"), "out");
+    const int64_t B = op.q.shape[0], Tq = op.q.shape[1], H = op.q.shape[2];
+    op.mask = broadcast(arrays.read(mask, "mask"), {B, H, Tq, op.k.shape[1]});
+    op.scale = scale;
+    for (const py::handle segment : segments) {
+        const auto [segment_k, segment_v, weight] = segment.cast<std::tuple<py::object, py::object, py::object>>();
+        op.segment[op.segments++] = {packed(arrays.read(segment_k, "a segment's k"), "a segment's k"),
+                                     packed(arrays.read(segment_v, "a segment's v"), "a segment's v"),
+                                     broadcast(arrays.read(weight, "a segment's weight"), {B, H, Tq})};
+    }
+    run(arrays, op, &hotloop::attention, HOTLOOP_ON_CUDA(&hotloop::attention_cuda), stream, unproved);
 }
 
 void geglu(py::handle x, py::handle out, uintptr_t stream, bool unproved) {
@@ -182,6 +224,7 @@ constexpr const char* kCudaArchitectures = "";
 // noconvert: an array of another type would be updated as a copy, silently.
 PYBIND11_MODULE(_ops, m) {
     m.attr("max_states") = hotloop::kMaxStates;
+    m.attr("max_segments") = hotloop::kMaxSegments;
     m.attr("compiler") = compiler();
     m.attr("cuda_architectures") = kCudaArchitectures;
     m.attr("best_isa") = name_of(hotloop::best_isa());
@@ -195,6 +238,7 @@ PYBIND11_MODULE(_ops, m) {
           py::arg("rows").noconvert(), py::arg("guidance").noconvert(), py::arg("update").noconvert(),
           py::arg("p_x").noconvert(), py::arg("p_m").noconvert(), py::arg("z"), py::arg("mask"), py::arg("known"),
           py::arg("eps"), py::arg("k_img"), py::arg("k_eps"), py::arg("residual"));
+    m.def("attention", &attention);
     m.def("geglu", &geglu);
     m.def("group_norm_silu", &group_norm_silu);
     m.def("layer_norm", &layer_norm);

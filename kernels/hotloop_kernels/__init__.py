@@ -5,6 +5,7 @@ install could build it.
 """
 
 from . import rgb
+from .attention import attention
 from .backend import build_info, compiled, proved, set_threads, threads
 from .cfg_step import cfg_step
 from .checks import KernelError
@@ -13,6 +14,6 @@ from .group_norm_silu import group_norm_silu
 from .layer_norm import layer_norm
 
 __all__ = [
-    "KernelError", "build_info", "cfg_step", "compiled", "geglu", "group_norm_silu", "layer_norm", "proved", "rgb",
-    "set_threads", "threads",
+    "KernelError", "attention", "build_info", "cfg_step", "compiled", "geglu", "group_norm_silu", "layer_norm",
+    "proved", "rgb", "set_threads", "threads",
 ]  # fmt: skip
