@@ -2,10 +2,11 @@
 //
 // What:    out = softmax(Q K^T scale + mask) V + sum_j weight_j softmax(Q K_j^T scale) V_j, as in attention.cpp.
 // Kernels: attention_mma.h    float16 and bfloat16, sm_80 and later: everything;
-//          attention_wgmma.h  the same on sm_90a, for the plain self-attentions of SD 1.5;
+//          attention_wgmma.h  the same on sm_90a, for the plain self-attentions of SD 1.5, once proved for itself;
 //          attention_ffma.h   float32, every GPU.
 //          Their bodies also compile for the CPU, where tests/emulator runs them.
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -23,6 +24,8 @@ __global__ void __launch_bounds__(S::kThreads, 1) attention_ffma(const __grid_co
     attention.run();
 }
 
+std::atomic<bool> use_wgmma{false};
+
 void launch_f32(const Attention& op, const Params& p, cudaStream_t stream) {
     with_ffma_shape(p.head_size, [&](auto shape) {
         using S = decltype(shape);
@@ -34,6 +37,8 @@ void launch_f32(const Attention& op, const Params& p, cudaStream_t stream) {
 
 }  // namespace attention_kernels
 
+void attention_use_wgmma(bool use) { attention_kernels::use_wgmma = use; }
+
 void attention_cuda(const Attention& op, cudaStream_t stream) {
     using namespace attention_kernels;
     // The grid's limit.
@@ -44,7 +49,7 @@ void attention_cuda(const Attention& op, cudaStream_t stream) {
     const Params p = params_of(op);
     if (op.q.dtype == DType::f32)
         launch_f32(op, p, stream);
-    else if (wgmma_fits(op, p) && architecture(op.q.device.index) == 90)
+    else if (use_wgmma && wgmma_fits(op, p) && architecture(op.q.device.index) == 90)
         launch_hopper(op, p, stream);
     else if (op.q.dtype == DType::f16)
         launch_f16(op, p, stream);

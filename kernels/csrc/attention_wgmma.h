@@ -182,6 +182,7 @@ struct WgmmaAttention {
 
             HOTLOOP_NO_UNROLL
             for (int tile = 1; tile < of.tiles; ++tile) {
+                machine::barrier_wait(of.full(true, tile - 1), parity(tile - 1));  // sent before K, so here before it
                 machine::barrier_wait(of.full(false, tile), parity(tile));
                 take_turn();
                 machine::hold(s);
@@ -189,7 +190,6 @@ struct WgmmaAttention {
                 machine::hold(probabilities);
                 machine::wgmma_start();
                 multiply_keys(tile);
-                machine::barrier_wait(of.full(true, tile - 1), parity(tile - 1));
                 multiply_values(tile - 1);
                 if (own == 0 || tile + 1 < of.tiles) pass_turn();
                 machine::wgmma_finish<1>();
@@ -238,7 +238,8 @@ struct WgmmaAttention {
     };
 
     HOTLOOP_DEVICE void run() const {
-        const int warpgroup = machine::thread() / 128;
+        // Uniform: wgmma must not stand in a path that could diverge.
+        const int warpgroup = machine::uniform(machine::thread() / 128);
         if (machine::thread() == 0) {
             machine::barrier_start(q_full(), 1);
             for (int stage = 0; stage < S::kStages; ++stage)

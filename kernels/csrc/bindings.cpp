@@ -239,6 +239,9 @@ PYBIND11_MODULE(_ops, m) {
           py::arg("p_x").noconvert(), py::arg("p_m").noconvert(), py::arg("z"), py::arg("mask"), py::arg("known"),
           py::arg("eps"), py::arg("k_img"), py::arg("k_eps"), py::arg("residual"));
     m.def("attention", &attention);
+#ifdef HOTLOOP_CUDA
+    m.def("attention_use_wgmma", &hotloop::attention_use_wgmma);
+#endif
     m.def("geglu", &geglu);
     m.def("group_norm_silu", &group_norm_silu);
     m.def("layer_norm", &layer_norm);

@@ -33,6 +33,8 @@ HOTLOOP_DEVICE void sync() { __syncthreads(); }
 HOTLOOP_DEVICE bool sync_any(bool value) { return __syncthreads_or(value) != 0; }
 HOTLOOP_DEVICE void sync_warp() { __syncwarp(); }
 HOTLOOP_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+// The same in the whole warp, and known to the compiler to be.
+HOTLOOP_DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 HOTLOOP_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 // --- Numbers ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ namespace hotloop {
 // The compute capability of a device, 90 for 9.0.
 int architecture(int device);
 
-void attention_cuda(const Attention& attention, cudaStream_t stream);
+void attention_cuda(const Attention& op, cudaStream_t stream);
+// Whether Hopper takes its own kernel where that fits; at first it does not.
+void attention_use_wgmma(bool use);
 void geglu_cuda(const Geglu& op, cudaStream_t stream);
 void group_norm_silu_cuda(const GroupNormSilu& op, cudaStream_t stream);
 void layer_norm_cuda(const LayerNorm& op, cudaStream_t stream);

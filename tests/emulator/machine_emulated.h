@@ -329,6 +329,7 @@ inline float exchange(float value, int from) {
     return slot.out;
 }
 inline float shuffle(float value, int lane) { return exchange(value, lane); }
+inline int uniform(int value) { return int(exchange(float(value), 0)); }
 inline float shuffle_xor(float value, int mask) { return exchange(value, (thread() & 31) ^ mask); }
 
 inline float exp2(float x) { return std::exp2(x); }
