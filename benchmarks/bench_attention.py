@@ -60,8 +60,8 @@ def stock(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> to
 
 def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
     """In float64, a head at a time: all scores together are too large."""
-    wide = (t.double().split(1, dim=2) for t in (q, k, v))
-    return torch.cat([stock(*head, causal) for head in zip(*wide, strict=True)], dim=2)
+    one_head = (t.double().split(1, dim=2) for t in (q, k, v))
+    return torch.cat([stock(a, b, c, causal) for a, b, c in zip(*one_head, strict=True)], dim=2)
 
 
 def as_close(want: torch.Tensor, dtype: torch.dtype) -> Check:
