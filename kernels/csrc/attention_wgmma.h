@@ -251,10 +251,10 @@ struct WgmmaAttention {
         }
         machine::sync();
         if (warpgroup == 0) {
-            machine::fewer_registers<24>();
+            machine::fewer_registers<40>();
             if (machine::thread() == 0) produce_all();
         } else {
-            machine::more_registers<240>();
+            machine::more_registers<232>();
             Consumer consumer(*this, warpgroup);
             consumer.attend();
             consumer.store();
