@@ -120,8 +120,7 @@ void scores(const typename A::Element* q, const typename A::Element* k, int64_t 
     int64_t j = 0;
     for (; j + kRows <= keys; j += kRows)
         score_rows<A, kRows, NV>(q, k + j * k_stride, k_stride, elements, s + j * kRow, peak);
-    for (; j + 2 <= keys; j += 2)
-        score_rows<A, 2, NV>(q, k + j * k_stride, k_stride, elements, s + j * kRow, peak);
+    for (; j + 2 <= keys; j += 2) score_rows<A, 2, NV>(q, k + j * k_stride, k_stride, elements, s + j * kRow, peak);
     if (j < keys) score_rows<A, 1, NV>(q, k + j * k_stride, k_stride, elements, s + j * kRow, peak);
 }
 
@@ -287,8 +286,7 @@ struct Sizes {
 
     int64_t head, keys, tiles, sets;
 
-    Sizes(const Attention& a, int64_t tiles_)
-        : head(a.q.shape[3]), tiles(tiles_), sets(1 + a.segments) {
+    Sizes(const Attention& a, int64_t tiles_) : head(a.q.shape[3]), tiles(tiles_), sets(1 + a.segments) {
         // Scores of 24 KB stay in a first-level cache, keys and values of 256 KB in a second-level one.
         const int64_t by_scores = 24 * 1024 / (kTile * 4), by_head = 256 * 1024 / (head * 8);
         keys = by_scores < by_head ? by_scores : by_head;
@@ -462,10 +460,17 @@ class ChunkOfTiles {
             for (int64_t t = 0; t < size_.tiles; ++t) {
                 const Tile& tile = tiles_[t];
                 switch (tile.vectors) {
-                    case 1: block<1>(tile, first, end - first, weight); break;
-                    case 2: block<2>(tile, first, end - first, weight); break;
-                    case 3: block<3>(tile, first, end - first, weight); break;
-                    default: block<4>(tile, first, end - first, weight);
+                    case 1:
+                        block<1>(tile, first, end - first, weight);
+                        break;
+                    case 2:
+                        block<2>(tile, first, end - first, weight);
+                        break;
+                    case 3:
+                        block<3>(tile, first, end - first, weight);
+                        break;
+                    default:
+                        block<4>(tile, first, end - first, weight);
                 }
             }
         }
@@ -545,8 +550,7 @@ class ChunkOfTiles {
             for (int64_t d = 0; d < D_; d += 4) {
                 V x[4];
 #pragma GCC unroll 4
-                for (int i = 0; i < 4; ++i)
-                    x[i] = A::mul(A::load(tile.total + (d + i) * row + n * A::kLanes), factor);
+                for (int i = 0; i < 4; ++i) x[i] = A::mul(A::load(tile.total + (d + i) * row + n * A::kLanes), factor);
                 A::store_columns(rows + d, stride, x);
             }
             if (direct) continue;
