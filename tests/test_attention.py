@@ -154,6 +154,15 @@ def test_a_query_that_may_look_at_nothing_gets_zeros(dtype):
 
 
 @compiled
+def test_a_mask_of_the_lowest_finite_values_is_no_mask_of_infinities():
+    inputs = case(1, 40, 300, 2, 16)
+    hidden = torch.rand(40, 300, generator=torch.Generator().manual_seed(2)) < 0.5
+    hidden[3] = True  # these all count the same: as if nothing were hidden, but for the scores that drown
+    for kind in (torch.float32, torch.bfloat16):
+        assert_close(inputs, mask=torch.zeros(40, 300, dtype=kind).masked_fill(hidden, torch.finfo(kind).min))
+
+
+@compiled
 def test_a_mask_need_not_be_contiguous():
     inputs = case(2, 33, 50, 3, 16)
     mask = torch.randn(50, 33, 2, 3, generator=torch.Generator().manual_seed(2)).permute(2, 3, 1, 0)
