@@ -11,7 +11,7 @@ import hotloop_kernels
 from hotloop.steptable import K
 from hotloop_kernels import KernelError, backend, cfg_step
 from hotloop_kernels.cfg_step import MAX_STATES
-from hotloop_kernels.testing import BACKENDS, can_compile, use
+from hotloop_kernels.testing import BACKENDS, ISAS, can_compile, use, use_isa
 
 SIZES = [
     (2, 4, 64, 64),  # SD 1.5 at 512 x 512
@@ -106,6 +106,98 @@ def test_the_compiled_operator_equals_the_reference_bit_for_bit(shape, parts):
     with use("reference"):
         want = run(state, arguments, keywords)
     assert np.array_equal(run(state, arguments, keywords), want)
+
+
+compiled = pytest.mark.skipif("compiled" not in BACKENDS, reason="no compiled operators")
+
+
+@compiled
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_gives_the_same_bits(isa):
+    state, arguments, keywords = case((3, 4, 7, 11), guidance=True, z=True, mask=True)
+    want = run(state, arguments, keywords)
+    with use_isa(isa):
+        assert np.array_equal(run(state, arguments, keywords), want)
+
+
+def by_value(state, arguments, keywords):
+    """What a CUDA thread does for each value, run on the CPU."""
+    names = ("z", "mask", "known", "eps", "k_img", "k_eps", "residual")
+    out = state.copy()
+    rest = [keywords.get(name) for name in names]
+    backend.ops.cfg_step(out, *arguments, *rest, 0, False, True)
+    return out
+
+
+@compiled
+@pytest.mark.parametrize("parts", PARTS, ids=lambda p: "+".join(p) or "plain")
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+def test_a_cuda_threads_arithmetic_gives_the_same_bits(shape, parts):
+    state, arguments, keywords = case(shape, seed=2, **parts)
+    assert np.array_equal(by_value(state, arguments, keywords), run(state, arguments, keywords))
+
+
+@compiled
+def test_a_cuda_thread_reads_nothing_with_a_zero_coefficient():
+    state, arguments, _ = case((2, 4, 5, 5))
+    update = np.zeros_like(arguments[4])
+    update[:, 0, 0] = 0.5
+    update[:, 1] = np.eye(8, 10, dtype=np.float32)[1]
+    state[1:] = np.nan
+    m_c = np.full_like(arguments[0], np.nan)
+    got = by_value(state, (m_c, *arguments[1:4], update, *arguments[5:]), {})
+    assert np.array_equal(got[0], state[0] / 2) and np.isnan(got[1]).all() and not got[2:].any()
+
+
+@compiled
+def test_what_the_host_cannot_check_on_a_device_gives_nan_there():
+    state, arguments, _ = case((3, 1, 2, 2), states=1)
+    m_c, m_u, _, g, update, p_x, p_m = arguments
+    update[1, 0, -1] = 1  # noise, and no z
+    got = by_value(state, (m_c, m_u, np.array([0, 1, 6], np.int32), g, update, p_x, p_m), {})
+    assert np.isfinite(got[0, 0]).all() and np.isnan(got[0, 1:]).all()
+
+
+@compiled
+@pytest.mark.parametrize("parts", PARTS, ids=lambda p: "+".join(p) or "plain")
+def test_torch_tensors_give_the_same_bits_in_place(parts):
+    torch = pytest.importorskip("torch")
+    state, arguments, keywords = case((3, 4, 7, 11), **parts)
+    tensors = torch.from_numpy(state.copy())
+    arguments_t = [None if a is None else torch.from_numpy(a) for a in arguments]
+    cfg_step(tensors, *arguments_t, **{name: torch.from_numpy(a) for name, a in keywords.items()})
+    assert np.array_equal(tensors.numpy(), run(state, arguments, keywords))
+
+
+@compiled
+def test_bad_tensors_name_the_rule_and_the_value():
+    torch = pytest.importorskip("torch")
+    arrays, arguments, _ = case((2, 4, 5, 5), guidance=True)
+    state = torch.from_numpy(arrays)
+    m_c, m_u, rows, *rest = (torch.from_numpy(a) for a in arguments)
+    update, p_x, p_m = rest[1:]
+    noisy = update.clone()
+    noisy[:, 0, -1] = 1
+    for message, call in {
+        r"\[cfg_step\] state must be float32 \[K\+1, N, C, h, w\], got float16": lambda: cfg_step(
+            state.half(), m_c, m_u, rows, *rest
+        ),
+        r"\[cfg_step\] rows must be int32 \[2\], got int64 \[2\]": lambda: cfg_step(
+            state, m_c, m_u, rows.long(), *rest
+        ),
+        r"\[cfg_step\] rows must lie in 0\.\.5, got 6": lambda: cfg_step(state, m_c, m_u, rows * 0 + 6, *rest),
+        r"\[cfg_step\] z must be given for rows with a noise column": lambda: cfg_step(
+            state, m_c, m_u, rows, rest[0], noisy, p_x, p_m
+        ),
+        r"\[cfg_step\] m_c must be contiguous, got gaps between values": lambda: cfg_step(
+            state, m_c.transpose(2, 3), m_u, rows, *rest
+        ),
+        r"\[cfg_step\] known must be float32 \[2, 4, 5, 5\], got NoneType": lambda: cfg_step(
+            state, m_c, m_u, rows, *rest, mask=torch.zeros(2, 1, 5, 5)
+        ),
+    }.items():
+        with pytest.raises(KernelError, match=message):
+            call()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

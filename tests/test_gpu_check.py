@@ -29,7 +29,7 @@ def test_an_operator_is_proved_by_green_tests_of_its_own_and_by_nothing_else(tmp
     assert tests.passed == {"test_attention": 2, "test_geglu": 1}
     assert tests.failed == {"test_geglu": 1, "test_layer_norm": 1}
     assert tests.first == "test_geglu::b: off by one"
-    assert proved_by(tests, ("attention", "geglu", "rgb", "layer_norm", "cfg_step")) == ["attention"]
+    assert proved_by(tests, ("attention", "geglu", "rgb.pack", "layer_norm", "cfg_step")) == ["attention"]
     assert proved_by(Outcome({}, {}, None), ("attention",)) == []
 
 

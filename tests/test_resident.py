@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import hotloop
+import hotloop_kernels as kernels
 from hotloop import loop, resident, samplers
 from hotloop.bundle import builtin
 from hotloop.denoiser import Resident, UNetDenoiser
@@ -29,7 +30,6 @@ from hotloop.samplers import StepTable
 from hotloop.schedule import Schedule
 from hotloop.spec import REWRITES, Family, family
 from hotloop.steptable import K
-from hotloop_kernels import cfg_step
 
 CONFIG = {
     "block_out_channels": (16, 32), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -37,6 +37,7 @@ CONFIG = {
     "attention_head_dim": 4, "cross_attention_dim": 24, "time_cond_proj_dim": 6,
 }  # fmt: skip
 N, T = 2, 5
+pytestmark = pytest.mark.skipif(not kernels.compiled(), reason="without compiled operators torch's stand in for them")
 GUIDED = [False, True]
 
 
@@ -184,7 +185,7 @@ def test_two_runs_at_a_time_do_not_share_a_state(unet: Any) -> None:
 def test_the_update_in_torch_is_cfg_step(unet: Any, sampler: str, inpaint: bool, monkeypatch: Any) -> None:
     made, run = engines(unet), given(table_of(sampler), inpaint=inpaint)
     want = resident_run(made, run)
-    monkeypatch.setattr(resident, "_host_step", resident.update_step)
+    monkeypatch.setattr(resident, "fused_step", resident.update_step)
     got = resident_run(made, run)
     assert np.abs(got - want).max() <= 2e-5 * np.abs(want).max()
 
@@ -205,7 +206,9 @@ def test_residual_guidance_in_torch_is_cfg_step() -> None:
     plan.mask = plan.known = plan.eps = None
     resident.update_step(plan, torch.from_numpy(m_c), None)
     want = columns[: K + 1].copy()
-    cfg_step(want, m_c, None, rows, guidance, update, tables["p_x"], tables["p_m"], z=columns[-1], residual=residual)
+    kernels.cfg_step(
+        want, m_c, None, rows, guidance, update, tables["p_x"], tables["p_m"], z=columns[-1], residual=residual
+    )
     assert np.abs(plan.state.numpy() - want).max() <= 1e-5 * np.abs(want).max()
 
 
@@ -288,3 +291,11 @@ def test_other_engines_are_refused(unet: Any) -> None:
     made = engines(unet)
     with pytest.raises(InputError, match="native engines, got 'onnx'"):
         ResidentLoop(**made, decoder=hotloop.load().networks["vae_decoder"])
+
+
+def test_pixels_packed_in_torch_are_the_operators(pipe: Any) -> None:
+    image = torch.from_numpy(normal(2, 3, 33, 47, seed=1))
+    for made, want in zip(resident.pack(image), resident.fused_pack(image), strict=True):
+        assert torch.equal(made, want)
+    image[1, 2, 3, 4] = float("inf")
+    assert not resident.pack(image)[1] and not resident.fused_pack(image)[1]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hotloop_kernels import KernelError, rgb
-from hotloop_kernels.testing import BACKENDS, use
+from hotloop_kernels import backend as kernels_backend
+from hotloop_kernels.testing import BACKENDS, ISAS, use, use_isa
 
 SIZES = [(1, 3, 64, 64), (2, 3, 7, 11), (1, 4, 1, 1025), (3, 1, 5, 1), (0, 3, 8, 8)]
 
@@ -89,7 +90,120 @@ def test_a_value_that_is_not_finite_is_an_error_not_a_black_pixel(backend, value
 
 
 def test_another_dtype_or_layout_is_an_error():
-    with pytest.raises(KernelError, match=r"\[rgb.pack\] images must be float32 \[N, C, h, w\], got float64 \[1"):
+    with pytest.raises(
+        KernelError, match=r"\[rgb.pack\] images must be float32, float16 or bfloat16 \[N, C, h, w\], got float64 \[1"
+    ):
         rgb.pack(np.zeros((1, 3, 2, 2)))
     with pytest.raises(KernelError, match=r"\[rgb.unpack\] pixels must be uint8 \[N, h, w, C\], got uint8 \[2, 2, 3\]"):
         rgb.unpack(np.zeros((2, 2, 3), np.uint8))
+
+
+compiled = pytest.mark.skipif("compiled" not in BACKENDS, reason="no compiled operators")
+
+RESIZES = [
+    ((72, 128), (32, 32)),  # a camera's 16 : 9 in small
+    ((33, 47), (16, 16)),
+    ((16, 16), (33, 47)),
+    ((12, 20), (12, 7)),
+    ((5, 40), (20, 10)),  # one axis grows, the other shrinks
+    ((1, 1), (3, 4)),
+    ((8, 9), (1, 1)),
+]
+
+
+def photographs(size, n=2, channels=3):
+    return np.random.default_rng(0).integers(0, 256, (n, *size, channels), dtype=np.uint8)
+
+
+def coverage(inputs, outputs):
+    """[outputs, inputs]: the share of each input in what an output covers, from real intervals."""
+    edge = np.arange(outputs + 1) * inputs / outputs
+    low = np.maximum(edge[:-1, None], np.arange(inputs)[None])
+    high = np.minimum(edge[1:, None], np.arange(inputs)[None] + 1)
+    return np.maximum(high - low, 0) * outputs / inputs
+
+
+def between_centres(inputs, outputs):
+    """[outputs, inputs]: a hat around each output's centre, edges repeated."""
+    centre = np.clip((np.arange(outputs) + 0.5) * inputs / outputs - 0.5, 0, inputs - 1)
+    return np.maximum(1 - np.abs(centre[:, None] - np.arange(inputs)[None]), 0)
+
+
+def matrix(inputs, outputs, kind):
+    area = kind == "area" or (kind == "fit" and outputs < inputs)
+    return coverage(inputs, outputs) if area else between_centres(inputs, outputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", rgb.FILTERS)
+@pytest.mark.parametrize(("size", "to"), RESIZES, ids=str)
+def test_a_resize_equals_its_definition_in_float64(backend, kind, size, to):
+    pixels = photographs(size)
+    down, across = matrix(size[0], to[0], kind), matrix(size[1], to[1], kind)
+    want = np.einsum("yj,xi,njic->ncyx", down, across, pixels.astype(np.float64)) / 127.5 - 1
+    with use(backend):
+        got = rgb.unpack(pixels, size=to, filter=kind)
+    assert got.dtype == np.float32 and np.abs(got - want).max() <= 1e-6
+
+
+@compiled
+@pytest.mark.parametrize("kind", rgb.FILTERS)
+@pytest.mark.parametrize(("size", "to"), [*RESIZES, ((9, 9), (9, 9))], ids=str)
+def test_reference_every_instruction_set_and_a_cuda_thread_give_the_same_bits(kind, size, to):
+    pixels = photographs(size)
+    with use("reference"):
+        want = rgb.unpack(pixels, size=to, filter=kind)
+    for isa in ISAS:
+        with use_isa(isa):
+            assert np.array_equal(rgb.unpack(pixels, size=to, filter=kind), want)
+    by_value = np.empty_like(want)
+    kernels_backend.ops.rgb_unpack(pixels, by_value, kind, 0, False, True)
+    assert np.array_equal(by_value, want)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "area"])
+def test_resizes_agree_with_torchs(mode):
+    torch = pytest.importorskip("torch")
+    size, to, kind = ((20, 30), (50, 41), "linear") if mode == "bilinear" else ((64, 96), (16, 32), "area")
+    pixels = photographs(size)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).double()
+    want = torch.nn.functional.interpolate(x, to, mode=mode) / 127.5 - 1
+    assert np.abs(rgb.unpack(pixels, size=to, filter=kind) - want.numpy()).max() <= 1e-6
+
+
+@compiled
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_tensors_of_torch_pass_in_every_dtype_and_layout(dtype):
+    torch = pytest.importorskip("torch")
+    kind = getattr(torch, dtype)
+    x = torch.from_numpy(pictures((2, 3, 33, 47))).to(kind)
+    packed = rgb.pack(x)
+    assert packed.dtype == torch.uint8 and np.array_equal(packed.numpy(), rgb.pack(x.float().numpy()))
+    last = x.contiguous(memory_format=torch.channels_last)
+    planes = torch.empty(2, 3, 33, 47, dtype=torch.uint8).permute(0, 2, 3, 1)
+    assert torch.equal(rgb.pack(last), packed) and torch.equal(rgb.pack(x, out=planes), packed)
+    unpacked = rgb.unpack(packed, size=(16, 20), dtype=dtype)
+    assert unpacked.dtype == kind
+    assert torch.equal(unpacked, torch.from_numpy(rgb.unpack(packed.numpy(), size=(16, 20))).to(kind))
+    again = torch.empty(2, 3, 16, 20, dtype=kind).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(rgb.unpack(planes.copy_(packed), out=again, size=(16, 20)), unpacked)
+
+
+@compiled
+def test_a_tensor_with_nan_is_an_error_too():
+    torch = pytest.importorskip("torch")
+    x = torch.full((1, 3, 4, 4), float("nan"))
+    with pytest.raises(KernelError, match=r"\[rgb.pack\] images must be finite, got 48 values"):
+        rgb.pack(x)
+
+
+def test_a_bad_size_filter_or_dtype_is_an_error():
+    pixels = photographs((4, 4))
+    for message, keywords in {
+        r"\[rgb.unpack\] filter must be one of fit, area, linear, got cubic": {"filter": "cubic"},
+        r"\[rgb.unpack\] sizes must lie in 1..16384, got 4 x 4 to 0 x 3": {"size": (0, 3)},
+        r"\[rgb.unpack\] dtype must be float32, float16 or bfloat16, got float64": {"dtype": "float64"},
+        r"\[rgb.unpack\] out must be float32 \[2, 3, 4, 4\], got float32 \[1\]": {"out": np.zeros(1, np.float32)},
+    }.items():
+        with pytest.raises(KernelError, match=message):
+            rgb.unpack(pixels, **keywords)

@@ -24,6 +24,7 @@ class Arrays {
     // True when the arrays are on a CUDA device, and the operator may run there: it is in this build, the GPU is not too
     // old, and it was proved on such GPUs or the caller does not mind.
     bool on_cuda(bool unproved) const;
+    const char* op() const { return op_; }
 
   private:
     Tensor import(pybind11::handle array, const char* name, bool writable);

@@ -1,11 +1,14 @@
-// attention: softmax(q k^T scale + mask) v, plus weighted attentions to further keys and values; scores stay in the cache.
+// attention: softmax(q k^T scale + mask) v, plus weighted attentions to further keys and values, scores in the cache
+// only.
 //
 // What:    one pass over the keys per tile of queries with a running maximum and sum (Milakov & Gimelshein 2018; Dao et
 //          al. 2022), every set of keys with a softmax of its own.
 // Layout:  [B, T, H, D], the last dimension contiguous. Inside, queries lie across the lanes (see attention_tile.h).
-// Limit:   multiplication. One core of a Zen 5 at 4.1 GHz, 4096 tokens of 8 heads of 40: float32 78 % of its 266 GFLOP/s,
-//          bfloat16 70 % of its 535. Of the time, 80 and 72 % are the two products, at their limit; 12 and 19 % exponentials.
-// Order:   a query's sums run over the keys in blocks whose size depends on D and the instruction set alone. So a result
+// Limit:   multiplication. One core of a Zen 5 at 4.1 GHz, 4096 tokens, 8 heads of 40: float32 82 % of its 266 GFLOP/s,
+//          bfloat16 72 % of its 535. Of the time, 82 and 75 % are the two products, which run at their limit, and 11
+//          and 19 % the exponentials; the rest moves rows. At 256 tokens of 160, with a quarter of the exponentials per
+//          product, 85 and 82 %.
+// Order:   a query's sums run over blocks of keys whose size depends on D and the instruction set alone. So its result
 //          depends neither on the number of threads nor on what else is in the batch, bit for bit.
 
 #include <cstdint>
@@ -22,9 +25,12 @@ const AttentionKernel& kernel_for(const Attention& a) {
 #ifdef HOTLOOP_X86
     const bool bf16 = a.q.dtype == DType::bf16;
     switch (isa()) {
-        case Isa::avx512: return bf16 && __builtin_cpu_supports("avx512bf16") ? kAttentionAvx512Bf16 : kAttentionAvx512;
-        case Isa::avx2: return kAttentionAvx2;
-        case Isa::scalar: break;
+        case Isa::avx512:
+            return bf16 && __builtin_cpu_supports("avx512bf16") ? kAttentionAvx512Bf16 : kAttentionAvx512;
+        case Isa::avx2:
+            return kAttentionAvx2;
+        case Isa::scalar:
+            break;
     }
 #endif
     return kPortable;
@@ -44,9 +50,13 @@ void attention(const Attention& a) {
     const int64_t B = a.q.shape[0], Tq = a.q.shape[1], heads = a.q.shape[2], D = a.q.shape[3];
     if (B * Tq * heads == 0) return;
     const int64_t vectors = (Tq + kernel.lanes - 1) / kernel.lanes;
-    const int64_t tiles = (vectors + kernel.vectors - 1) / kernel.vectors;
-    // Keys and values are copied once per chunk, so a chunk takes as many tiles as a second-level cache holds (streaming
-    // its tiles costs less than copying again), and fewer where threads would stand idle.
+    const auto tiles_of = [&](int64_t width) { return (vectors + width - 1) / width; };
+    // The widest tiles that leave one to every thread.
+    int64_t width = kernel.vectors;
+    while (width > 1 && B * heads * tiles_of(width) < threads()) --width;
+    const int64_t tiles = tiles_of(width);
+    // Keys and values are copied once per chunk, so a chunk takes as many tiles as a second-level cache holds
+    // (streaming its tiles costs less than copying again), and fewer where threads would stand idle.
     const int64_t tile_bytes = kernel.lanes * kernel.vectors * D * 4 * (a.segments ? 3 : 2);
     const int64_t by_cache = 1024 * 1024 / tile_bytes, by_threads = B * heads * tiles / (2 * threads());
     int64_t group = by_cache < by_threads ? by_cache : by_threads;

@@ -15,8 +15,8 @@ struct AttentionChunk {
 };
 
 struct AttentionKernel {
-    int lanes, vectors;                                    // queries per vector, vectors per tile at most
-    int64_t (*scratch)(const Attention&, int64_t tiles);   // floats that a chunk of so many tiles needs
+    int lanes, vectors;                                   // queries per vector, vectors per tile at most
+    int64_t (*scratch)(const Attention&, int64_t tiles);  // floats that a chunk of so many tiles needs
     void (*run)(const Attention&, const AttentionChunk&, float* scratch);
 };
 

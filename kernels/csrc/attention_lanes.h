@@ -1,7 +1,8 @@
 // The vectors that attention is written in: kLanes queries side by side, one policy per instruction set.
 //
 // A policy has the type V of kLanes floats and static functions on it. It is only defined where the translation unit is
-// compiled for its instruction set; everything here is inlined, so that no code of one set can be linked into another's.
+// compiled for its instruction set; everything here is inlined, so that no code of one set can be linked into
+// another's.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +18,9 @@
 namespace hotloop {
 namespace {
 
-// 2^x = 1 + x (c1 + x (c2 + ...)) on [-1/2, 1/2], least relative error with 2^0 exactly 1, so that a query that sees one
-// key returns its value unchanged. Degree 6: 2e-9, nothing beside the rounding. Degree 4: 3e-6, a thousandth of the step
-// of a bfloat16, which is what the result becomes there.
+// 2^x = 1 + x (c1 + x (c2 + ...)) on [-1/2, 1/2], least relative error with 2^0 exactly 1, so that a query that sees
+// one key returns its value unchanged. Degree 6: 2e-9, nothing beside the rounding. Degree 4: 3e-6, a thousandth of the
+// step of a bfloat16, which is what the result becomes there.
 template <int kDegree>
 struct Exp2;
 template <>
@@ -103,8 +104,7 @@ struct Portable {
     }
     // Four columns of kLanes rows: x[c] gets column c.
     static HOTLOOP_INLINE void load_columns(const float* rows, int64_t stride, V (&x)[4]) {
-        for (int c = 0; c < 4; ++c)
-            x[c] = each([&](int i) { return rows[i * stride + c]; });
+        for (int c = 0; c < 4; ++c) x[c] = each([&](int i) { return rows[i * stride + c]; });
     }
     static HOTLOOP_INLINE void store_columns(float* rows, int64_t stride, const V (&x)[4]) {
         for (int c = 0; c < 4; ++c)
@@ -143,7 +143,8 @@ struct Avx2 {
     static HOTLOOP_INLINE V two_quads(const float* low, const float* high) {
         return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
     }
-    // Quads of four columns lie lane by lane so that a 4 x 4 transposition inside each 128 bits brings the rows in order.
+    // Quads of four columns lie lane by lane so that a 4 x 4 transposition inside each 128 bits brings the rows in
+    // order.
     static HOTLOOP_INLINE void transpose(V (&x)[4]) {
         const V a = _mm256_unpacklo_ps(x[0], x[1]), b = _mm256_unpackhi_ps(x[0], x[1]);
         const V c = _mm256_unpacklo_ps(x[2], x[3]), d = _mm256_unpackhi_ps(x[2], x[3]);
@@ -184,7 +185,8 @@ struct Avx2 {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 struct Avx512 {
     static constexpr int kLanes = 16;
-    static constexpr int kVectors = 4;  // 6 rows x 4 vectors: 24 accumulators, 4 operands and a broadcast of 32 registers
+    static constexpr int kVectors =
+        4;  // 6 rows x 4 vectors: 24 accumulators, 4 operands and a broadcast of 32 registers
     using V = __m512;
 
     static HOTLOOP_INLINE V spread(float a) { return _mm512_set1_ps(a); }

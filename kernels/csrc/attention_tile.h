@@ -40,40 +40,49 @@ struct HeadRows {
 
 // --- The two products ------------------------------------------------------------------------------------------------
 
+// A sum of many terms is taken in parts: its rounding error grows with the root of the count of terms in one part.
+constexpr int64_t kPart = 160;
+
 // s[r] = k[r] . q and peak = max(peak, s[r]), R rows (keys) of NV vectors.
 template <class A, int R, int NV>
 HOTLOOP_INLINE void score_rows(const typename A::Element* q, const typename A::Element* k, int64_t k_stride,
                                int64_t elements, float* s, float* peak) {
     using V = typename A::V;
-    V sum[R][NV];
+    for (int64_t part = 0; part < elements; part += kPart) {
+        const int64_t end = part + kPart < elements ? part + kPart : elements;
+        V sum[R][NV];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) sum[r][n] = A::spread(0.0f);
-    for (int64_t d = 0; d < elements; ++d) {
-        typename A::X x[NV];
+            for (int n = 0; n < NV; ++n) sum[r][n] = A::spread(0.0f);
+        for (int64_t d = part; d < end; ++d) {
+            typename A::X x[NV];
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) x[n] = A::operand(q + (d * NV + n) * A::kLanes);
+            for (int n = 0; n < NV; ++n) x[n] = A::operand(q + (d * NV + n) * A::kLanes);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const typename A::X key = A::broadcast(k + r * k_stride + d);
+            for (int r = 0; r < R; ++r) {
+                const typename A::X key = A::broadcast(k + r * k_stride + d);
 #pragma GCC unroll 8
-            for (int n = 0; n < NV; ++n) sum[r][n] = A::mac(sum[r][n], key, x[n]);
+                for (int n = 0; n < NV; ++n) sum[r][n] = A::mac(sum[r][n], key, x[n]);
+            }
         }
-    }
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; ++n) {
-        V most = A::load(peak + n * A::kLanes);
+        for (int n = 0; n < NV; ++n) {
+            V most = A::load(peak + n * A::kLanes);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            most = A::max(sum[r][n], most);
-            A::store(s + (r * NV + n) * A::kLanes, sum[r][n]);
+            for (int r = 0; r < R; ++r) {
+                float* at = s + (r * NV + n) * A::kLanes;
+                if (part > 0) sum[r][n] = A::add(A::load(at), sum[r][n]);
+                most = A::max(sum[r][n], most);
+                A::store(at, sum[r][n]);
+            }
+            if (end == elements) A::store(peak + n * A::kLanes, most);
         }
-        A::store(peak + n * A::kLanes, most);
     }
 }
 
 // o[r] = alpha o[r] + sum over keys of v[key][r] p[key], R rows (channels) of NV vectors; `first`: o holds nothing yet.
+// A block's keys are one part of the sum.
 template <class A, int R, int NV>
 HOTLOOP_INLINE void value_rows(const typename A::Element* p, const typename A::Element* v, int64_t v_stride,
                                int64_t elements, float* o, const float* alpha, bool first) {
@@ -82,10 +91,7 @@ HOTLOOP_INLINE void value_rows(const typename A::Element* p, const typename A::E
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) {
-            const int at = (r * NV + n) * A::kLanes;
-            sum[r][n] = first ? A::spread(0.0f) : A::mul(A::load(o + at), A::load(alpha + n * A::kLanes));
-        }
+        for (int n = 0; n < NV; ++n) sum[r][n] = A::spread(0.0f);
     for (int64_t j = 0; j < elements; ++j) {
         typename A::X x[NV];
 #pragma GCC unroll 8
@@ -100,7 +106,11 @@ HOTLOOP_INLINE void value_rows(const typename A::Element* p, const typename A::E
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) A::store(o + (r * NV + n) * A::kLanes, sum[r][n]);
+        for (int n = 0; n < NV; ++n) {
+            const int at = (r * NV + n) * A::kLanes;
+            if (!first) sum[r][n] = A::fma(A::load(o + at), A::load(alpha + n * A::kLanes), sum[r][n]);
+            A::store(o + at, sum[r][n]);
+        }
 }
 
 template <class A, int NV>
@@ -110,8 +120,7 @@ void scores(const typename A::Element* q, const typename A::Element* k, int64_t 
     int64_t j = 0;
     for (; j + kRows <= keys; j += kRows)
         score_rows<A, kRows, NV>(q, k + j * k_stride, k_stride, elements, s + j * kRow, peak);
-    for (; j + 2 <= keys; j += 2)
-        score_rows<A, 2, NV>(q, k + j * k_stride, k_stride, elements, s + j * kRow, peak);
+    for (; j + 2 <= keys; j += 2) score_rows<A, 2, NV>(q, k + j * k_stride, k_stride, elements, s + j * kRow, peak);
     if (j < keys) score_rows<A, 1, NV>(q, k + j * k_stride, k_stride, elements, s + j * kRow, peak);
 }
 
@@ -132,9 +141,9 @@ void values(const typename A::Element* p, const typename A::Element* v, int64_t 
 
 // --- The softmax between them ----------------------------------------------------------------------------------------
 
-// s = c s + mask, and its maximum.
+// s = scale s + mask, and its maximum.
 template <class A, int NV>
-void add_mask(float* s, const float* mask, int64_t keys, float c, float* peak) {
+void add_mask(float* s, const float* mask, int64_t keys, float scale, float* peak) {
     using V = typename A::V;
     V most[NV];
 #pragma GCC unroll 8
@@ -143,7 +152,7 @@ void add_mask(float* s, const float* mask, int64_t keys, float c, float* peak) {
 #pragma GCC unroll 8
         for (int n = 0; n < NV; ++n) {
             const int64_t at = (j * NV + n) * A::kLanes;
-            const V x = A::fma(A::load(s + at), A::spread(c), A::load(mask + at));
+            const V x = A::fma(A::load(s + at), A::spread(scale), A::load(mask + at));
             most[n] = A::max(x, most[n]);
             A::store(s + at, x);
         }
@@ -175,10 +184,7 @@ void exponentials(float* s, int64_t keys, float c, const Running& running, bool 
     if (!first) {
         exp2<A, 6>(alpha);
 #pragma GCC unroll 8
-        for (int n = 0; n < NV; ++n) {
-            sum[n] = A::mul(A::load(running.sum + n * A::kLanes), alpha[n]);
-            A::store(running.alpha + n * A::kLanes, alpha[n]);
-        }
+        for (int n = 0; n < NV; ++n) A::store(running.alpha + n * A::kLanes, alpha[n]);
     }
     constexpr int kRow = NV * A::kLanes;
     const auto row = [&](int64_t j, V(&p)[NV]) HOTLOOP_INLINE_LAMBDA {
@@ -213,7 +219,10 @@ void exponentials(float* s, int64_t keys, float c, const Running& running, bool 
         }
     }
 #pragma GCC unroll 8
-    for (int n = 0; n < NV; ++n) A::store(running.sum + n * A::kLanes, sum[n]);
+    for (int n = 0; n < NV; ++n) {
+        float* total = running.sum + n * A::kLanes;
+        A::store(total, first ? sum[n] : A::fma(A::load(total), alpha[n], sum[n]));
+    }
 }
 
 // --- Rows in and out -------------------------------------------------------------------------------------------------
@@ -241,7 +250,7 @@ void narrow_row(DType dtype, const float* in, char* out, int64_t n) {
     }
 }
 
-// One row of the mask as what is added to scores in units of log2.
+// One row of the mask as what is added to scores.
 template <class L>
 void mask_row(DType dtype, const char* in, int64_t stride, float* out, int64_t n) {
     if (dtype == DType::u8) {
@@ -249,13 +258,9 @@ void mask_row(DType dtype, const char* in, int64_t stride, float* out, int64_t n
         for (int64_t i = 0; i < n; ++i) out[i] = row[i * stride] ? 0.0f : kMinusInfinity;
         return;
     }
-    if (stride == 1) {
-        widen_row<L>(dtype, in, out, n);
-    } else {
-        const int64_t bytes = bytes_of(dtype);
-        for (int64_t i = 0; i < n; ++i) widen_row<L>(dtype, in + i * stride * bytes, out + i, 1);
-    }
-    for (int64_t i = 0; i < n; ++i) out[i] *= kLog2e;
+    if (stride == 1) return widen_row<L>(dtype, in, out, n);
+    const int64_t bytes = bytes_of(dtype);
+    for (int64_t i = 0; i < n; ++i) widen_row<L>(dtype, in + i * stride * bytes, out + i, 1);
 }
 
 // [kLanes rows][columns] -> columns of kLanes, `row` floats apart.
@@ -281,17 +286,16 @@ struct Sizes {
 
     int64_t head, keys, tiles, sets;
 
-    Sizes(const Attention& a, int64_t tiles_)
-        : head(a.q.shape[3]), tiles(tiles_), sets(1 + a.segments) {
+    Sizes(const Attention& a, int64_t tiles_) : head(a.q.shape[3]), tiles(tiles_), sets(1 + a.segments) {
         // Scores of 24 KB stay in a first-level cache, keys and values of 256 KB in a second-level one.
         const int64_t by_scores = 24 * 1024 / (kTile * 4), by_head = 256 * 1024 / (head * 8);
         keys = by_scores < by_head ? by_scores : by_head;
-        keys = (keys < 384 ? keys : 384) / 12 * 12;
+        keys = (keys < 192 ? keys : 192) / 12 * 12;
         keys = keys < 24 ? 24 : keys;
     }
     int64_t key_row() const { return spaced(head); }
     int64_t mask_stride() const { return keys + 4; }
-    int64_t row_buffer() const { return kTile * (head > mask_stride() ? head : mask_stride()); }
+    int64_t row_buffer() const { return L::kLanes * (head > mask_stride() ? head : mask_stride()); }
     int64_t of_tile() const { return kTile * (head * (sets > 1 ? 3 : 2) + 6); }
     int64_t total() const { return tiles * of_tile() + 2 * keys * key_row() + 2 * keys * kTile + row_buffer() + 256; }
 };
@@ -456,10 +460,17 @@ class ChunkOfTiles {
             for (int64_t t = 0; t < size_.tiles; ++t) {
                 const Tile& tile = tiles_[t];
                 switch (tile.vectors) {
-                    case 1: block<1>(tile, first, end - first, weight); break;
-                    case 2: block<2>(tile, first, end - first, weight); break;
-                    case 3: block<3>(tile, first, end - first, weight); break;
-                    default: block<4>(tile, first, end - first, weight);
+                    case 1:
+                        block<1>(tile, first, end - first, weight);
+                        break;
+                    case 2:
+                        block<2>(tile, first, end - first, weight);
+                        break;
+                    case 3:
+                        block<3>(tile, first, end - first, weight);
+                        break;
+                    default:
+                        block<4>(tile, first, end - first, weight);
                 }
             }
         }
@@ -484,7 +495,7 @@ class ChunkOfTiles {
         if constexpr (NV <= A::kVectors) {
             const int64_t elements = D_ / A::kPerElement, pairs = (keys + A::kPerElement - 1) / A::kPerElement;
             const bool masked = !weight && a_.mask;
-            float c = (a_.scale < 0 ? -a_.scale : a_.scale) * kLog2e;
+            const float scale = a_.scale < 0 ? -a_.scale : a_.scale;
             for (int n = 0; n < NV; ++n) {
                 const int at = n * A::kLanes;
                 A::store(tile.running.peak + at, A::spread(kMinusInfinity));
@@ -494,10 +505,9 @@ class ChunkOfTiles {
                           tile.running.peak);
             if (masked) {
                 load_mask(tile, first, keys);
-                add_mask<A, NV>(s_, mask_, keys, c, tile.running.peak);
-                c = 1.0f;
+                add_mask<A, NV>(s_, mask_, keys, scale, tile.running.peak);
             }
-            exponentials<A, NV>(s_, keys, c, tile.running, first == 0);
+            exponentials<A, NV>(s_, keys, masked ? kLog2e : scale * kLog2e, tile.running, first == 0);
             hotloop::values<A, NV>(reinterpret_cast<const Element*>(s_), v_, size_.key_row(), pairs, D_, tile.o,
                                    tile.running.alpha, first == 0);
         }
@@ -540,8 +550,7 @@ class ChunkOfTiles {
             for (int64_t d = 0; d < D_; d += 4) {
                 V x[4];
 #pragma GCC unroll 4
-                for (int i = 0; i < 4; ++i)
-                    x[i] = A::mul(A::load(tile.total + (d + i) * row + n * A::kLanes), factor);
+                for (int i = 0; i < 4; ++i) x[i] = A::mul(A::load(tile.total + (d + i) * row + n * A::kLanes), factor);
                 A::store_columns(rows + d, stride, x);
             }
             if (direct) continue;

@@ -1,16 +1,15 @@
 // The compiled operators as a Python module: arrays to views, nothing else. <op>.py has checked every argument.
 
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <initializer_list>
-#include <optional>
 #include <string>
 #include <tuple>
 
 #include "arrays.h"
 #include "common.h"
+#include "group_norm_tiles.h"
 #include "ops_cuda.h"
 #include "threads.h"
 
@@ -18,57 +17,10 @@ namespace py = pybind11;
 
 namespace {
 
+using hotloop::Arrays;
+using hotloop::Error;
 using hotloop::Images;
-using Floats = py::array_t<float, 0>;
-using Bytes = py::array_t<uint8_t, py::array::c_style>;
-using Rows = py::array_t<int32_t, py::array::c_style>;
-using Optional = std::optional<Floats>;
-
-// [N, ...] with contiguous images.
-Images<const float> images(const Floats& array) { return {array.data(), array.strides(0) / 4}; }
-Images<const float> images(const Optional& array) { return array ? images(*array) : Images<const float>{}; }
-const float* data(const Optional& array) { return array ? array->data() : nullptr; }
-
-void cfg_step(Floats state, const Floats& m_c, const Optional& m_u, const Rows& rows, const Floats& guidance,
-              const Floats& update, const Floats& p_x, const Floats& p_m, const Optional& z, const Optional& mask,
-              const Optional& known, const Optional& eps, const Optional& k_img, const Optional& k_eps,
-              const Optional& residual) {
-    hotloop::CfgStep s{};
-    s.states = static_cast<int>(state.shape(0));
-    s.images = state.shape(1);
-    s.channels = state.shape(2);
-    s.pixels = state.shape(3) * state.shape(4);
-    for (int k = 0; k < s.states; ++k)
-        s.state[k] = {state.mutable_data() + k * (state.strides(0) / 4), state.strides(1) / 4};
-    s.m_c = images(m_c);
-    s.m_u = images(m_u);
-    s.z = images(z);
-    s.mask = images(mask);
-    s.known = images(known);
-    s.eps = images(eps);
-    s.rows = rows.data();
-    s.guidance = guidance.data();
-    s.update = update.data();
-    s.p_x = p_x.data();
-    s.p_m = p_m.data();
-    s.k_img = data(k_img);
-    s.k_eps = data(k_eps);
-    s.residual = data(residual);
-    py::gil_scoped_release release;
-    hotloop::cfg_step(s);
-}
-
-bool rgb_pack(const Floats& in, Bytes out) {
-    uint8_t* bytes = out.mutable_data();
-    py::gil_scoped_release release;
-    return hotloop::rgb_pack(images(in), bytes, in.shape(0), in.shape(1), in.shape(2) * in.shape(3));
-}
-
-void rgb_unpack(const Bytes& in, Floats out) {
-    float* x = out.mutable_data();
-    py::gil_scoped_release release;
-    hotloop::rgb_unpack(in.data(), x, in.shape(0), in.shape(3), in.shape(1) * in.shape(2));
-}
+using hotloop::Tensor;
 
 // The function that a build with CUDA has; without it, Arrays::on_cuda lets no device array through.
 #ifdef HOTLOOP_CUDA
@@ -77,9 +29,9 @@ void rgb_unpack(const Bytes& in, Floats out) {
 #define HOTLOOP_ON_CUDA(function) nullptr
 #endif
 
-template <class Op>
-void run(const hotloop::Arrays& arrays, const Op& op, void (*cpu)(const Op&),
-         void (*cuda)(const std::common_type_t<Op>&, cudaStream_t), uintptr_t stream, bool unproved) {
+template <class Op, class Cpu>
+void run(const Arrays& arrays, const Op& op, const Cpu& cpu, void (*cuda)(const std::common_type_t<Op>&, cudaStream_t),
+         uintptr_t stream, bool unproved) {
     const bool on_cuda = arrays.on_cuda(unproved);
     py::gil_scoped_release release;
     if (on_cuda) {
@@ -89,10 +41,112 @@ void run(const hotloop::Arrays& arrays, const Op& op, void (*cpu)(const Op&),
     }
 }
 
+// A tensor whose axes from `axis` on lie together in memory, row-major, or which is empty.
+const Tensor& dense(const Arrays& arrays, const Tensor& t, const char* name, int axis) {
+    if (size_of(t) == 0) return t;
+    Tensor part = t;
+    part.ndim = 0;
+    for (int i = axis; i < t.ndim; ++i) {
+        part.shape[part.ndim] = t.shape[i];
+        part.stride[part.ndim++] = t.stride[i];
+    }
+    if (!is_contiguous(part)) throw Error(arrays.op(), std::string(name) + " must be contiguous", "gaps between values");
+    return t;
+}
+
+class StepArrays {
+  public:
+    Images<const float> images(py::handle array, const char* name) {
+        const Tensor t = dense(arrays, arrays.read(array, name), name, 1);
+        return {static_cast<const float*>(t.data), t.stride[0]};
+    }
+    const float* numbers(py::handle array, const char* name) {
+        return static_cast<const float*>(dense(arrays, arrays.read(array, name), name, 0).data);
+    }
+
+    Arrays arrays{"cfg_step"};
+};
+
+// What the host can see of the rows: nothing on a device, where a row that does not fit gives NaN.
+void check_rows(const hotloop::CfgStep& s) {
+    for (int64_t n = 0; n < s.images; ++n) {
+        const int64_t row = s.rows[n], matrix = s.states * (s.states + 2);
+        if (row < 0 || row >= s.table)
+            throw Error("cfg_step", "rows must lie in 0.." + std::to_string(s.table - 1), std::to_string(row));
+        for (int64_t i = row * matrix + s.states + 1; !s.z && i < (row + 1) * matrix; i += s.states + 2)
+            if (s.update[i] != 0.0f)
+                throw Error("cfg_step", "z must be given for rows with a noise column", std::to_string(row));
+    }
+}
+
+void cfg_step(py::handle state, py::handle m_c, py::handle m_u, py::handle rows, py::handle guidance, py::handle update,
+              py::handle p_x, py::handle p_m, py::handle z, py::handle mask, py::handle known, py::handle eps,
+              py::handle k_img, py::handle k_eps, py::handle residual, uintptr_t stream, bool unproved, bool by_value) {
+    StepArrays in;
+    const Tensor whole = dense(in.arrays, in.arrays.write(state, "state"), "an image of state", 2);
+    hotloop::CfgStep s{};
+    s.states = static_cast<int>(whole.shape[0]);
+    s.images = whole.shape[1];
+    s.channels = whole.shape[2];
+    s.pixels = whole.shape[3] * whole.shape[4];
+    for (int k = 0; k < s.states; ++k)
+        s.state[k] = {static_cast<float*>(whole.data) + k * whole.stride[0], whole.stride[1]};
+    s.m_c = in.images(m_c, "m_c");
+    s.m_u = in.images(m_u, "m_u");
+    s.z = in.images(z, "z");
+    s.mask = in.images(mask, "mask");
+    s.known = in.images(known, "known");
+    s.eps = in.images(eps, "eps");
+    s.rows = static_cast<const int32_t*>(dense(in.arrays, in.arrays.read(rows, "rows"), "rows", 0).data);
+    s.guidance = in.numbers(guidance, "guidance");
+    const Tensor matrices = dense(in.arrays, in.arrays.read(update, "update"), "update", 0);
+    s.table = matrices.shape[0];
+    s.update = static_cast<const float*>(matrices.data);
+    s.p_x = in.numbers(p_x, "p_x");
+    s.p_m = in.numbers(p_m, "p_m");
+    s.k_img = in.numbers(k_img, "k_img");
+    s.k_eps = in.numbers(k_eps, "k_eps");
+    s.residual = in.numbers(residual, "residual");
+    const bool on_cuda = in.arrays.on_cuda(unproved);
+    if (!on_cuda && !by_value) check_rows(s);
+    py::gil_scoped_release release;
+    if (on_cuda) {
+#ifdef HOTLOOP_CUDA
+        hotloop::cfg_step_cuda(s, whole.device, reinterpret_cast<cudaStream_t>(stream));
+#else
+        static_cast<void>(stream);
+#endif
+    } else if (by_value) {
+        hotloop::cfg_step_by_value(s);
+    } else {
+        hotloop::cfg_step(s);
+    }
+}
+
+// How many values were not finite; on a device that is not known here, but written to `bad`.
+int64_t rgb_pack(py::handle in, py::handle out, py::handle bad, uintptr_t stream, bool unproved) {
+    Arrays arrays("rgb.pack");
+    const hotloop::RgbPack op{arrays.read(in, "images"), arrays.write(out, "out"), arrays.write(bad, "bad")};
+    int64_t count = 0;
+    run(arrays, op, [&](const auto&) { count = hotloop::rgb_pack(op); }, HOTLOOP_ON_CUDA(&hotloop::rgb_pack_cuda), stream, unproved);
+    return count;
+}
+
+void rgb_unpack(py::handle in, py::handle out, const std::string& filter, uintptr_t stream, bool unproved,
+                bool by_value) {
+    Arrays arrays("rgb.unpack");
+    const auto kind = filter == "area"     ? hotloop::Filter::area
+                      : filter == "linear" ? hotloop::Filter::linear
+                                           : hotloop::Filter::fit;
+    const hotloop::RgbUnpack op{arrays.read(in, "pixels"), arrays.write(out, "out"), kind};
+    run(arrays, op, by_value ? &hotloop::rgb_unpack_by_value : &hotloop::rgb_unpack,
+        HOTLOOP_ON_CUDA(&hotloop::rgb_unpack_cuda), stream, unproved);
+}
+
 // The same values at a larger shape: an axis of size 1, or one that is missing in front, is repeated.
-hotloop::Tensor broadcast(const hotloop::Tensor& t, std::initializer_list<int64_t> shape) {
+Tensor broadcast(const Tensor& t, std::initializer_list<int64_t> shape) {
     if (!t) return t;
-    hotloop::Tensor view = t;
+    Tensor view = t;
     view.ndim = static_cast<int>(shape.size());
     const int added = view.ndim - t.ndim;
     for (int i = 0; i < view.ndim; ++i) {
@@ -102,42 +156,46 @@ hotloop::Tensor broadcast(const hotloop::Tensor& t, std::initializer_list<int64_
     return view;
 }
 
+const Tensor& dense_rows(const Arrays& arrays, const Tensor& t, const char* name) {
+    const int64_t stride = t.stride[t.ndim - 1];
+    if (stride != 1)
+        throw Error(arrays.op(), std::string(name) + " must be contiguous over its last axis",
+                    "a stride of " + std::to_string(stride));
+    return t;
+}
+
 // segments: of (k, v, weight).
 void attention(py::handle q, py::handle k, py::handle v, py::handle mask, float scale, const py::list& segments,
                py::handle out, uintptr_t stream, bool unproved) {
-    hotloop::Arrays arrays("attention");
-    const auto packed = [](const hotloop::Tensor& t, const char* name) {
-        if (t.stride[3] != 1)
-            throw hotloop::Error("attention", std::string(name) + " must be contiguous over its last axis",
-                                 "a stride of " + std::to_string(t.stride[3]));
-        return t;
+    Arrays arrays("attention");
+    const auto read = [&](py::handle array, const char* name) {
+        return dense_rows(arrays, arrays.read(array, name), name);
     };
     hotloop::Attention op{};
-    op.q = packed(arrays.read(q, "q"), "q");
-    op.k = packed(arrays.read(k, "k"), "k");
-    op.v = packed(arrays.read(v, "v"), "v");
-    op.out = packed(arrays.write(out, "out"), "out");
+    op.q = read(q, "q");
+    op.k = read(k, "k");
+    op.v = read(v, "v");
+    op.out = dense_rows(arrays, arrays.write(out, "out"), "out");
     const int64_t B = op.q.shape[0], Tq = op.q.shape[1], H = op.q.shape[2];
     op.mask = broadcast(arrays.read(mask, "mask"), {B, H, Tq, op.k.shape[1]});
     op.scale = scale;
     for (const py::handle segment : segments) {
         const auto [segment_k, segment_v, weight] = segment.cast<std::tuple<py::object, py::object, py::object>>();
-        op.segment[op.segments++] = {packed(arrays.read(segment_k, "a segment's k"), "a segment's k"),
-                                     packed(arrays.read(segment_v, "a segment's v"), "a segment's v"),
+        op.segment[op.segments++] = {read(segment_k, "a segment's k"), read(segment_v, "a segment's v"),
                                      broadcast(arrays.read(weight, "a segment's weight"), {B, H, Tq})};
     }
     run(arrays, op, &hotloop::attention, HOTLOOP_ON_CUDA(&hotloop::attention_cuda), stream, unproved);
 }
 
 void geglu(py::handle x, py::handle out, uintptr_t stream, bool unproved) {
-    hotloop::Arrays arrays("geglu");
+    Arrays arrays("geglu");
     const hotloop::Geglu op{arrays.read(x, "x"), arrays.write(out, "out")};
     run(arrays, op, &hotloop::geglu, HOTLOOP_ON_CUDA(&hotloop::geglu_cuda), stream, unproved);
 }
 
 // [N, h, w, C] -> [N, C, h, w], the same values.
-hotloop::Tensor channels_first(const hotloop::Tensor& t) {
-    hotloop::Tensor view = t;
+Tensor channels_first(const Tensor& t) {
+    Tensor view = t;
     constexpr int axes[] = {0, 3, 1, 2};
     for (int i = 0; i < 4; ++i) {
         view.shape[i] = t.shape[axes[i]];
@@ -148,7 +206,7 @@ hotloop::Tensor channels_first(const hotloop::Tensor& t) {
 
 void group_norm_silu(py::handle x, py::handle weight, py::handle bias, int groups, float eps, bool silu,
                      bool channels_last, py::handle out, uintptr_t stream, bool unproved) {
-    hotloop::Arrays arrays("group_norm_silu");
+    Arrays arrays("group_norm_silu");
     hotloop::GroupNormSilu op{};
     op.x = arrays.read(x, "x");
     op.weight = arrays.read(weight, "weight");
@@ -161,12 +219,20 @@ void group_norm_silu(py::handle x, py::handle weight, py::handle bias, int group
         op.x = channels_first(op.x);
         op.out = channels_first(op.out);
     }
+    // On the caller's device, by the caller's library: freed in the order of its current stream.
+    py::object moments;
+    if (arrays.on_cuda(unproved)) {
+        const int tiles = hotloop::tiles_of(static_cast<int>(op.x.shape[2] * op.x.shape[3]));
+        moments = py::module_::import("hotloop_kernels.arrays")
+                      .attr("empty")("group_norm_silu", x, py::make_tuple(op.x.shape[0], tiles, groups, 2), "float32");
+        op.moments = arrays.write(moments, "moments");
+    }
     run(arrays, op, &hotloop::group_norm_silu, HOTLOOP_ON_CUDA(&hotloop::group_norm_silu_cuda), stream, unproved);
 }
 
 void layer_norm(py::handle x, py::handle weight, py::handle bias, float eps, py::handle out, uintptr_t stream,
                 bool unproved) {
-    hotloop::Arrays arrays("layer_norm");
+    Arrays arrays("layer_norm");
     hotloop::LayerNorm op{};
     op.x = arrays.read(x, "x");
     op.weight = arrays.read(weight, "weight");
@@ -192,7 +258,7 @@ std::string compiler() {
 void raise(std::exception_ptr thrown) {
     try {
         std::rethrow_exception(thrown);
-    } catch (const hotloop::Error& error) {
+    } catch (const Error& error) {
         const py::object type = py::module_::import("hotloop_kernels.checks").attr("KernelError");
         const py::object raised = type(error.op, error.rule, error.got);
         PyErr_SetObject(type.ptr(), raised.ptr());
@@ -203,12 +269,12 @@ void set_isa(const std::string& name) {
     for (const auto isa : {hotloop::Isa::scalar, hotloop::Isa::avx2, hotloop::Isa::avx512})
         if (name == name_of(isa) && isa <= hotloop::best_isa()) return hotloop::set_isa(isa);
     const std::string best = name_of(hotloop::best_isa());
-    throw hotloop::Error("kernels", "HOTLOOP_ISA must be scalar, avx2 or avx512 and not above this machine's " + best,
+    throw Error("kernels", "HOTLOOP_ISA must be scalar, avx2 or avx512 and not above this machine's " + best,
                          name);
 }
 
 void set_threads(int count) {
-    if (count < 1) throw hotloop::Error("kernels", "the count of threads must be at least 1", std::to_string(count));
+    if (count < 1) throw Error("kernels", "the count of threads must be at least 1", std::to_string(count));
     hotloop::set_threads(count);
 }
 
@@ -221,10 +287,9 @@ constexpr const char* kCudaArchitectures = "";
 
 }  // namespace
 
-// noconvert: an array of another type would be updated as a copy, silently.
 PYBIND11_MODULE(_ops, m) {
-    m.attr("max_states") = hotloop::kMaxStates;
     m.attr("max_segments") = hotloop::kMaxSegments;
+    m.attr("max_states") = hotloop::kMaxStates;
     m.attr("compiler") = compiler();
     m.attr("cuda_architectures") = kCudaArchitectures;
     m.attr("best_isa") = name_of(hotloop::best_isa());
@@ -234,14 +299,14 @@ PYBIND11_MODULE(_ops, m) {
     m.def("set_threads", &set_threads);
     m.def("set_proved", &hotloop::set_proved);
     py::register_local_exception_translator(&raise);
-    m.def("cfg_step", &cfg_step, py::arg("state").noconvert(), py::arg("m_c").noconvert(), py::arg("m_u"),
-          py::arg("rows").noconvert(), py::arg("guidance").noconvert(), py::arg("update").noconvert(),
-          py::arg("p_x").noconvert(), py::arg("p_m").noconvert(), py::arg("z"), py::arg("mask"), py::arg("known"),
-          py::arg("eps"), py::arg("k_img"), py::arg("k_eps"), py::arg("residual"));
     m.def("attention", &attention);
+#ifdef HOTLOOP_CUDA
+    m.def("attention_use_wgmma", &hotloop::attention_use_wgmma);
+#endif
+    m.def("cfg_step", &cfg_step);
     m.def("geglu", &geglu);
     m.def("group_norm_silu", &group_norm_silu);
     m.def("layer_norm", &layer_norm);
-    m.def("rgb_pack", &rgb_pack, py::arg("in").noconvert(), py::arg("out").noconvert());
-    m.def("rgb_unpack", &rgb_unpack, py::arg("in").noconvert(), py::arg("out").noconvert());
+    m.def("rgb_pack", &rgb_pack);
+    m.def("rgb_unpack", &rgb_unpack);
 }

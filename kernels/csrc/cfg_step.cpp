@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cfg_step_value.h"
 #include "common.h"
 #include "ops.h"
 
@@ -136,6 +137,22 @@ void cfg_step(const CfgStep& step) {
     with_isa([&]() HOTLOOP_INLINE_LAMBDA {
         for (int64_t image = 0; image < step.images; ++image) step_image(step, image);
     });
+}
+
+void cfg_step_by_value(const CfgStep& step) {
+    for (int64_t image = 0; image < step.images; ++image) {
+        const int64_t row = step.rows[image];
+        const bool known = row >= 0 && row < step.table;
+        StepRow numbers;
+        for (int i = 0; known && i < step_row_items(step); ++i) load_step_row(step, image, row, i, numbers);
+        for (int64_t at = 0; at < step.channels * step.pixels; ++at) {
+            if (known) {
+                step_value(step, numbers, image, at);
+            } else {
+                spoil_value(step, image, at);
+            }
+        }
+    }
 }
 
 }  // namespace hotloop

@@ -31,6 +31,11 @@
 #else
 #define HOTLOOP_HD
 #endif
+#if defined(__CUDA_ARCH__)
+#define HOTLOOP_UNROLL _Pragma("unroll")
+#else
+#define HOTLOOP_UNROLL
+#endif
 
 // What a function of each instruction set may use; Isa stands for exactly these.
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -13,6 +13,7 @@ constexpr int kMaxStates = 8;
 struct CfgStep {
     int64_t images, channels, pixels;  // pixels = h w
     int states;                        // K + 1 <= kMaxStates
+    int64_t table;                     // E
     Images<float> state[kMaxStates];   // [K+1][N][C h w], updated in place
     Images<const float> m_c, m_u, z, mask, known, eps;
     const int32_t* rows;    // [N]
@@ -22,6 +23,8 @@ struct CfgStep {
     const float* residual;                   // [E][K+1] or null
 };
 void cfg_step(const CfgStep& step);
+// The same value by value, as a CUDA thread takes it (cfg_step_value.h): for the tests.
+void cfg_step_by_value(const CfgStep& step);
 
 // Over the last axis. All of one floating dtype; every stride is free, and out may be x.
 struct LayerNorm {
@@ -44,13 +47,30 @@ struct GroupNormSilu {
     int groups;           // a divisor of C
     float eps;
     bool silu;
+    Tensor moments;  // CUDA only: room for f32 [N, tiles, groups, 2]
 };
 void group_norm_silu(const GroupNormSilu& op);
 
-// f32 [N][C][pixels] in [-1, 1] -> u8 [N][pixels][C]. False when a value is not finite.
-bool rgb_pack(Images<const float> in, uint8_t* out, int64_t images, int64_t channels, int64_t pixels);
-// u8 [N][pixels][C] -> f32 [N][C][pixels] in [-1, 1].
-void rgb_unpack(const uint8_t* in, float* out, int64_t images, int64_t channels, int64_t pixels);
+// [-1, 1] -> bytes, clamped.
+struct RgbPack {
+    Tensor in;   // [N, C, h, w], floating, every stride free
+    Tensor out;  // u8 [N, h, w, C], every stride free
+    Tensor bad;  // CUDA only, optional: i32 [1], how many values were not finite
+};
+int64_t rgb_pack(const RgbPack& op);  // how many values were not finite
+
+// fit: area along an axis that shrinks, linear along one that grows.
+enum class Filter { fit, area, linear };
+
+// Bytes -> [-1, 1], resized where the sizes differ.
+struct RgbUnpack {
+    Tensor in;   // u8 [N, h, w, C], every stride free
+    Tensor out;  // [N, C, H, W], floating, every stride free
+    Filter filter;
+};
+void rgb_unpack(const RgbUnpack& op);
+// The same value by value, as a CUDA thread takes it (rgb_value.h), into contiguous f32: for the tests.
+void rgb_unpack_by_value(const RgbUnpack& op);
 
 // out = softmax(q k^T scale + mask) v + sum over segments of weight softmax(q k_s^T scale) v_s
 constexpr int kMaxSegments = 8;

@@ -13,8 +13,13 @@ namespace hotloop {
 int architecture(int device);
 
 void attention_cuda(const Attention& op, cudaStream_t stream);
+// Whether Hopper takes its own kernel where that fits; at first it does not.
+void attention_use_wgmma(bool use);
+void cfg_step_cuda(const CfgStep& step, const Device& device, cudaStream_t stream);
 void geglu_cuda(const Geglu& op, cudaStream_t stream);
 void group_norm_silu_cuda(const GroupNormSilu& op, cudaStream_t stream);
 void layer_norm_cuda(const LayerNorm& op, cudaStream_t stream);
+void rgb_pack_cuda(const RgbPack& op, cudaStream_t stream);
+void rgb_unpack_cuda(const RgbUnpack& op, cudaStream_t stream);
 
 }  // namespace hotloop

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "common.h"
+
 namespace hotloop {
 
 enum class DType { f32, f16, bf16, u8, i32 };
@@ -56,8 +58,8 @@ struct Images {
     T* data = nullptr;  // null: this optional tensor is absent
     int64_t stride = 0;
 
-    explicit operator bool() const { return data != nullptr; }
-    T* operator[](int64_t n) const { return data + n * stride; }
+    HOTLOOP_HD explicit operator bool() const { return data != nullptr; }
+    HOTLOOP_HD T* operator[](int64_t n) const { return data + n * stride; }
 };
 
 }  // namespace hotloop

@@ -13,8 +13,8 @@ from .geglu import geglu
 from .group_norm_silu import group_norm_silu
 from .layer_norm import layer_norm
 
-# Those with CUDA code of their own.
-OPERATORS = ("attention", "cfg_step", "geglu", "group_norm_silu", "layer_norm", "rgb")
+# As `proved` names them.
+OPERATORS = ("attention", "cfg_step", "geglu", "group_norm_silu", "layer_norm", "rgb.pack", "rgb.unpack")
 
 __all__ = [
     "OPERATORS", "KernelError", "attention", "build_info", "cfg_step", "compiled", "geglu", "group_norm_silu",

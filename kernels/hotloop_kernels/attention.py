@@ -36,13 +36,14 @@ def attention(
     """Attend from every query to all keys.
 
     q         [B, Tq, H, D], float32, float16 or bfloat16; D a multiple of 8 up to 256, or 512
-    k, v      [B, Tk, H, D], of q's dtype, at least one token. The last axis of all is contiguous, other strides are free
-    mask      [B or 1, H or 1, Tq or 1, Tk], leading axes may be missing: a float of any of the three dtypes is added to
-              the scores, a bool or uint8 lets a query look where it is not 0. A query that may look at nothing gets zeros
+    k, v      [B, Tk, H, D], of q's dtype, at least one token. The last axis must be contiguous, other strides are free
+    mask      [B or 1, H or 1, Tq or 1, Tk], leading axes may be missing. Floats of any of the three dtypes are added to
+              the scores; bools and uint8 let a query look where they are not 0. A query that may look at no key at all
+              (its whole row masked or -inf) gets zeros, not NaN
     scale     of the scores; None: 1 / sqrt(D)
-    segments  up to 8 of (k, v, weight): k, v [B, Ts, H, D], weight float32 [B or 1, H or 1, Tq or 1], leading axes may be
-              missing. Weight 0 is the same as no segment, bit for bit, whatever k and v hold
-    out       like q, no part of any other array; a new array when None
+    segments  up to 8 of (k, v, weight): k, v [B, Ts, H, D]; weight float32 [B or 1, H or 1, Tq or 1], leading axes may
+              be missing. Weight 0 is the same as no segment, bit for bit, whatever k and v hold
+    out       like q, and no part of any other array; a new array when None
     stream    CUDA stream (the pointer as a number); None: the default stream
     unproved  run on a GPU that no gpu-check has proved
 
@@ -100,7 +101,9 @@ def reference(
         mask = np.where(mask, 0, -np.inf)
     out = _attend(q, k, v, scale, mask)
     for segment_k, segment_v, weight in segments:
-        weight = np.broadcast_to(weight, (q.shape[0], q.shape[2], q.shape[1])).transpose(0, 2, 1)[..., None]  # [B, T, H, 1]
+        weight = np.broadcast_to(weight, (q.shape[0], q.shape[2], q.shape[1])).transpose(0, 2, 1)[
+            ..., None
+        ]  # [B, T, H, 1]
         out = np.where(weight == 0, out, out + weight.astype(q.dtype) * _attend(q, segment_k, segment_v, scale))
     return out
 

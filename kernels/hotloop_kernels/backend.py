@@ -20,6 +20,7 @@ except ImportError as error:  # built without a compiler, or for another Python
     _why = str(error)
 
 # Architecture -> operators whose tests passed on such a GPU: {"sm_90": ["layer_norm", ..]}. `make gpu-check` writes it.
+# "attention_wgmma" is attention by its Hopper kernel, which is only chosen when it is listed.
 proved: dict[str, list[str]] = json.loads(Path(__file__).with_name("proved.json").read_text())
 
 
@@ -64,4 +65,6 @@ def _configure(environment: dict[str, str]) -> None:
 
 if ops is not None:
     ops.set_proved(proved)
+    if hasattr(ops, "attention_use_wgmma"):  # built with CUDA
+        ops.attention_use_wgmma("attention_wgmma" in proved.get("sm_90", ()))
     _configure(dict(os.environ))

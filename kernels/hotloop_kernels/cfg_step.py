@@ -13,9 +13,11 @@ last in float32; an image's result does not depend on the batch around it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from . import backend
+from . import arrays, backend
 from .checks import KernelError, tensor
 
 __all__ = ["MAX_STATES", "cfg_step", "reference"]
@@ -27,22 +29,24 @@ Array = np.ndarray
 
 
 def cfg_step(
-    state: Array,
-    m_c: Array,
-    m_u: Array | None,
-    rows: Array,
-    guidance: Array,
-    update: Array,
-    p_x: Array,
-    p_m: Array,
+    state: Any,
+    m_c: Any,
+    m_u: Any | None,
+    rows: Any,
+    guidance: Any,
+    update: Any,
+    p_x: Any,
+    p_m: Any,
     *,
-    z: Array | None = None,
-    mask: Array | None = None,
-    known: Array | None = None,
-    eps: Array | None = None,
-    k_img: Array | None = None,
-    k_eps: Array | None = None,
-    residual: Array | None = None,
+    z: Any | None = None,
+    mask: Any | None = None,
+    known: Any | None = None,
+    eps: Any | None = None,
+    k_img: Any | None = None,
+    k_eps: Any | None = None,
+    residual: Any | None = None,
+    stream: int | None = None,
+    unproved: bool = False,
 ) -> None:
     """Take one sampler row per image, in place.
 
@@ -56,9 +60,21 @@ def cfg_step(
     mask      f32 [N, 1, h, w], 1 = keep the new x, 0 = put back the known image; needs known and eps
               (f32 [N, C, h, w]) and k_img, k_eps ([E])
     residual  [E, K+1]: residual guidance (Kodaira et al. 2023), m_u = residual[e] . S; excludes m_u
+    stream    CUDA stream (the pointer as a number); None: the default stream
+    unproved  run on a GPU that no gpu-check has proved
+
+    With a numpy state everything is a numpy array, or becomes one. Otherwise (torch, cupy) all are float32 arrays, rows
+    int32, with contiguous images, on the state's device, and nothing is copied. The host reads nothing from a GPU, so a
+    captured graph follows new rows, guidance and tables; a row outside the table, or noise without z, gives NaN.
 
     Raises KernelError.
     """
+    if not isinstance(state, np.ndarray):
+        _on_arrays(
+            state, m_c, m_u, rows, guidance, update, p_x, p_m,
+            z, mask, known, eps, k_img, k_eps, residual, stream, unproved,
+        )  # fmt: skip
+        return
     tensor(_OP, "state", state, ("K+1", "N", "C", "h", "w"))
     states, n, c, h, w = state.shape
     if not 1 <= states <= MAX_STATES:
@@ -102,11 +118,48 @@ def cfg_step(
     # The compiled operator takes any distance between states and between images, but contiguous images.
     in_place = backend.ops is None or state.strides[2:] == (4 * h * w, 4 * w, 4)
     target = state if in_place else np.ascontiguousarray(state)
-    run = reference if backend.ops is None else backend.ops.cfg_step
-    run(target, m_c, m_u, rows, guidance, update, p_x, p_m,
-        z=z, mask=mask, known=known, eps=eps, k_img=k_img, k_eps=k_eps, residual=residual)  # fmt: skip
+    if backend.ops is None:
+        reference(target, m_c, m_u, rows, guidance, update, p_x, p_m,
+                  z=z, mask=mask, known=known, eps=eps, k_img=k_img, k_eps=k_eps, residual=residual)  # fmt: skip
+    else:
+        backend.ops.cfg_step(target, m_c, m_u, rows, guidance, update, p_x, p_m,
+                             z, mask, known, eps, k_img, k_eps, residual, 0, False, False)  # fmt: skip
     if not in_place:
         state[...] = target
+
+
+def _on_arrays(
+    state: Any, m_c: Any, m_u: Any, rows: Any, guidance: Any, update: Any, p_x: Any, p_m: Any,
+    z: Any, mask: Any, known: Any, eps: Any, k_img: Any, k_eps: Any, residual: Any, stream: int | None, unproved: bool,
+) -> None:  # fmt: skip
+    """cfg_step on arrays that are not numpy's, in place and without copies."""
+    if backend.ops is None:
+        arrays.numpy_only(_OP, state)
+    if arrays.float_dtype(_OP, "state", state) != "float32" or len(state.shape) != 5:
+        got = f"{arrays.dtype_of(state)} {list(state.shape)}"
+        raise KernelError(_OP, "state must be float32 [K+1, N, C, h, w]", got)
+    states, n, c, h, w = state.shape
+    if not 1 <= states <= MAX_STATES:
+        raise KernelError(_OP, f"state must hold 1 to {MAX_STATES} tensors", states)
+    if m_u is not None and residual is not None:
+        raise KernelError(_OP, "m_u and residual exclude each other", "both")
+    image, table = (n, c, h, w), len(update)
+    arrays.check(_OP, "rows", rows, "int32", (n,))
+    needed = {
+        "m_c": (m_c, image), "guidance": (guidance, (n,)), "update": (update, (table, states, states + 2)),
+        "p_x": (p_x, (table,)), "p_m": (p_m, (table,)),
+    }  # fmt: skip
+    if mask is None:
+        known = eps = k_img = k_eps = None
+    else:
+        needed |= {"mask": (mask, (n, 1, h, w)), "known": (known, image), "eps": (eps, image)}
+        needed |= {"k_img": (k_img, (table,)), "k_eps": (k_eps, (table,))}
+    optional = {"m_u": (m_u, image), "z": (z, image), "residual": (residual, (table, states))}
+    needed |= {name: pair for name, pair in optional.items() if pair[0] is not None}
+    for name, (array, shape) in needed.items():
+        arrays.check(_OP, name, array, "float32", shape)
+    backend.ops.cfg_step(state, m_c, m_u, rows, guidance, update, p_x, p_m,
+                         z, mask, known, eps, k_img, k_eps, residual, stream or 0, unproved, False)  # fmt: skip
 
 
 def reference(

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import backend
 
-__all__ = ["BACKENDS", "ISAS", "assert_close_as_naive", "can_compile", "float64", "ulp", "use", "use_isa"]
+__all__ = ["BACKENDS", "ISAS", "assert_close_as_naive", "can_compile", "float64", "ulp", "use", "use_isa", "use_wgmma"]
 
 BACKENDS = ("reference", "compiled") if backend.ops is not None else ("reference",)
 
@@ -46,6 +46,16 @@ def use_isa(name: str) -> Iterator[None]:
         yield
     finally:
         backend.ops.set_isa(before)
+
+
+@contextmanager
+def use_wgmma(use: bool = True) -> Iterator[None]:
+    """Let attention take its Hopper kernel, or not, inside the block. Needs a build with CUDA."""
+    backend.ops.attention_use_wgmma(use)
+    try:
+        yield
+    finally:
+        backend.ops.attention_use_wgmma("attention_wgmma" in backend.proved.get("sm_90", ()))
 
 
 def float64(array: Any) -> np.ndarray:

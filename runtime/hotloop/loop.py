@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +104,7 @@ def _rows(
     state[0] = x
     rows = np.zeros(len(x), np.int32)
     draws = iter(noise if noise is not None else ())
-    blend = {} if inpaint is None else {
+    blend: dict[str, Any] = {} if inpaint is None else {
         "mask": inpaint.mask, "known": inpaint.known, "eps": inpaint.eps, "k_img": table.k_img, "k_eps": table.k_eps,
     }  # fmt: skip
     denoiser.begin(cond, table, x.shape)

@@ -34,10 +34,12 @@ from .engines import Engine
 from .engines.native import NativeEngine, threads_set
 from .errors import DeviceMemoryError, InputError, NonFiniteError
 from .loop import Inpaint
+from .nets.streams import stream_of
+from .nets.tunings import operators_at_hand
 from .spec import resolve
 from .steptable import K, StepTable
 
-__all__ = ["Plans", "ResidentLoop", "update_step"]
+__all__ = ["Plans", "ResidentLoop", "fused_pack", "fused_step", "pack", "update_step"]
 
 F32 = np.ndarray
 
@@ -171,7 +173,7 @@ class _Plan:
 
         self.columns = empty(K + 3, *shape)  # x, the saved states, d and z
         self.state = self.columns[: K + 1]
-        self.rows = empty(images, dtype=torch.int64)
+        self.rows = empty(images, dtype=torch.int32)
         self.guidance = empty(images)
         self.update, self.p_x, self.p_m = empty(rows, K + 1, K + 3), empty(rows), empty(rows)
         self.c_in, self.k_img, self.k_eps = empty(rows), empty(rows), empty(rows)
@@ -193,7 +195,9 @@ class _Plan:
         # Where an image's rows begin in the tables that hold a row of every image.
         self._of_times = torch.arange(images, device=device) * (rows if times > 1 else 0)
         self._of_noise = torch.arange(images, device=device)
-        self._step = _host_step if device == "cpu" else update_step
+        fused = operators_at_hand(device)
+        self._step = fused_step if "cfg_step" in fused else update_step
+        self._pack = fused_pack if "rgb.pack" in fused else pack
 
     def upload(
         self, table: StepTable, run: _Run, times: np.ndarray, inputs: Mapping[str, np.ndarray], extra: F32 | None
@@ -242,12 +246,7 @@ class _Plan:
 
     def _decode(self, decoder: NativeEngine) -> None:
         (image,) = decoder.call(self.state[0] / self._scaling)
-        self.finite = torch.isfinite(image).all()
-        if image.device.type == "cpu":
-            self.pixels = torch.from_numpy(rgb.pack(np.nan_to_num(image.contiguous().numpy())))
-        else:
-            scaled = ((image * 0.5 + 0.5).clamp(0, 1) * 255).round()
-            self.pixels = scaled.permute(0, 2, 3, 1).to(torch.uint8).contiguous()
+        self.pixels, self.finite = self._pack(image)
 
 
 def update_step(plan: _Plan, m_c: Tensor, m_u: Tensor | None) -> None:
@@ -270,17 +269,31 @@ def update_step(plan: _Plan, m_c: Tensor, m_u: Tensor | None) -> None:
         plan.state[0] = plan.mask * x + (1 - plan.mask) * again
 
 
-def _host_step(plan: _Plan, m_c: Tensor, m_u: Tensor | None) -> None:
-    def host(tensor: Tensor | None) -> np.ndarray | None:
-        return None if tensor is None else tensor.numpy()
-
+def fused_step(plan: _Plan, m_c: Tensor, m_u: Tensor | None) -> None:
+    """`cfg_step` as one operator."""
+    blend: dict[str, Any] = {} if plan.mask is None else {
+        "mask": plan.mask, "known": plan.known, "eps": plan.eps, "k_img": plan.k_img, "k_eps": plan.k_eps,
+    }  # fmt: skip
     cfg_step(
-        plan.state.numpy(), m_c.contiguous().numpy(), None if m_u is None else m_u.contiguous().numpy(),
-        plan.rows.numpy(), plan.guidance.numpy(), plan.update.numpy(), plan.p_x.numpy(), plan.p_m.numpy(),
-        z=plan.columns[-1].numpy() if plan.noise is not None else None, residual=host(plan.residual),
-        mask=host(plan.mask), known=host(plan.known), eps=host(plan.eps),
-        **({} if plan.mask is None else {"k_img": plan.k_img.numpy(), "k_eps": plan.k_eps.numpy()}),
+        plan.state, m_c.contiguous(), None if m_u is None else m_u.contiguous(), plan.rows, plan.guidance,
+        plan.update, plan.p_x, plan.p_m, z=plan.columns[-1], residual=plan.residual, stream=stream_of(plan.state),
+        **blend,
     )  # fmt: skip
+
+
+def pack(image: Tensor) -> tuple[Tensor, Tensor]:
+    """`rgb.pack` in torch: pixels f32 [N, C, H, W] in [-1, 1] -> (uint8 [N, H, W, C], whether all were finite)."""
+    scaled = ((image * 0.5 + 0.5).nan_to_num().clamp(0, 1) * 255).round()
+    return scaled.permute(0, 2, 3, 1).to(torch.uint8).contiguous(), torch.isfinite(image).all()
+
+
+def fused_pack(image: Tensor) -> tuple[Tensor, Tensor]:
+    """The same as one operator."""
+    if not image.is_cuda:
+        finite = torch.isfinite(image).all()
+        return rgb.pack(image if finite else torch.zeros_like(image)), finite
+    bad = torch.zeros(1, dtype=torch.int32, device=image.device)
+    return rgb.pack(image, bad=bad, stream=stream_of(image)), bad[0] == 0
 
 
 class Plans:

@@ -20,7 +20,7 @@ from .fused_norms import fuse_norms
 from .packed_qkv import pack_qkv
 from .parts import Call
 
-__all__ = ["TUNINGS", "at_hand", "tune"]
+__all__ = ["TUNINGS", "at_hand", "operators_at_hand", "tune"]
 
 # name -> the fused operators it needs
 TUNINGS: dict[str, tuple[str, ...]] = {
@@ -29,13 +29,17 @@ TUNINGS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def at_hand(device: str) -> list[str]:
-    """The tunings whose operators run fused on this device: on CUDA, those proved on its architecture."""
-    if device == "cpu":
-        fused = set(kernels.OPERATORS) if kernels.compiled() else set()
-    else:
+def operators_at_hand(device: str) -> set[str]:
+    """The operators that run fused on this device: on CUDA, those proved on its architecture."""
+    if device == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        fused = set(kernels.proved.get(f"sm_{major}{minor}", ()))
+        return set(kernels.proved.get(f"sm_{major}{minor}", ()))
+    return set(kernels.OPERATORS) if device == "cpu" and kernels.compiled() else set()
+
+
+def at_hand(device: str) -> list[str]:
+    """The tunings whose operators run fused on this device."""
+    fused = operators_at_hand(device)
     return [name for name, operators in TUNINGS.items() if fused.issuperset(operators)]
 
 

@@ -1,0 +1,9 @@
+// attention by mma.sync for f16: see attention_mma.h.
+
+#include "attention_launch.h"
+
+namespace hotloop::attention_kernels {
+
+void launch_f16(const Attention& op, const Params& p, cudaStream_t stream) { launch_mma<machine::F16>(op, p, stream); }
+
+}  // namespace hotloop::attention_kernels
