@@ -22,7 +22,7 @@ CXX = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 pytestmark = pytest.mark.skipif(CXX is None, reason="no C++ compiler here")
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-EAGER, LAZY, RANDOM = range(3)
+EAGER, LAZY, MIXED, RANDOM = range(4)  # as Order in the emulator
 # Shared memory of a block: sm_86, 89 and 120; sm_80; sm_90.
 LIMITS = {"sm_86": 101376, "sm_80": 166912, "sm_90": 232448}
 PER_SM = {"sm_86": 102400, "sm_80": 167936, "sm_90": 233472}
@@ -220,7 +220,7 @@ def test_any_token_counts_equal_float64(emulator, queries, keys):
     assert_close(run(emulator, *qkv), *qkv)
 
 
-@pytest.mark.parametrize("order", [EAGER, LAZY, RANDOM])
+@pytest.mark.parametrize("order", [EAGER, LAZY, MIXED, RANDOM])
 @pytest.mark.parametrize("stages", [2, 3])
 @pytest.mark.parametrize("head_size", [40, 512])
 def test_the_bits_do_not_depend_on_when_copies_arrive(emulator, head_size, stages, order):
@@ -339,7 +339,7 @@ def test_the_hopper_kernel_equals_float64(emulator, head_size, queries, keys, dt
     assert_close(run(emulator, *qkv, kernel=HOPPER), *qkv)
 
 
-@pytest.mark.parametrize("order", [EAGER, RANDOM])
+@pytest.mark.parametrize("order", [EAGER, MIXED, RANDOM])
 @pytest.mark.parametrize("head_size", [40, 80, 160])
 def test_the_hopper_kernel_does_not_depend_on_when_copies_and_products_are_done(emulator, head_size, order):
     qkv = case(1, 128, 700, 1, head_size)

@@ -1,8 +1,8 @@
 // machine.h on the CPU: one block of a CUDA kernel, every thread a fiber, the warp and tensor core instructions by their
 // documented layouts.
 //
-// Asynchronous work (cp.async, TMA, wgmma) is done at once, as late as its waits allow, or at random in between; fibers
-// run in order or at random. A kernel whose result depends on any of that lacks a wait or a barrier.
+// Asynchronous work (cp.async, TMA, wgmma) is done at once, as late as its waits allow, or at random in between, and one
+// warp runs as far ahead of the others as it can. A kernel whose result depends on any of that lacks a wait or a barrier.
 // Reads and writes of shared memory through instructions are checked against its bounds, and ldmatrix's bank conflicts
 // are counted. Fresh shared memory holds NaN.
 #pragma once
@@ -91,7 +91,8 @@ struct Bits<Bf16> {
 };
 
 // --- The block --------------------------------------------------------------------------------------------------------
-enum class Order { eager, lazy, random };
+// When copies and products are done: at once; as late as the waits allow; copies at once but products late; at random.
+enum class Order { eager, lazy, mixed, random };
 enum class Kind { block, vote, warp, shuffle, matrices, mma, wgmma };  // what threads meet for
 
 struct Fault : std::runtime_error {
@@ -125,27 +126,22 @@ class Block {
         }
         int live = threads_;
         while (live > 0) {
-            bool ran = false;
-            for (int turn = 0; turn < threads_; ++turn) {
-                const int i = order == Order::random ? int(random_() % threads_) : turn;
+            const int warp = next_warp();
+            if (warp < 0) {
+                if (engine_.empty()) throw Fault("deadlock: every thread waits");
+                deliver();
+                continue;
+            }
+            for (int i = 32 * warp; i < 32 * warp + 32; ++i) {
                 Fiber& fiber = fibers_[i];
-                if (fiber.done || !fiber.ready()) continue;
+                if (!fiber.ready()) continue;
                 fiber.word = nullptr;
-                ran = true;
                 self_ = i;
                 resume(fiber);
                 if (!fault_.empty()) throw Fault(fault_);
                 live -= fiber.done;
-                if (order == Order::random && !engine_.empty() && random_() % 64 == 0) deliver();
             }
-            if (ran || live == 0) continue;
-            if (order == Order::random) {  // random turns may have missed the one that is ready
-                bool ready = false;
-                for (const Fiber& fiber : fibers_) ready = ready || (!fiber.done && fiber.ready());
-                if (ready) continue;
-            }
-            if (engine_.empty()) throw Fault("deadlock: every thread waits");
-            deliver();
+            if (order == Order::random && !engine_.empty() && random_() % 512 == 0) deliver();
         }
         if (!engine_.empty()) throw Fault("the block ended while copies were under way");
     }
@@ -195,7 +191,7 @@ class Block {
 
     // TMA: whole boxes arrive in any order.
     void send(std::function<void()> copy) {
-        if (order == Order::eager) return copy();
+        if (order == Order::eager || order == Order::mixed) return copy();
         engine_.push_back(std::move(copy));
     }
     void deliver() {
@@ -255,7 +251,7 @@ class Block {
         bool started = false, done = false;
         const uint64_t* word = nullptr;  // what it waits for, and the value to be left
         uint64_t old = 0;
-        bool ready() const { return !word || *word != old; }
+        bool ready() const { return !done && (!word || *word != old); }
         std::vector<std::vector<Copy>> copies{{}};
     };
     struct Meeting {
@@ -270,6 +266,17 @@ class Block {
         if (fiber.started) _longjmp(fiber.state, 1);
         fiber.started = true;
         setcontext(&fiber.context);
+    }
+
+    // One warp runs as far ahead of the others as it can: the first that is ready, or the last, or any. -1: none is.
+    int next_warp() {
+        const int warps = threads_ / 32, start = order == Order::random ? int(random_() % warps) : 0;
+        for (int n = 0; n < warps; ++n) {
+            const int warp = order == Order::lazy ? warps - 1 - n : (start + n) % warps;
+            for (int i = 32 * warp; i < 32 * warp + 32; ++i)
+                if (fibers_[i].ready()) return warp;
+        }
+        return -1;
     }
 
     static void enter() {
@@ -371,7 +378,8 @@ inline void perform(const Block::Copy& copy) {
 inline void copy_async(uint32_t address, const void* global, bool exists) {
     if (reinterpret_cast<uintptr_t>(global) % 16) block().fail("cp.async from a misaligned address");
     const Block::Copy copy{address, global, exists};
-    if (block().order == Order::eager || (block().order == Order::random && block().coin()))
+    const Order order = block().order;
+    if (order == Order::eager || order == Order::mixed || (order == Order::random && block().coin()))
         perform(copy);
     else
         block().copies().back().push_back(copy);
