@@ -331,7 +331,7 @@ def test_nan_is_not_hidden(emulator):
     assert np.isnan(out[0, 3]).all() and np.isfinite(np.delete(out[0], 3, 0)).all()
 
 
-# --- Hopper -----------------------------------------------------------------------------------------------------------
+# --- Hopper ---
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(("head_size", "queries", "keys"), [(40, 200, 600), (80, 128, 300), (160, 130, 256)])
 def test_the_hopper_kernel_equals_float64(emulator, head_size, queries, keys, dtype):
@@ -381,7 +381,7 @@ def test_the_hopper_kernel_is_not_chosen_for_what_it_cannot_do(emulator, change)
     assert not emulator.takes_wgmma(operation(q, k, v, out, **more))
 
 
-# --- Plans and maps ---------------------------------------------------------------------------------------------------
+# --- Plans and maps ---
 @pytest.mark.parametrize("gpu", LIMITS)
 def test_every_head_size_fits_the_shared_memory_of_every_gpu(emulator, gpu):
     for head_size in [*range(8, 257, 8), 512]:

@@ -1,5 +1,5 @@
-// Launching the CUDA attention kernels: what is measured on the device and decided on the host. Included by one .cu file
-// per element type, so that they compile side by side.
+// Launching the CUDA attention kernels: what is measured on the device and decided on the host. Included by one .cu
+// file per element type, so that they compile side by side.
 #pragma once
 
 #include <string>
