@@ -385,6 +385,14 @@ def test_the_hopper_kernel_is_not_chosen_for_what_it_cannot_do(emulator, change)
     assert not emulator.takes_wgmma(operation(q, k, v, out, **more))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("kernel", [PORTABLE, TALL, HOPPER])
+@pytest.mark.parametrize(("tokens", "head_size"), [(4096, 40), (1024, 80), (256, 160)])
+def test_the_self_attentions_of_sd_equal_float64(emulator, tokens, head_size, kernel):
+    qkv = case(1, tokens, tokens, 1, head_size)
+    assert_close(run(emulator, *qkv, kernel=kernel, order=RANDOM), *qkv)
+
+
 # --- Plans and maps ---
 @pytest.mark.parametrize("gpu", LIMITS)
 def test_every_head_size_fits_the_shared_memory_of_every_gpu(emulator, gpu):
