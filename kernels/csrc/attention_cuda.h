@@ -95,6 +95,11 @@ struct MmaShape {
 
     static constexpr int kThreads = 32 * kRowWarps * kColumnWarps;
     static constexpr int kRows = 16 * kRowTiles * kRowWarps;
+    // Blocks that shall fit an SM's registers: as many as compile without spills (128: as its shared memory lets in).
+    static constexpr int kResident = kColumnWarps == 2                                       ? 1
+                                     : kRowTiles == 2 || kHeadSize == 128 || kHeadSize > 160 ? 2
+                                     : kHeadSize > 40                                        ? 3
+                                                                                             : 4;
     static constexpr int kSteps = (kHeadSize + 15) / 16;  // QK sums 16 columns at a time: 40 is padded to 48
     static constexpr int kKeyChunks = 2 * kSteps;
     static constexpr int kValueChunks = kHeadSize / 8;  // PV makes 8 columns at a time: 40 stays 40
