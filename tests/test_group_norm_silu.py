@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import hotloop_kernels
-from hotloop_kernels import KernelError, group_norm_silu
+from hotloop_kernels import KernelError, backend, group_norm_silu
 from hotloop_kernels.testing import BACKENDS, ISAS, assert_close_as_naive, use, use_isa
 
 torch = pytest.importorskip("torch")
@@ -71,13 +71,13 @@ def test_both_layouts_are_as_close_as_the_naive_computation_on_every_instruction
     assert all(torch.equal(out, outs[0]) for outs in (first, last) for out in outs)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("code", BACKENDS)
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_numpy_arrays_give_numpy_arrays(backend, silu, channels_last):
+def test_numpy_arrays_give_numpy_arrays(code, silu, channels_last):
     x, weight, bias = case((2, 12, 5, 7))
     exact = stock(x.double(), weight.double(), bias.double(), 4, silu=silu)
-    with use(backend):
+    with use(code):
         got = group_norm_silu(
             (nhwc(x) if channels_last else x).numpy(), weight.numpy(), bias.numpy(), 4, silu=silu,
             channels_last=channels_last,
@@ -145,6 +145,23 @@ def test_the_count_of_threads_and_the_batch_do_not_change_a_bit(channels_last):
     finally:
         hotloop_kernels.set_threads(before)
     assert torch.equal(group_norm_silu(x[1:2], weight, bias, channels_last=channels_last), want[1:2])
+
+
+@compiled
+@pytest.mark.parametrize("pixels", [1, 3, 63, 64, 769, 4096, 65536, 262144])
+def test_the_tiles_of_the_cuda_operator_hold_every_pixel_once(pixels):
+    tiles = backend.ops.group_norm_tiles(pixels)
+    assert [begin for begin, _ in tiles] == [0, *(end for _, end in tiles[:-1])] and tiles[-1][1] == pixels
+    assert all(begin < end for begin, end in tiles) and len(tiles) <= 256
+
+
+@compiled
+@pytest.mark.parametrize("channels", [8, 64, 128, 320, 640, 960, 1280, 1920, 2048, 2560, 4096])
+@pytest.mark.parametrize("pack", [4, 8])
+def test_the_threads_of_the_cuda_operator_hold_every_channel_of_each_line_once(channels, pack):
+    places = backend.ops.group_norm_threads(channels, pack, 256)
+    lines = max(line for _, line in places) + 1
+    assert sorted(places) == [(p, line) for p in range(channels // pack) for line in range(lines)]
 
 
 def test_bad_arguments_name_the_rule_and_the_value():

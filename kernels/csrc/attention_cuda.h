@@ -37,10 +37,10 @@ struct Params {
     int sets;
     MaskView mask;  // of set[0]
     int queries, head_size;
-    float scale;           // of q.k
-    bool wide_loads;       // every row of q, k, v starts at a multiple of 16 bytes
-    bool wide_stores;      // every row of out starts at a multiple of two elements
-    int stages;            // K/V tiles in flight
+    float scale;       // of q.k
+    bool wide_loads;   // every row of q, k, v starts at a multiple of 16 bytes
+    bool wide_stores;  // every row of out starts at a multiple of two elements
+    int stages;        // K/V tiles in flight
 };
 
 inline View view_of(const Tensor& t) { return {static_cast<char*>(t.data), t.stride[0], t.stride[1], t.stride[2]}; }
@@ -73,7 +73,7 @@ inline Params params_of(const Attention& op) {
         const auto& [k, v, weight] = op.segment[i];
         if (k.shape[1] == 0) continue;
         p.wide_loads = p.wide_loads && rows_aligned(k, 16) && rows_aligned(v, 16);
-        p.set[p.sets++] = {view_of(k), view_of(v), int(k.shape[1]), static_cast<const float*>(weight.data),
+        p.set[p.sets++] = {view_of(k),       view_of(v),       int(k.shape[1]), static_cast<const float*>(weight.data),
                            weight.stride[0], weight.stride[1], weight.stride[2]};
     }
     const int64_t* stride = op.mask.stride;
@@ -95,6 +95,11 @@ struct MmaShape {
 
     static constexpr int kThreads = 32 * kRowWarps * kColumnWarps;
     static constexpr int kRows = 16 * kRowTiles * kRowWarps;
+    // Blocks that shall fit an SM's registers: as many as compile without spills (128: as its shared memory lets in).
+    static constexpr int kResident = kColumnWarps == 2                                       ? 1
+                                     : kRowTiles == 2 || kHeadSize == 128 || kHeadSize > 160 ? 2
+                                     : kHeadSize > 40                                        ? 3
+                                                                                             : 4;
     static constexpr int kSteps = (kHeadSize + 15) / 16;  // QK sums 16 columns at a time: 40 is padded to 48
     static constexpr int kKeyChunks = 2 * kSteps;
     static constexpr int kValueChunks = kHeadSize / 8;  // PV makes 8 columns at a time: 40 stays 40
@@ -109,14 +114,12 @@ struct MmaShape {
     static constexpr int kStageBytes = kKeyBytes + kValueBytes;
     static constexpr int kShareBytes = kColumnWarps == 1 ? 0 : kRows * kTileKeys * 2;  // P, between the two warps
     static constexpr int kStatBytes = kColumnWarps == 1 ? 0 : kRows * kColumnWarps * 4;
-    static constexpr int bytes(int stages) {
-        return kQueryBytes + stages * kStageBytes + kShareBytes + kStatBytes;
-    }
+    static constexpr int bytes(int stages) { return kQueryBytes + stages * kStageBytes + kShareBytes + kStatBytes; }
 };
 
 // Two or three stages: three where they fit without costing a resident block, since a tile then has two tiles' time to
-// arrive. 0: the instance does not fit this GPU. `block_limit`, `sm_limit`: shared memory per block and per SM in bytes;
-// `resident`: blocks per SM that registers allow. A block also costs the 1 KB that CUDA reserves.
+// arrive. 0: the instance does not fit this GPU. `block_limit`, `sm_limit`: shared memory per block and per SM in
+// bytes; `resident`: blocks per SM that registers allow. A block also costs the 1 KB that CUDA reserves.
 HOTLOOP_HD constexpr int choose_stages(int bytes_two, int stage_bytes, int block_limit, int sm_limit, int resident) {
     const int bytes_three = bytes_two + stage_bytes;
     if (bytes_two > block_limit) return 0;
@@ -242,7 +245,8 @@ inline MapPlan map_plan(const View& view, int64_t head_size, int64_t tokens, int
 // What TMA asks of a tensor: 16-byte base and strides, strides below 2^40 bytes, and none that is zero (a broadcast).
 inline bool map_fits(const MapPlan& plan) {
     bool fits = reinterpret_cast<uintptr_t>(plan.data) % 16 == 0;
-    for (const uint64_t stride : plan.stride) fits = fits && stride % 16 == 0 && stride > 0 && stride < uint64_t(1) << 40;
+    for (const uint64_t stride : plan.stride)
+        fits = fits && stride % 16 == 0 && stride > 0 && stride < uint64_t(1) << 40;
     for (const uint64_t size : plan.size) fits = fits && size > 0 && size <= uint64_t(1) << 32;
     return fits;
 }

@@ -85,8 +85,8 @@ struct FfmaAttention {
             if (key >= keys)
                 s[r] = -infinity();
             else if (masked && query < p.queries)
-                s[r] += mask_value(p.mask, batch * p.mask.batch + head * p.mask.head + query * p.mask.query + key * p.mask.key,
-                                   1.0f);
+                s[r] += mask_value(
+                    p.mask, batch * p.mask.batch + head * p.mask.head + query * p.mask.query + key * p.mask.key, 1.0f);
         }
     }
 
@@ -113,9 +113,10 @@ struct FfmaAttention {
     // P V of one tile, in sums of its own: many small terms would drown in a large o.
     HOTLOOP_DEVICE void multiply_values(float (&sum)[kRows][S::kOutPerLane], const float (&s)[kRows]) const {
         HOTLOOP_UNROLL
-        for (int r = 0; r < kRows; ++r)
+        for (int r = 0; r < kRows; ++r) {
             HOTLOOP_UNROLL
             for (int i = 0; i < S::kOutPerLane; ++i) sum[r][i] = 0.0f;
+        }
         HOTLOOP_NO_UNROLL
         for (int key = 0; key < S::kTileKeys; ++key) {
             float weight[kRows];
@@ -152,9 +153,10 @@ struct FfmaAttention {
             load_keys(set.v, tile, set.keys);
             multiply_values(sum, s);
             HOTLOOP_UNROLL
-            for (int r = 0; r < kRows; ++r)
+            for (int r = 0; r < kRows; ++r) {
                 HOTLOOP_UNROLL
                 for (int i = 0; i < S::kOutPerLane; ++i) o[r][i] = fmaf(o[r][i], rescale[r], sum[r][i]);
+            }
         }
         HOTLOOP_UNROLL
         for (int r = 0; r < kRows; ++r) {
@@ -199,10 +201,11 @@ struct FfmaAttention {
             load_keys(set.v, tile, set.keys);
             multiply_values(sum, s);
             HOTLOOP_UNROLL
-            for (int r = 0; r < kRows; ++r)
+            for (int r = 0; r < kRows; ++r) {
                 HOTLOOP_UNROLL
                 for (int i = 0; i < S::kOutPerLane; ++i)
                     o[r][i] = factor[r] == 0.0f ? o[r][i] : fmaf(factor[r], sum[r][i], o[r][i]);
+            }
         }
     }
 
@@ -211,7 +214,8 @@ struct FfmaAttention {
         for (int r = 0; r < kRows; ++r) {
             const int query = first + row + r;
             if (query >= p.queries) continue;
-            float* line = reinterpret_cast<float*>(p.out.data) + batch * p.out.batch + head * p.out.head + query * p.out.token;
+            float* line =
+                reinterpret_cast<float*>(p.out.data) + batch * p.out.batch + head * p.out.head + query * p.out.token;
             HOTLOOP_UNROLL
             for (int i = 0; i < S::kOutPerLane; ++i)
                 if (32 * i + lane < p.head_size) line[32 * i + lane] = o[r][i];
@@ -221,9 +225,10 @@ struct FfmaAttention {
     HOTLOOP_DEVICE void run() {
         load<S::kRows, S::kHeadSize>(q_tile, p.q, first, p.queries);
         HOTLOOP_UNROLL
-        for (int r = 0; r < kRows; ++r)
+        for (int r = 0; r < kRows; ++r) {
             HOTLOOP_UNROLL
             for (int i = 0; i < S::kOutPerLane; ++i) o[r][i] = 0.0f;
+        }
         attend();
         for (int s = 1; s < p.sets; ++s) add_segment(p.set[s]);
         store();

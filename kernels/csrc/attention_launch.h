@@ -1,5 +1,5 @@
-// Launching the CUDA attention kernels: what is measured on the device and decided on the host. Included by one .cu file
-// per element type, so that they compile side by side.
+// Launching the CUDA attention kernels: what is measured on the device and decided on the host. Included by one .cu
+// file per element type, so that they compile side by side.
 #pragma once
 
 #include <string>
@@ -31,7 +31,7 @@ inline dim3 grid_of(const Attention& op, int rows) {
 }
 
 template <class T, class S, bool kSegmented>
-__global__ void __launch_bounds__(S::kThreads) attention_mma(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(S::kThreads, S::kResident) attention_mma(const __grid_constant__ Params p) {
     MmaAttention<T, S> attention(p, machine::shared_address(machine::shared()));
     attention.template run<kSegmented>();
 }

@@ -109,7 +109,7 @@ struct MmaAttention {
         }
     }
 
-    // --- Streaming ----------------------------------------------------------------------------------------------------
+    // --- Streaming ---
     HOTLOOP_DEVICE void load_keys(const KeySet& set, int tile, bool values) const {
         const uint32_t stage = ring + tile % p.stages * S::kStageBytes;
         load<S::kTileKeys, S::kKeyChunks>(stage, set.k, tile * S::kTileKeys, set.keys);
@@ -139,7 +139,7 @@ struct MmaAttention {
         }
     }
 
-    // --- Scores -------------------------------------------------------------------------------------------------------
+    // --- Scores ---
     HOTLOOP_DEVICE void query_fragment(uint32_t (&a)[4], int row_tile, int step) const {
         machine::load_matrices(a, q_tile + q_place.at(16 * row_tile, 2 * step));
     }
@@ -148,12 +148,13 @@ struct MmaAttention {
     template <bool kGeneral>
     HOTLOOP_DEVICE void multiply_keys(uint32_t k_tile, int groups, Scores& s) const {
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
-            for (int n = 0; n < kScoreTiles; ++n)
+            for (int n = 0; n < kScoreTiles; ++n) {
                 HOTLOOP_UNROLL
                 for (int i = 0; i < 4; ++i) s[t][n][i] = 0.0f;
-
+            }
+        }
         if constexpr (S::kOwnKeys == 8) {
             HOTLOOP_UNROLL_SOME
             for (int step = 0; step < S::kSteps; step += 2) {
@@ -205,14 +206,14 @@ struct MmaAttention {
         const float scale = p.scale * kLog2e;
         const int column = tile * S::kTileKeys + column_warp * S::kOwnKeys + maps::fragment_column(lane);
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
             for (int half = 0; half < 2; ++half) {
                 const int query = first + row + 16 * t + 8 * half + maps::fragment_row(lane);
                 const bool masks = masked && query < p.queries;
                 const int64_t line = batch * p.mask.batch + head * p.mask.head + query * p.mask.query;
                 HOTLOOP_UNROLL
-                for (int n = 0; n < kScoreTiles; ++n)
+                for (int n = 0; n < kScoreTiles; ++n) {
                     HOTLOOP_UNROLL
                     for (int i = 0; i < 2; ++i) {
                         const int key = column + 8 * n + i;
@@ -223,7 +224,9 @@ struct MmaAttention {
                         else if (masks)
                             score += mask_value(p.mask, line + key * p.mask.key, kLog2e);
                     }
+                }
             }
+        }
     }
 
     HOTLOOP_DEVICE static float quad_max(float value) {
@@ -246,12 +249,13 @@ struct MmaAttention {
     HOTLOOP_DEVICE static float exponentials(float (&s)[kScoreTiles][4], int half, float scale, float offset) {
         float sum = 0.0f;
         HOTLOOP_UNROLL
-        for (int n = 0; n < kScoreTiles; ++n)
+        for (int n = 0; n < kScoreTiles; ++n) {
             HOTLOOP_UNROLL
             for (int i = 2 * half; i < 2 * half + 2; ++i) {
                 s[n][i] = machine::exp2(fmaf(s[n][i], scale, -offset));
                 sum += s[n][i];
             }
+        }
         return sum;
     }
 
@@ -264,37 +268,43 @@ struct MmaAttention {
     HOTLOOP_DEVICE void across_warps(float (&value)[kRowTiles][2], Combine combine) const {
         if constexpr (S::kColumnWarps == 2) {
             HOTLOOP_UNROLL
-            for (int t = 0; t < kRowTiles; ++t)
+            for (int t = 0; t < kRowTiles; ++t) {
                 HOTLOOP_UNROLL
                 for (int half = 0; half < 2; ++half)
                     if (lane % 4 == 0) machine::shared_store(stat(t, half, column_warp), value[t][half]);
+            }
             machine::sync();
             HOTLOOP_UNROLL
-            for (int t = 0; t < kRowTiles; ++t)
+            for (int t = 0; t < kRowTiles; ++t) {
                 HOTLOOP_UNROLL
                 for (int half = 0; half < 2; ++half)
                     value[t][half] = combine(machine::shared_load<float>(stat(t, half, 0)),
                                              machine::shared_load<float>(stat(t, half, 1)));
+            }
         }
     }
 
-    // --- Values -------------------------------------------------------------------------------------------------------
+    // --- Values ---
+
     // P as the A operand: two score tiles side by side. With two column warps it passes through shared memory, where
     // each finds the other's keys.
     HOTLOOP_DEVICE void share_probabilities(const Scores& s) const {
         if constexpr (S::kColumnWarps == 2) {
             constexpr int kChunks = S::kTileKeys / 8;
             HOTLOOP_UNROLL
-            for (int t = 0; t < kRowTiles; ++t)
+            for (int t = 0; t < kRowTiles; ++t) {
                 HOTLOOP_UNROLL
-                for (int n = 0; n < kScoreTiles; ++n)
+                for (int n = 0; n < kScoreTiles; ++n) {
                     HOTLOOP_UNROLL
                     for (int half = 0; half < 2; ++half) {
                         const int r = row + 16 * t + 8 * half + maps::fragment_row(lane);
                         const int chunk = column_warp * S::kOwnKeys / 8 + n;
-                        const uint32_t at = share + maps::chunk_offset(r, chunk, kChunks) + 2 * maps::fragment_column(lane);
+                        const uint32_t at =
+                            share + maps::chunk_offset(r, chunk, kChunks) + 2 * maps::fragment_column(lane);
                         machine::shared_store(at, machine::pack<T>(s[t][n][2 * half], s[t][n][2 * half + 1]));
                     }
+                }
+            }
             machine::sync();
         }
     }
@@ -364,19 +374,22 @@ struct MmaAttention {
                 }
             }
             HOTLOOP_UNROLL
-            for (int t = 0; t < kRowTiles; ++t)
+            for (int t = 0; t < kRowTiles; ++t) {
                 HOTLOOP_UNROLL
-                for (int n = 0; n < 2 && pair + n < S::kOutTiles; ++n)
+                for (int n = 0; n < 2 && pair + n < S::kOutTiles; ++n) {
                     HOTLOOP_UNROLL
                     for (int i = 0; i < 4; ++i) {
                         const float f = factor[t][i / 2];
                         float& out = o[t][pair + n][i];
                         out = f == 0.0f ? out : fmaf(f, sum[t][n][i], out);
                     }
+                }
+            }
         }
     }
 
-    // --- The attention itself -----------------------------------------------------------------------------------------
+    // --- The attention itself ---
+
     // One tile: kGeneral where it has a mask, an end or a scale that is not positive.
     template <bool kGeneral>
     HOTLOOP_DEVICE void attend_tile(const KeySet& set, int tile, uint32_t stage) {
@@ -389,13 +402,14 @@ struct MmaAttention {
 
         float top[kRowTiles][2];
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
             for (int half = 0; half < 2; ++half) top[t][half] = fmaxf(m[t][half], largest(s[t], half) * scale);
+        }
         across_warps(top, [](float a, float b) { return fmaxf(a, b); });
 
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
             for (int half = 0; half < 2; ++half) {
                 const float offset = offset_of(top[t][half]);
@@ -408,26 +422,29 @@ struct MmaAttention {
                     o[t][n][2 * half + 1] *= rescale;
                 }
             }
+        }
         share_probabilities(s);
         multiply_values<kGeneral>(stage + S::kKeyBytes, groups, s);
     }
 
     HOTLOOP_DEVICE void reset_softmax() {
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
             for (int half = 0; half < 2; ++half) {
                 m[t][half] = -infinity();
                 l[t][half] = 0.0f;
             }
+        }
     }
 
     // The rows' sums, from the lanes' and the column warps'.
     HOTLOOP_DEVICE void finish_sums() {
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
             for (int half = 0; half < 2; ++half) l[t][half] = quad_sum(l[t][half]);
+        }
         across_warps(l, [](float a, float b) { return a + b; });
     }
 
@@ -438,9 +455,11 @@ struct MmaAttention {
         stream(set, true, [&](int tile, uint32_t stage) {
             if (tile == 0 && S::kHoldQ) {  // Q came with the first tile
                 HOTLOOP_UNROLL
-                for (int t = 0; t < kRowTiles; ++t)
+                for (int t = 0; t < kRowTiles; ++t) {
                     HOTLOOP_UNROLL
-                    for (int step = 0; step < S::kSteps; ++step) query_fragment(q[S::kHoldQ ? t : 0][S::kHoldQ ? step : 0], t, step);
+                    for (int step = 0; step < S::kSteps; ++step)
+                        query_fragment(q[S::kHoldQ ? t : 0][S::kHoldQ ? step : 0], t, step);
+                }
             }
             if (plain && (tile + 1) * S::kTileKeys <= set.keys)
                 attend_tile<false>(set, tile, stage);
@@ -449,7 +468,7 @@ struct MmaAttention {
         });
         finish_sums();
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
             for (int half = 0; half < 2; ++half) {
                 const float inverse = l[t][half] == 0.0f ? 0.0f : 1.0f / l[t][half];
@@ -459,9 +478,10 @@ struct MmaAttention {
                     o[t][n][2 * half + 1] *= inverse;
                 }
             }
+        }
     }
 
-    // --- Segments -----------------------------------------------------------------------------------------------------
+    // --- Segments ---
     HOTLOOP_DEVICE void segment_scores(const KeySet& set, int tile, uint32_t stage, int& groups, Scores& s) const {
         const int left = set.keys - tile * S::kTileKeys;
         groups = left < S::kTileKeys ? (left + 15) / 16 : S::kTileKeys / 16;
@@ -474,7 +494,7 @@ struct MmaAttention {
         Scores s;
         segment_scores(set, tile, stage, groups, s);
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
             for (int half = 0; half < 2; ++half) {
                 const float top = fmaxf(m[t][half], largest(s[t], half));
@@ -482,6 +502,7 @@ struct MmaAttention {
                 l[t][half] = l[t][half] * machine::exp2(m[t][half] - offset) + exponentials(s[t], half, 1.0f, offset);
                 m[t][half] = top;
             }
+        }
     }
 
     HOTLOOP_DEVICE void add_tile(const KeySet& set, int tile, uint32_t stage, const float (&factor)[kRowTiles][2]) {
@@ -489,9 +510,10 @@ struct MmaAttention {
         Scores s;
         segment_scores(set, tile, stage, groups, s);
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
             for (int half = 0; half < 2; ++half) exponentials(s[t], half, 1.0f, offset_of(m[t][half]));
+        }
         share_probabilities(s);
         add_values(stage + S::kKeyBytes, groups, s, factor);
     }
@@ -500,7 +522,7 @@ struct MmaAttention {
         float factor[kRowTiles][2];
         bool any = false;
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
             for (int half = 0; half < 2; ++half) {
                 const int query = first + row + 16 * t + 8 * half + maps::fragment_row(lane);
@@ -509,6 +531,7 @@ struct MmaAttention {
                 factor[t][half] = exists ? set.weight[at] : 0.0f;
                 any = any || factor[t][half] != 0.0f;
             }
+        }
         // Also the barrier after which the stages may be filled anew.
         if (!machine::sync_any(any)) return;
 
@@ -518,24 +541,27 @@ struct MmaAttention {
         stream(set, resident, [&](int tile, uint32_t stage) { measure_tile(set, tile, stage); });
         float own[kRowTiles][2], top[kRowTiles][2];
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
             for (int half = 0; half < 2; ++half) own[t][half] = top[t][half] = m[t][half];
+        }
         across_warps(top, [](float a, float b) { return fmaxf(a, b); });
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
             for (int half = 0; half < 2; ++half) {
                 m[t][half] = top[t][half];
                 l[t][half] *= machine::exp2(own[t][half] - offset_of(top[t][half]));
             }
+        }
         machine::sync();  // all have read the maxima, and left the stages
         finish_sums();
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
-            for (int half = 0; half < 2; ++half) factor[t][half] = l[t][half] == 0.0f ? 0.0f : factor[t][half] / l[t][half];
-
+            for (int half = 0; half < 2; ++half)
+                factor[t][half] = l[t][half] == 0.0f ? 0.0f : factor[t][half] / l[t][half];
+        }
         // Add.
         if (resident)
             add_tile(set, 0, ring, factor);
@@ -543,10 +569,10 @@ struct MmaAttention {
             stream(set, true, [&](int tile, uint32_t stage) { add_tile(set, tile, stage, factor); });
     }
 
-    // --- Out ----------------------------------------------------------------------------------------------------------
+    // --- Out ---
     HOTLOOP_DEVICE void store() const {
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
             for (int half = 0; half < 2; ++half) {
                 const int query = first + row + 16 * t + 8 * half + maps::fragment_row(lane);
@@ -565,6 +591,7 @@ struct MmaAttention {
                     }
                 }
             }
+        }
     }
 
     // kSegmented: false leaves the segments' code out.
@@ -572,11 +599,13 @@ struct MmaAttention {
     HOTLOOP_DEVICE void run() {
         load<S::kRows, S::kKeyChunks>(q_tile, p.q, first, p.queries);  // in the group of the first tile
         HOTLOOP_UNROLL
-        for (int t = 0; t < kRowTiles; ++t)
+        for (int t = 0; t < kRowTiles; ++t) {
             HOTLOOP_UNROLL
-            for (int n = 0; n < S::kOutTiles; ++n)
+            for (int n = 0; n < S::kOutTiles; ++n) {
                 HOTLOOP_UNROLL
                 for (int i = 0; i < 4; ++i) o[t][n][i] = 0.0f;
+            }
+        }
         attend();
         if constexpr (kSegmented) {
             HOTLOOP_NO_UNROLL

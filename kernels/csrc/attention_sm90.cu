@@ -25,10 +25,11 @@ CUtensorMap encode(const MapPlan& plan, DType dtype) {
     const cuuint32_t box[4] = {maps::kPanelColumns, plan.rows, 1, 1};
     const cuuint32_t steps[4] = {1, 1, 1, 1};
     CUtensorMap map{};
-    const CUresult result = encoder()(&map, type, 4, plan.data, size, stride, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                                      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result != CUDA_SUCCESS) throw Error(kOp, "the tensor must have a tensor map", "CUDA error " + std::to_string(result));
+    const CUresult result =
+        encoder()(&map, type, 4, plan.data, size, stride, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS)
+        throw Error(kOp, "the tensor must have a tensor map", "CUDA error " + std::to_string(result));
     return map;
 }
 

@@ -1,9 +1,9 @@
 // attention by wgmma, sm_90a: the body of the kernel for the self-attentions of SD 1.5 (head sizes 40, 80 and 160).
 //
 // What:    a producer warpgroup whose first thread lets TMA fill a ring of K and V tiles, and two consumers of 64 query
-//          rows each. They take turns at the tensor cores: while one computes exponentials, the other multiplies. Within
-//          a consumer the next tile's Q K^T is issued together with this tile's P V, so that they overlap its softmax.
-//          No mask and no segments: attention_mma.h has those.
+//          rows each. They take turns at the tensor cores: while one computes exponentials, the other multiplies.
+//          Within a consumer the next tile's Q K^T is issued together with this tile's P V, so that they overlap its
+//          softmax. No mask and no segments: attention_mma.h has those.
 // Layout:  tiles as 128-byte swizzled panels of 64 columns, where TMA pads a head of 40 with zeros: Q K^T sums 48
 //          columns, P V makes 40. P goes from the accumulators straight into the A registers.
 // Limit:   head size 40: exp (36 us a layer and image of 4,096 tokens on 132 SMs, against 27 us of products).
@@ -52,14 +52,14 @@ struct WgmmaAttention {
     HOTLOOP_DEVICE uint32_t empty(bool values, int tile) const { return full(values, tile) + 8; }
     HOTLOOP_DEVICE static int parity(int tile) { return tile / S::kStages & 1; }
 
-    // --- Producer -----------------------------------------------------------------------------------------------------
+    // --- Producer ---
     HOTLOOP_DEVICE void produce(bool values, int tile) const {
         machine::barrier_wait(empty(values, tile), parity(tile) ^ 1);
         machine::barrier_expect(full(values, tile), S::kTileBytes);
         const uint32_t stage = (values ? v_ring : k_ring) + tile % S::kStages * S::kTileBytes;
         for (int panel = 0; panel < S::kPanels; ++panel)
-            machine::load_box(stage + panel * S::kTileKeys * maps::kPanelRow, values ? v_map : k_map, full(values, tile),
-                              panel * maps::kPanelColumns, tile * S::kTileKeys, head, batch);
+            machine::load_box(stage + panel * S::kTileKeys * maps::kPanelRow, values ? v_map : k_map,
+                              full(values, tile), panel * maps::kPanelColumns, tile * S::kTileKeys, head, batch);
     }
 
     HOTLOOP_DEVICE void produce_all() const {
@@ -73,7 +73,7 @@ struct WgmmaAttention {
         }
     }
 
-    // --- Consumer -----------------------------------------------------------------------------------------------------
+    // --- Consumer ---
     struct Consumer {
         const WgmmaAttention& of;
         const int own, lane, row;  // own: 0 or 1; row: this warp's first, in the block
@@ -101,7 +101,8 @@ struct WgmmaAttention {
             HOTLOOP_UNROLL
             for (int step = 0; step < S::kSteps; ++step)
                 machine::wgmma_described<T, kScores>(s, maps::descriptor_k_major(q, S::kRows, 16 * step),
-                                                     maps::descriptor_k_major(k_tile, S::kTileKeys, 16 * step), step > 0);
+                                                     maps::descriptor_k_major(k_tile, S::kTileKeys, 16 * step),
+                                                     step > 0);
             machine::wgmma_commit();
         }
 
@@ -135,12 +136,13 @@ struct WgmmaAttention {
                 m[half] = top;
                 float sum = 0.0f;
                 HOTLOOP_UNROLL
-                for (int i = 2 * half; i < kScores; i += 4)
+                for (int i = 2 * half; i < kScores; i += 4) {
                     HOTLOOP_UNROLL
                     for (int k = i; k < i + 2; ++k) {
                         s[k] = machine::exp2(fmaf(s[k], scale, -offset));
                         sum += s[k];
                     }
+                }
                 l[half] = l[half] * rescale[half] + sum;
             }
         }
@@ -148,10 +150,11 @@ struct WgmmaAttention {
         // The accumulators' layout is the A operand's, eight keys beside eight keys.
         HOTLOOP_DEVICE void pack_probabilities() {
             HOTLOOP_UNROLL
-            for (int group = 0; group < S::kTileKeys / 16; ++group)
+            for (int group = 0; group < S::kTileKeys / 16; ++group) {
                 HOTLOOP_UNROLL
                 for (int i = 0; i < 4; ++i)
                     probabilities[group][i] = machine::pack<T>(s[8 * group + 2 * i], s[8 * group + 2 * i + 1]);
+            }
         }
 
         HOTLOOP_DEVICE void scale_out(const float (&factor)[2]) {

@@ -6,6 +6,8 @@
 #include <initializer_list>
 #include <string>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 #include "arrays.h"
 #include "common.h"
@@ -230,6 +232,24 @@ void group_norm_silu(py::handle x, py::handle weight, py::handle bias, int group
     run(arrays, op, &hotloop::group_norm_silu, HOTLOOP_ON_CUDA(&hotloop::group_norm_silu_cuda), stream, unproved);
 }
 
+// The CUDA group norm's index maps, for the tests: (begin, end) of every tile; (pack, line) of every thread at work.
+std::vector<std::pair<int, int>> group_norm_tiles(int pixels) {
+    std::vector<std::pair<int, int>> ranges;
+    const int tiles = hotloop::tiles_of(pixels);
+    for (int tile = 0; tile < tiles; ++tile) {
+        const auto range = hotloop::tile_range(tile, tiles, pixels);
+        ranges.emplace_back(range.begin, range.end);
+    }
+    return ranges;
+}
+std::vector<std::pair<int, int>> group_norm_threads(int channels, int pack, int block) {
+    std::vector<std::pair<int, int>> places;
+    const hotloop::PackGrid grid(channels, pack, block);
+    for (int thread = 0; thread < grid.threads(); ++thread)
+        for (int p = grid.pack(thread); p < grid.packs; p += grid.packs_at_once) places.emplace_back(p, grid.line(thread));
+    return places;
+}
+
 void layer_norm(py::handle x, py::handle weight, py::handle bias, float eps, py::handle out, uintptr_t stream,
                 bool unproved) {
     Arrays arrays("layer_norm");
@@ -306,6 +326,8 @@ PYBIND11_MODULE(_ops, m) {
     m.def("cfg_step", &cfg_step);
     m.def("geglu", &geglu);
     m.def("group_norm_silu", &group_norm_silu);
+    m.def("group_norm_threads", &group_norm_threads);
+    m.def("group_norm_tiles", &group_norm_tiles);
     m.def("layer_norm", &layer_norm);
     m.def("rgb_pack", &rgb_pack);
     m.def("rgb_unpack", &rgb_unpack);

@@ -1,10 +1,10 @@
-// machine.h on the CPU: one block of a CUDA kernel, every thread a fiber, the warp and tensor core instructions by their
-// documented layouts.
+// machine.h on the CPU: one block of a CUDA kernel, every thread a fiber, the warp and tensor core instructions by
+// their documented layouts.
 //
-// Asynchronous work (cp.async, TMA, wgmma) is done at once, as late as its waits allow, or at random in between; fibers
-// run in order or at random. A kernel whose result depends on any of that lacks a wait or a barrier.
-// Reads and writes of shared memory through instructions are checked against its bounds, and ldmatrix's bank conflicts
-// are counted. Fresh shared memory holds NaN.
+// Asynchronous work (cp.async, TMA, wgmma) is done at once, as late as its waits allow, or at random in between, and
+// one warp runs as far ahead of the others as it can. A kernel whose result depends on any of that lacks a wait or a
+// barrier. Reads and writes of shared memory through instructions are checked against its bounds, and ldmatrix's bank
+// conflicts are counted. Fresh shared memory holds NaN.
 #pragma once
 
 #include <setjmp.h>
@@ -27,7 +27,6 @@
 #include "attention_cuda.h"
 
 #define HOTLOOP_DEVICE inline
-#define HOTLOOP_UNROLL
 #define HOTLOOP_UNROLL_SOME
 #define HOTLOOP_NO_UNROLL
 
@@ -36,7 +35,7 @@ namespace hotloop::machine {
 struct F16 {};
 struct Bf16 {};
 
-// --- 16-bit floats ----------------------------------------------------------------------------------------------------
+// --- 16-bit floats ---
 inline uint32_t bits_of(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
@@ -90,8 +89,10 @@ struct Bits<Bf16> {
     static uint16_t from_float(float x) { return to_bf16(x); }
 };
 
-// --- The block --------------------------------------------------------------------------------------------------------
-enum class Order { eager, lazy, random };
+// --- The block ---
+
+// When copies and products are done: at once; as late as the waits allow; copies at once but products late; at random.
+enum class Order { eager, lazy, mixed, random };
 enum class Kind { block, vote, warp, shuffle, matrices, mma, wgmma };  // what threads meet for
 
 struct Fault : std::runtime_error {
@@ -125,27 +126,22 @@ class Block {
         }
         int live = threads_;
         while (live > 0) {
-            bool ran = false;
-            for (int turn = 0; turn < threads_; ++turn) {
-                const int i = order == Order::random ? int(random_() % threads_) : turn;
+            const int warp = next_warp();
+            if (warp < 0) {
+                if (engine_.empty()) throw Fault("deadlock: every thread waits");
+                deliver();
+                continue;
+            }
+            for (int i = 32 * warp; i < 32 * warp + 32; ++i) {
                 Fiber& fiber = fibers_[i];
-                if (fiber.done || !fiber.ready()) continue;
+                if (!fiber.ready()) continue;
                 fiber.word = nullptr;
-                ran = true;
                 self_ = i;
                 resume(fiber);
                 if (!fault_.empty()) throw Fault(fault_);
                 live -= fiber.done;
-                if (order == Order::random && !engine_.empty() && random_() % 64 == 0) deliver();
             }
-            if (ran || live == 0) continue;
-            if (order == Order::random) {  // random turns may have missed the one that is ready
-                bool ready = false;
-                for (const Fiber& fiber : fibers_) ready = ready || (!fiber.done && fiber.ready());
-                if (ready) continue;
-            }
-            if (engine_.empty()) throw Fault("deadlock: every thread waits");
-            deliver();
+            if (order == Order::random && !engine_.empty() && random_() % 512 == 0) deliver();
         }
         if (!engine_.empty()) throw Fault("the block ended while copies were under way");
     }
@@ -190,12 +186,14 @@ class Block {
         if (address % std::min(bytes, 16)) fail("misaligned shared memory address");
         return memory_ + (address - kBase);
     }
-    uint32_t address(const void* pointer) const { return uint32_t(static_cast<const char*>(pointer) - memory_) + kBase; }
+    uint32_t address(const void* pointer) const {
+        return uint32_t(static_cast<const char*>(pointer) - memory_) + kBase;
+    }
     char* memory() { return memory_; }
 
     // TMA: whole boxes arrive in any order.
     void send(std::function<void()> copy) {
-        if (order == Order::eager) return copy();
+        if (order == Order::eager || order == Order::mixed) return copy();
         engine_.push_back(std::move(copy));
     }
     void deliver() {
@@ -255,7 +253,7 @@ class Block {
         bool started = false, done = false;
         const uint64_t* word = nullptr;  // what it waits for, and the value to be left
         uint64_t old = 0;
-        bool ready() const { return !word || *word != old; }
+        bool ready() const { return !done && (!word || *word != old); }
         std::vector<std::vector<Copy>> copies{{}};
     };
     struct Meeting {
@@ -270,6 +268,17 @@ class Block {
         if (fiber.started) _longjmp(fiber.state, 1);
         fiber.started = true;
         setcontext(&fiber.context);
+    }
+
+    // One warp runs as far ahead of the others as it can: the first that is ready, or the last, or any. -1: none is.
+    int next_warp() {
+        const int warps = threads_ / 32, start = order == Order::random ? int(random_() % warps) : 0;
+        for (int n = 0; n < warps; ++n) {
+            const int warp = order == Order::lazy ? warps - 1 - n : (start + n) % warps;
+            for (int i = 32 * warp; i < 32 * warp + 32; ++i)
+                if (fibers_[i].ready()) return warp;
+        }
+        return -1;
     }
 
     static void enter() {
@@ -295,7 +304,7 @@ class Block {
 
 inline Block& block() { return Block::current(); }
 
-// --- machine.h, in its order ------------------------------------------------------------------------------------------
+// --- machine.h, in its order ---
 inline int thread() { return block().self(); }
 inline int block_x() { return block().x; }
 inline int block_y() { return block().y; }
@@ -371,7 +380,8 @@ inline void perform(const Block::Copy& copy) {
 inline void copy_async(uint32_t address, const void* global, bool exists) {
     if (reinterpret_cast<uintptr_t>(global) % 16) block().fail("cp.async from a misaligned address");
     const Block::Copy copy{address, global, exists};
-    if (block().order == Order::eager || (block().order == Order::random && block().coin()))
+    const Order order = block().order;
+    if (order == Order::eager || order == Order::mixed || (order == Order::random && block().coin()))
         perform(copy);
     else
         block().copies().back().push_back(copy);
@@ -386,8 +396,8 @@ inline void copy_wait() {
     }
 }
 
-// Matrix i: lanes 8i.. give the rows' addresses; lane L receives of row L/4 columns 2(L%4) and the next, or, transposed,
-// of column L/4 rows 2(L%4) and the next.
+// Matrix i: lanes 8i.. give the rows' addresses; lane L receives of row L/4 columns 2(L%4) and the next, or,
+// transposed, of column L/4 rows 2(L%4) and the next.
 template <int kMatrices>
 inline void load_matrices(uint32_t (&r)[kMatrices], uint32_t address, bool transposed) {
     struct Lane {
@@ -418,8 +428,8 @@ inline void load_matrices_transposed(uint32_t (&r)[2], uint32_t address) { load_
 
 // The fragments of m16n8k16 written out from the PTX manual, not from attention_maps.h: with group = lane / 4 and
 // member = lane % 4, element i of A (0..7) is in row group (+ 8 for i = 2, 3, 6, 7), column 2 member + i % 2 (+ 8 for
-// i >= 4); of B (0..3) in row 2 member + i % 2 (+ 8 for i >= 2), column group; of C (0..3) in row group (+ 8 for i >= 2),
-// column 2 member + i % 2.
+// i >= 4); of B (0..3) in row 2 member + i % 2 (+ 8 for i >= 2), column group; of C (0..3) in row group (+ 8 for i >=
+// 2), column 2 member + i % 2.
 inline int manual_a_row(int lane, int i) { return lane / 4 + (i == 2 || i == 3 || i == 6 || i == 7 ? 8 : 0); }
 inline int manual_a_column(int lane, int i) { return lane % 4 * 2 + i % 2 + (i >= 4 ? 8 : 0); }
 inline int manual_b_row(int lane, int i) { return lane % 4 * 2 + i % 2 + (i >= 2 ? 8 : 0); }
@@ -456,7 +466,7 @@ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
     });
 }
 
-// --- Hopper -----------------------------------------------------------------------------------------------------------
+// --- Hopper ---
 using TensorMap = attention_kernels::MapPlan;
 
 template <int count>
@@ -526,7 +536,8 @@ inline void load_box(uint32_t target, const TensorMap& map, uint32_t at, int col
                 bool inside = true;
                 for (int d = 0; d < 4; ++d) inside = inside && at[d] < map.size[d];
                 char* to = swizzled(target + row * 128 + c * 2, 2);
-                const uint64_t offset = at[0] * 2 + at[1] * map.stride[0] + at[2] * map.stride[1] + at[3] * map.stride[2];
+                const uint64_t offset =
+                    at[0] * 2 + at[1] * map.stride[0] + at[2] * map.stride[1] + at[3] * map.stride[2];
                 std::memset(to, 0, 2);
                 if (inside) std::memcpy(to, map.data + offset, 2);
             }
@@ -573,9 +584,7 @@ struct Described {
     // Row n of A or column n of B, the sum's index k contiguous: atoms of eight rows.
     uint16_t k_major(int n, int k) const { return value(n / 8 * stride + n % 8 * 128 + k * 2); }
     // n contiguous: 64 of them and eight of k an atom.
-    uint16_t n_major(int n, int k) const {
-        return value(n / 64 * leading + k / 8 * stride + k % 8 * 128 + n % 64 * 2);
-    }
+    uint16_t n_major(int n, int k) const { return value(n / 64 * leading + k / 8 * stride + k % 8 * 128 + n % 64 * 2); }
     uint16_t value(uint32_t offset) const {
         uint16_t bits;
         std::memcpy(&bits, swizzled(start + offset, 2), 2);
@@ -607,10 +616,12 @@ inline void multiply_wgmma(float (&d)[kCount], const uint32_t* a_registers, uint
             }
             for (int t = 0; !a && t < 128; ++t)
                 for (int i = 0; i < 8; ++i)
-                    A[t / 32 * 16 + manual_a_row(t % 32, i)][manual_a_column(t % 32, i)] = half_of<T>(threads[t].a[i / 2], i);
+                    A[t / 32 * 16 + manual_a_row(t % 32, i)][manual_a_column(t % 32, i)] =
+                        half_of<T>(threads[t].a[i / 2], i);
             for (int t = 0; t < 128; ++t)
                 for (int i = 0; i < kCount; ++i) {
-                    const int m = t / 32 * 16 + manual_c_row(t % 32, i % 4), n = i / 4 * 8 + manual_c_column(t % 32, i % 4);
+                    const int m = t / 32 * 16 + manual_c_row(t % 32, i % 4),
+                              n = i / 4 * 8 + manual_c_column(t % 32, i % 4);
                     double sum = more ? threads[t].d[i] : 0.0f;
                     for (int k = 0; k < 16; ++k) sum += double(A[m][k]) * B[k][n];
                     threads[t].d[i] = float(sum);
