@@ -356,7 +356,7 @@ def test_the_unet_of_sd15_builds_without_a_gpu(
     values = sum(math.prod(stored[file].shape(n)) for file, names in info.refit.items() for n in names)
     assert info.plan_bytes == pytest.approx(values * (4 if compute == "fp32" else 2), rel=0.05)
     # An export of SD 1.5 must fit in 12 GB.
-    assert info.peak_bytes < 9e9
+    assert info.peak_bytes < 12e9
     record_property("seconds", info.seconds)
     record_property("peak_bytes", info.peak_bytes)
     print(
