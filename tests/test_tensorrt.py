@@ -951,7 +951,7 @@ def test_where_capture_fails_a_warning_says_so_once_and_runs_go_on(rig: Rig, how
 
 
 def test_graphs_can_be_left_off(rig: Rig):
-    cls = getattr(sys.modules["hotloop.engines.tensorrt"], engines.KINDS[rig.kind][1])
+    cls = getattr(sys.modules["hotloop.engines.tensorrt"], engines.KINDS[rig.kind].cls)
     context = cls(rig.plan, NETWORK, graphs=False).context(B=1, h=8)
     for i in range(3):
         run(context, seed=i)
