@@ -208,7 +208,7 @@ def test_the_unet_in_int8_holds_the_bound(drawing: Any, tmp_path: Path, kind: st
     calibration = calibration_inputs(drawing, prompts, steps=6, size=(64, 64))["unet"]
     held_out = calibration_inputs(drawing, ["a woman with short blond hair"], steps=5, size=(64, 64), seed=77)["unet"]
     file = tmp_path / Path(FILES[kind]).with_stem("model").name
-    QUANTIZE[kind](builtin() / "unet/model.onnx", file, calibration)
+    QUANTIZE[kind](drawing.bundle.network_file(drawing.entry, "unet"), file, calibration)
     assert cosine(kind, file, drawing, "unet", held_out) >= 0.99
 
 

@@ -356,7 +356,7 @@ def test_the_unet_of_sd15_builds_without_a_gpu(
     values = sum(math.prod(stored[file].shape(n)) for file, names in info.refit.items() for n in names)
     assert info.plan_bytes == pytest.approx(values * (4 if compute == "fp32" else 2), rel=0.05)
     # An export of SD 1.5 must fit in 12 GB.
-    assert info.peak_bytes < 9e9
+    assert info.peak_bytes < 12e9
     record_property("seconds", info.seconds)
     record_property("peak_bytes", info.peak_bytes)
     print(
@@ -951,7 +951,7 @@ def test_where_capture_fails_a_warning_says_so_once_and_runs_go_on(rig: Rig, how
 
 
 def test_graphs_can_be_left_off(rig: Rig):
-    cls = getattr(sys.modules["hotloop.engines.tensorrt"], engines.KINDS[rig.kind][1])
+    cls = getattr(sys.modules["hotloop.engines.tensorrt"], engines.KINDS[rig.kind].cls)
     context = cls(rig.plan, NETWORK, graphs=False).context(B=1, h=8)
     for i in range(3):
         run(context, seed=i)

@@ -139,7 +139,8 @@ def build_plan(
     try:
         trt = _ENGINES[kind].import_library()
     except ImportError as error:
-        raise InputError(_PLACE, f"{kind} needs a library that is not installed: {KINDS[kind][2]} ({error})") from error
+        rule = f"{kind} needs a library that is not installed: {KINDS[kind].install} ({error})"
+        raise InputError(_PLACE, rule) from error
     if not can_strip(kind) and (weights == "strip" or kind == "tensorrt"):
         other = "; weights='embed' needs none" if kind == "tensorrt_rtx" else ""
         raise BundleError(_PLACE, f"{kind} builds a plan with weights='{weights}' only where its GPU is{other}")

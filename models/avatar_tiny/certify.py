@@ -2,7 +2,8 @@
 
     python models/avatar_tiny/certify.py BUNDLE --prompts 256
 
-All engines draw the same held-out prompts from the same seeds. Fails when an engine loses more than two points.
+All engines draw the same held-out prompts from the same seeds. An engine that loses more than two points keeps the
+certificate it has, and the exit code says so.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ def main() -> None:
             "attributes": {"prompts": len(texts), "before": before, "after": scores["mean"], "of": scores}
         }
         print(f"{entry.name:<16} mean {scores['mean']:.4f}  {100 * (scores['mean'] - before):+.2f} points", flush=True)
-    lost = {name: before - mean for name, mean in means.items() if before - mean > BOUND}
+    lost = {name: round(before - mean, 4) for name, mean in means.items() if before - mean > BOUND}
+    update_certificates(bundle, {name: made for name, made in certificates.items() if name not in lost})
     if lost:
         sys.exit(f"attribute accuracy must not drop by more than {BOUND:g}: {lost}")
-    update_certificates(bundle, certificates)
 
 
 if __name__ == "__main__":

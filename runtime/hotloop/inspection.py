@@ -50,12 +50,15 @@ def _facts(entry: Entry) -> Iterator[str]:
 
 
 def certificate_line(certificate: Mapping[str, Any]) -> str:
-    """The figures of a certificate: largest |difference| or, where that says little, cosine per network; PSNR."""
+    """The figures of a certificate: largest |difference| and cosine per network, PSNR, and attributes drawn right."""
     parts = [
         f"{name} {figures['max_abs']:.1e} cos {figures['cosine']:.6f}"
         for name, figures in certificate["networks"].items()
     ]
-    return "; ".join([*parts, "images " + " ".join(f"{value:.1f}" for value in certificate["psnr"]) + " dB"])
+    parts.append("images " + " ".join(f"{value:.1f}" for value in certificate["psnr"]) + " dB")
+    if attributes := certificate.get("attributes"):
+        parts.append(f"attributes {attributes['before']:.3f} -> {attributes['after']:.3f}")
+    return "; ".join(parts)
 
 
 def _size(count: float) -> str:

@@ -11,13 +11,15 @@ Engines never import each other, and nothing above this package can tell them ap
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 from weakref import proxy
 
 import numpy as np
@@ -25,16 +27,25 @@ import numpy as np
 from ..errors import InputError
 from ..spec import Network
 
-__all__ = ["KINDS", "Context", "ContextPool", "Engine", "Hosting", "available", "devices", "open_engine", "precisions",
-           "version"]  # fmt: skip
+__all__ = ["KINDS", "Context", "ContextPool", "Engine", "Hosting", "Kind", "available", "devices", "open_engine",
+           "precisions", "version"]  # fmt: skip
 
-# kind -> (module, class, what to install when its library is missing)
-KINDS: dict[str, tuple[str, str, str]] = {
-    "onnx": (".onnx", "OnnxEngine", "pip install onnxruntime"),
-    "openvino": (".openvino", "OpenVinoEngine", "pip install openvino"),
-    "tensorrt": (".tensorrt", "TensorRtEngine", "pip install tensorrt cuda-python"),
-    "tensorrt_rtx": (".tensorrt", "TensorRtRtxEngine", "pip install tensorrt_rtx cuda-python"),
-    "native": (".native", "NativeEngine", "pip install torch"),
+
+class Kind(NamedTuple):
+    """Where an engine kind's class is, the library it stands on, and what installs that."""
+
+    module: str
+    cls: str
+    library: str
+    install: str
+
+
+KINDS: dict[str, Kind] = {
+    "onnx": Kind(".onnx", "OnnxEngine", "onnxruntime", "pip install onnxruntime"),
+    "openvino": Kind(".openvino", "OpenVinoEngine", "openvino", "pip install openvino"),
+    "tensorrt": Kind(".tensorrt", "TensorRtEngine", "tensorrt", "pip install tensorrt cuda-python"),
+    "tensorrt_rtx": Kind(".tensorrt", "TensorRtRtxEngine", "tensorrt_rtx", "pip install tensorrt_rtx cuda-python"),
+    "native": Kind(".native", "NativeEngine", "torch", "pip install torch"),
 }
 
 
@@ -125,14 +136,7 @@ class ContextPool:
 
 def available() -> dict[str, str | None]:
     """Each engine kind with None when its library is installed, else the command that installs what is missing."""
-    found: dict[str, str | None] = {}
-    for kind, (_, _, install) in KINDS.items():
-        try:
-            _class(kind).import_library()
-            found[kind] = None
-        except ImportError:
-            found[kind] = install
-    return found
+    return {kind: None if _installed(kind) else known.install for kind, known in KINDS.items()}
 
 
 def version(kind: str) -> str:
@@ -163,24 +167,32 @@ def open_engine(
     (`keys.ADAPTED`), at the cost that the engine's module states. Raises InputError for an unknown kind, a missing
     library or a precision it does not have.
     """
-    engine: Engine = _checked(kind)(
+    cls = _checked(kind)
+    try:
+        cls.import_library()
+    except ImportError as error:
+        rule = f"{kind} needs a library that does not load: {KINDS[kind].install}"
+        raise InputError("engine", f"{rule} ({error})") from error
+    engine: Engine = cls(
         path, network, device=device, threads=threads, precision=precision, cache=cache, adapters=adapters
     )
     return engine
 
 
-def _class(kind: str) -> Any:
-    module, name, _ = KINDS[kind]
-    return getattr(import_module(module, __name__), name)
+def _installed(kind: str) -> bool:
+    """Found, not imported: torch alone takes a second and 200 MB, and most calls only ask."""
+    library = KINDS[kind].library
+    return sys.modules[library] is not None if library in sys.modules else find_spec(library) is not None
 
 
 def _checked(kind: str) -> Any:
     if kind not in KINDS:
         raise InputError("engine", "kind must be one of " + ", ".join(KINDS), kind)
+    known = KINDS[kind]
+    rule = f"{kind} needs a library that is not installed: {known.install}"
+    if not _installed(kind):
+        raise InputError("engine", rule)
     try:
-        cls = _class(kind)
-        cls.import_library()
+        return getattr(import_module(known.module, __name__), known.cls)
     except ImportError as error:
-        rule = f"{kind} needs a library that is not installed: {KINDS[kind][2]} ({error})"
-        raise InputError("engine", rule) from error
-    return cls
+        raise InputError("engine", f"{rule} ({error})") from error

@@ -4,6 +4,8 @@ every other engine's certificate is measured against."""
 from __future__ import annotations
 
 import copy
+import ctypes
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -41,7 +43,18 @@ def import_library() -> ModuleType:
 
 def devices() -> list[str]:
     """The devices torch can use here, fastest first."""
-    return ["cuda", "cpu"] if import_library().cuda.is_available() else ["cpu"]
+    return ["cuda", "cpu"] if _gpus() and import_library().cuda.is_available() else ["cpu"]
+
+
+def _gpus() -> int:
+    """How many GPUs the CUDA driver sees: asked of the driver, since torch takes a second to import."""
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    except (OSError, AttributeError):
+        return 0
+    return count.value if found else 0
 
 
 class NativeContext:
