@@ -235,7 +235,8 @@ def test_a_captured_graph_follows_its_inputs(capture):
     replay = capture(lambda stream: cfg_step(held, *first, **rest, stream=stream, unproved=True))
     for seed in (1, 2):  # other images, rows, guidance scales and tables
         state, arguments, keywords = case((2, 4, 64, 64), seed=seed, **parts)
-        for old, new in zip((held, *first, *rest.values()), on_gpu([state, *arguments, *keywords.values()]), strict=True):
+        changed = on_gpu([state, *arguments, *keywords.values()])
+        for old, new in zip((held, *first, *rest.values()), changed, strict=True):
             old.copy_(new)
         replay()
         assert np.array_equal(held.cpu().numpy(), run(state, arguments, keywords))
