@@ -1,8 +1,9 @@
-"""Fixtures that several test files share: the built-in model in hotloop and in stock diffusers."""
+"""Fixtures that several test files share: the built-in model in hotloop and in stock diffusers; devices."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,3 +71,45 @@ def stock() -> Any:
 def schedulers() -> dict[str, tuple[str, dict[str, Any]]]:
     """hotloop's sampler -> diffusers' scheduler class and what from_config is told beyond the configuration."""
     return SCHEDULERS
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """A device of torch that the compiled operators run on."""
+    if request.param == "cuda":
+        need_cuda()
+    return request.param
+
+
+@pytest.fixture
+def capture() -> Callable[[Callable[[int], None]], Callable[[], None]]:
+    """capture(work): does work(stream) once, captures it in a CUDA graph, and gives what replays that and waits."""
+    import torch
+
+    need_cuda()
+
+    def capture(work: Callable[[int], None]) -> Callable[[], None]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            work(side.cuda_stream)
+        side.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=side):
+            work(side.cuda_stream)
+
+        def replay() -> None:
+            torch.cuda.synchronize()
+            graph.replay()
+            torch.cuda.synchronize()
+
+        return replay
+
+    return capture
+
+
+def need_cuda() -> None:
+    import hotloop_kernels
+
+    if not hotloop_kernels.build_info().get("cuda"):
+        pytest.fail("the operators must be compiled for this GPU")

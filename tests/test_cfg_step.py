@@ -169,6 +169,79 @@ def test_torch_tensors_give_the_same_bits_in_place(parts):
     assert np.array_equal(tensors.numpy(), run(state, arguments, keywords))
 
 
+def on_gpu(arrays):
+    torch = pytest.importorskip("torch")
+    return [None if a is None else torch.from_numpy(a).cuda() for a in arrays]
+
+
+def run_on_gpu(state, arguments, keywords):
+    (out,) = on_gpu([state])
+    cfg_step(out, *on_gpu(arguments), **dict(zip(keywords, on_gpu(keywords.values()), strict=True)), unproved=True)
+    return out.cpu().numpy()
+
+
+@pytest.mark.gpu
+@compiled
+@pytest.mark.parametrize("states", [1, 3, 8])
+@pytest.mark.parametrize("parts", PARTS, ids=lambda p: "+".join(p) or "plain")
+@pytest.mark.parametrize("shape", [*SIZES, (16, 4, 64, 64)], ids=str)
+def test_a_gpu_gives_the_cpus_bits(shape, parts, states):
+    state, arguments, keywords = case(shape, states=states, seed=3, **parts)
+    assert np.array_equal(run_on_gpu(state, arguments, keywords), run(state, arguments, keywords))
+
+
+@pytest.mark.gpu
+@compiled
+def test_a_gpu_takes_views_of_larger_batches():
+    state, arguments, keywords = case((3, 4, 7, 11), guidance=True, z=True)
+    want = run(state, arguments, keywords)
+    m_c, m_u, *rest = arguments
+    whole = np.zeros((8, 9, 4, 7, 11), np.float32)
+    whole[:, 2:8:2] = state
+    tensors, halves, z, *rest = on_gpu([whole, np.stack([m_c, m_u], axis=1), keywords["z"], *rest])
+    cfg_step(tensors[:, 2:8:2], halves[:, 0], halves[:, 1], *rest, z=z, unproved=True)
+    got = tensors.cpu().numpy()
+    assert np.array_equal(got[:, 2:8:2], want) and not got[:, [0, 1, 3, 5, 7, 8]].any()
+
+
+@pytest.mark.gpu
+@compiled
+def test_a_gpu_reads_nothing_with_a_zero_coefficient():
+    state, arguments, _ = case((2, 4, 5, 5))
+    update = np.zeros_like(arguments[4])
+    update[:, 0, 0] = 0.5
+    state[1:] = np.nan
+    m_c = np.full_like(arguments[0], np.nan)
+    got = run_on_gpu(state, (m_c, *arguments[1:4], update, *arguments[5:]), {})
+    assert np.array_equal(got[0], state[0] / 2) and not got[1:].any()
+
+
+@pytest.mark.gpu
+@compiled
+def test_a_gpu_gives_nan_for_a_row_outside_the_table_and_for_missing_noise():
+    state, arguments, _ = case((4, 1, 20, 20), states=1)
+    m_c, m_u, _, g, update, p_x, p_m = arguments
+    update[1, 0, -1] = 1  # noise, and no z
+    got = run_on_gpu(state, (m_c, m_u, np.array([0, 1, 6, -1], np.int32), g, update, p_x, p_m), {})
+    assert np.isfinite(got[0, 0]).all() and np.isnan(got[0, 1:]).all()
+
+
+@pytest.mark.gpu
+@compiled
+def test_a_captured_graph_follows_its_inputs(capture):
+    parts = {"guidance": True, "z": True, "mask": True}
+    state, arguments, keywords = case((2, 4, 64, 64), **parts)
+    (held, *first), rest = on_gpu([state, *arguments]), dict(zip(keywords, on_gpu(keywords.values()), strict=True))
+    replay = capture(lambda stream: cfg_step(held, *first, **rest, stream=stream, unproved=True))
+    for seed in (1, 2):  # other images, rows, guidance scales and tables
+        state, arguments, keywords = case((2, 4, 64, 64), seed=seed, **parts)
+        changed = on_gpu([state, *arguments, *keywords.values()])
+        for old, new in zip((held, *first, *rest.values()), changed, strict=True):
+            old.copy_(new)
+        replay()
+        assert np.array_equal(held.cpu().numpy(), run(state, arguments, keywords))
+
+
 @compiled
 def test_bad_tensors_name_the_rule_and_the_value():
     torch = pytest.importorskip("torch")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from gpu_check import Outcome, proved_by, read_tests
+from gpu_check import GPU_TESTS, Outcome, proved_by, read_tests
 from jsonschema import validate
+
+from hotloop_kernels import OPERATORS
 
 ROOT = Path(__file__).parents[1]
 REPORT = """<testsuites><testsuite>
@@ -31,6 +34,47 @@ def test_an_operator_is_proved_by_green_tests_of_its_own_and_by_nothing_else(tmp
     assert tests.first == "test_geglu::b: off by one"
     assert proved_by(tests, ("attention", "geglu", "rgb.pack", "layer_norm", "cfg_step")) == ["attention"]
     assert proved_by(Outcome({}, {}, None), ("attention",)) == []
+    assert proved_by(tests, ("attention", "attention_wgmma")) == ["attention"]  # a kernel with a file of its own
+
+
+def test_every_file_with_gpu_tests_is_run_and_every_operator_has_one() -> None:
+    files = {path.stem for path in (ROOT / "tests").glob("test_*.py") if "mark." + "gpu" in path.read_text()}
+    assert files - {"test_tensorrt"} == {f"test_{name}" for name in GPU_TESTS}
+    assert {name.partition(".")[0] for name in OPERATORS} < set(GPU_TESTS)
+
+
+# What a machine with a GPU may have is torch, numpy and pytest; the rest is imported by the tests that need it.
+BARE = """
+import sys
+
+MISSING = {
+    "PIL", "diffusers", "jsonschema", "ml_dtypes", "onnx", "onnxruntime", "platformdirs", "safetensors", "scipy",
+    "tokenizers", "tqdm", "transformers", "typer",
+}
+
+class Missing:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in MISSING:
+            raise ModuleNotFoundError(name)
+
+def pytest_sessionstart(session):
+    sys.meta_path.insert(0, Missing)
+"""
+
+
+@pytest.mark.long
+def test_the_gpu_tests_are_collected_where_there_is_nothing_but_torch(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (tmp_path / "bare.py").write_text(BARE)
+    files = [f"tests/test_{name}.py" for name in GPU_TESTS]
+    collect = ["-p", "bare", "-p", "no:cacheprovider", "-m", "gpu", "--collect-only", "-q", *files]
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *collect], capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": path}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert all(f"tests/test_{name}.py::" in done.stdout for name in GPU_TESTS)
 
 
 @pytest.mark.long

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 import hotloop_kernels
-from hotloop_kernels import KernelError, backend, group_norm_silu
-from hotloop_kernels.testing import BACKENDS, ISAS, assert_close_as_naive, use, use_isa
+from hotloop_kernels import KernelError, backend
+from hotloop_kernels.testing import BACKENDS, assert_close_as_naive, use, ways
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 compiled = pytest.mark.skipif("compiled" not in BACKENDS, reason="no compiled operators")
+
+# On a GPU that no gpu-check has proved: these tests are its proof.
+group_norm_silu = partial(hotloop_kernels.group_norm_silu, unproved=True)
 
 SHAPES = [
     ((2, 320, 64, 64), 32),  # SD 1.5 at 512 x 512
@@ -26,11 +31,11 @@ SHAPES = [
 ]
 
 
-def case(shape, dtype="float32", offset=1.0):
-    generator = torch.Generator().manual_seed(0)
+def case(shape, dtype="float32", device="cpu", *, offset=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
     x = 2 * torch.randn(shape, generator=generator) + offset
     weight, bias = (torch.randn(shape[1], generator=generator) for _ in range(2))
-    return [t.to(getattr(torch, dtype)) for t in (x, weight, bias)]
+    return [t.to(device, getattr(torch, dtype)) for t in (x, weight, bias)]
 
 
 def stock(x, weight, bias, groups, *, silu=True):
@@ -58,12 +63,12 @@ def nchw(x):
 @compiled
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(("shape", "groups"), SHAPES, ids=str)
-def test_both_layouts_are_as_close_as_the_naive_computation_on_every_instruction_set(shape, groups, dtype):
-    x, weight, bias = case(shape, dtype)
+def test_both_layouts_are_as_close_as_the_naive_computation_on_every_instruction_set(shape, groups, dtype, device):
+    x, weight, bias = case(shape, dtype, device)
     exact, rounded = stock(x.double(), weight.double(), bias.double(), groups), naive(x, weight, bias, groups)
     first, last = [], []
-    for isa in ISAS:
-        with use_isa(isa):
+    for way in ways(device):
+        with way:
             first.append(group_norm_silu(x, weight, bias, groups))
             last.append(nchw(group_norm_silu(nhwc(x), weight, bias, groups, channels_last=True)))
         assert_close_as_naive(first[-1], exact, rounded, dtype)
@@ -88,8 +93,8 @@ def test_numpy_arrays_give_numpy_arrays(code, silu, channels_last):
 
 
 @compiled
-def test_a_tensor_in_torchs_channels_last_format_keeps_it():
-    x, weight, bias = case((2, 64, 6, 10))
+def test_a_tensor_in_torchs_channels_last_format_keeps_it(device):
+    x, weight, bias = case((2, 64, 6, 10), device=device)
     x = x.contiguous(memory_format=torch.channels_last)
     got = group_norm_silu(x, weight, bias)
     assert got.is_contiguous(memory_format=torch.channels_last)
@@ -98,10 +103,10 @@ def test_a_tensor_in_torchs_channels_last_format_keeps_it():
 
 @compiled
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_inputs_and_outputs_need_not_be_contiguous(dtype):
-    x, weight, bias = case((4, 24, 9, 10), dtype)
+def test_inputs_and_outputs_need_not_be_contiguous(dtype, device):
+    x, weight, bias = case((4, 24, 9, 10), dtype, device)
     exact, rounded = stock(x.double(), weight.double(), bias.double(), 4), naive(x, weight, bias, 4)
-    wide = torch.zeros(4, 30, 12, 20, dtype=x.dtype)
+    wide = x.new_zeros(4, 30, 12, 20)
     wide[:, 3:27, 2:11, ::2] = x
     skip = nchw(torch.cat([nhwc(x), nhwc(x)], dim=-1))[:, :24]  # half of a concatenated NHWC tensor
     turned = x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
@@ -115,8 +120,8 @@ def test_inputs_and_outputs_need_not_be_contiguous(dtype):
 
 @compiled
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_the_output_may_be_the_input(channels_last):
-    x, weight, bias = case((2, 32, 17, 16))
+def test_the_output_may_be_the_input(channels_last, device):
+    x, weight, bias = case((2, 32, 17, 16), device=device)
     x = nhwc(x) if channels_last else x
     want = group_norm_silu(x, weight, bias, channels_last=channels_last)
     assert torch.equal(group_norm_silu(x, weight, bias, channels_last=channels_last, out=x), want)
@@ -124,8 +129,8 @@ def test_the_output_may_be_the_input(channels_last):
 
 @compiled
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_a_mean_far_from_zero_and_many_pixels_cost_no_digits(channels_last):
-    x, weight, bias = case((1, 8, 256, 300), offset=300.0)
+def test_a_mean_far_from_zero_and_many_pixels_cost_no_digits(channels_last, device):
+    x, weight, bias = case((1, 8, 256, 300), device=device, offset=300.0)
     exact = stock(x.double(), weight.double(), bias.double(), 2)
     got = group_norm_silu(nhwc(x) if channels_last else x, weight, bias, 2, channels_last=channels_last)
     assert_close_as_naive(nchw(got) if channels_last else got, exact, naive(x, weight, bias, 2), "float32")
@@ -133,8 +138,8 @@ def test_a_mean_far_from_zero_and_many_pixels_cost_no_digits(channels_last):
 
 @compiled
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_the_count_of_threads_and_the_batch_do_not_change_a_bit(channels_last):
-    x, weight, bias = case((3, 64, 40, 40))
+def test_the_count_of_threads_and_the_batch_do_not_change_a_bit(channels_last, device):
+    x, weight, bias = case((3, 64, 40, 40), device=device)
     x = nhwc(x) if channels_last else x
     want = group_norm_silu(x, weight, bias, channels_last=channels_last)
     before = hotloop_kernels.threads()
@@ -162,6 +167,25 @@ def test_the_threads_of_the_cuda_operator_hold_every_channel_of_each_line_once(c
     places = backend.ops.group_norm_threads(channels, pack, 256)
     lines = max(line for _, line in places) + 1
     assert sorted(places) == [(p, line) for p in range(channels // pack) for line in range(lines)]
+
+
+@pytest.mark.gpu
+@compiled
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_captured_graph_follows_its_inputs(channels_last, dtype, capture):
+    def given(seed):
+        x, weight, bias = case((2, 320, 24, 24), dtype, "cuda", seed=seed)
+        return nhwc(x) if channels_last else x, weight, bias
+
+    held = given(0)
+    out = torch.empty_like(held[0])
+    replay = capture(lambda stream: group_norm_silu(*held, channels_last=channels_last, out=out, stream=stream))
+    for seed in (1, 2):
+        for old, new in zip(held, given(seed), strict=True):
+            old.copy_(new)
+        replay()
+        assert torch.equal(out, group_norm_silu(*given(seed), channels_last=channels_last))
 
 
 def test_bad_arguments_name_the_rule_and_the_value():

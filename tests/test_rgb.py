@@ -189,6 +189,67 @@ def test_tensors_of_torch_pass_in_every_dtype_and_layout(dtype):
     assert torch.equal(rgb.unpack(planes.copy_(packed), out=again, size=(16, 20)), unpacked)
 
 
+@pytest.mark.gpu
+@compiled
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [*SIZES, (2, 3, 512, 512)], ids=str)
+def test_a_gpu_packs_the_cpus_bytes_and_counts_what_is_not_finite(shape, dtype):
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(pictures(shape)).to(getattr(torch, dtype))
+    want, bad = rgb.pack(x), torch.full((1,), 7, dtype=torch.int32, device="cuda")
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = x.cuda().contiguous(memory_format=layout)
+        assert torch.equal(rgb.pack(given, bad=bad, unproved=True).cpu(), want) and not bad.item()
+    planes = torch.empty(x.shape, dtype=torch.uint8, device="cuda").permute(0, 2, 3, 1)
+    assert torch.equal(rgb.pack(x.cuda(), out=planes, unproved=True).cpu(), want)
+    if x.numel() > 2:
+        broken = x.cuda()
+        broken.view(-1)[[0, -1]] = torch.tensor([torch.nan, torch.inf], dtype=x.dtype, device="cuda")
+        rgb.pack(broken, bad=bad, unproved=True)
+        assert bad.item() == 2
+
+
+@pytest.mark.gpu
+@compiled
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", rgb.FILTERS)
+@pytest.mark.parametrize(("size", "to"), [*RESIZES, ((9, 9), (9, 9)), ((720, 1280), (512, 512))], ids=str)
+def test_a_gpu_unpacks_and_resizes_to_the_cpus_bits(size, to, kind, dtype):
+    torch = pytest.importorskip("torch")
+    pixels = torch.from_numpy(photographs(size))
+    want = rgb.unpack(pixels, size=to, filter=kind, dtype=dtype)
+    got = rgb.unpack(pixels.cuda(), size=to, filter=kind, dtype=dtype, unproved=True)
+    assert got.dtype == want.dtype and torch.equal(got.cpu(), want)
+    planes = pixels.cuda().permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    out = torch.empty_like(got).contiguous(memory_format=torch.channels_last)
+    rgb.unpack(planes, size=to, filter=kind, out=out, unproved=True)
+    assert torch.equal(out.cpu(), want)
+
+
+@pytest.mark.gpu
+@compiled
+def test_a_captured_graph_follows_its_inputs(capture):
+    torch = pytest.importorskip("torch")
+    pixels, x = torch.from_numpy(photographs((72, 128))).cuda(), torch.from_numpy(pictures((2, 3, 33, 47))).cuda()
+    resized = torch.empty(2, 3, 32, 32, device="cuda")
+    packed = torch.empty(2, 33, 47, 3, dtype=torch.uint8, device="cuda")
+    bad = torch.empty(1, dtype=torch.int32, device="cuda")
+
+    def work(stream):
+        rgb.unpack(pixels, size=(32, 32), out=resized, stream=stream, unproved=True)
+        rgb.pack(x, out=packed, bad=bad, stream=stream, unproved=True)
+
+    replay = capture(work)
+    pixels.copy_(255 - pixels)
+    x.neg_()
+    replay()
+    assert torch.equal(resized.cpu(), rgb.unpack(pixels.cpu(), size=(32, 32)))
+    assert torch.equal(packed.cpu(), rgb.pack(x.cpu())) and not bad.item()
+    x.fill_(torch.nan)
+    replay()
+    assert bad.item() == x.numel()
+
+
 @compiled
 def test_a_tensor_with_nan_is_an_error_too():
     torch = pytest.importorskip("torch")

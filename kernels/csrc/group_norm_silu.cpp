@@ -146,80 +146,121 @@ void Op<T>::by_channels() const {
     });
 }
 
+// Of a tile of pixels, for every channel: the first value, and what the distances of all values from it add up to. A mean
+// far from zero costs no digits.
+struct TileSums {
+    float *origin, *sum, *squares;
+};
+
+// Eight pixels a turn, so that sums in memory are few beside the values.
+template <class T, class Pixel>
+HOTLOOP_INLINE void add_up(const TileSums& sums, int64_t channels, int64_t pixels, const Pixel& pixel) {
+    float *HOTLOOP_RESTRICT origin = sums.origin, *HOTLOOP_RESTRICT sum = sums.sum;
+    float* HOTLOOP_RESTRICT squares = sums.squares;
+    const T* first = pixel(0);
+    for (int64_t c = 0; c < channels; ++c) {
+        origin[c] = to_float(first[c]);
+        sum[c] = squares[c] = 0.0f;
+    }
+    int64_t p = 0;
+    for (; p + 8 <= pixels; p += 8) {
+        const T *x0 = pixel(p), *x1 = pixel(p + 1), *x2 = pixel(p + 2), *x3 = pixel(p + 3);
+        const T *x4 = pixel(p + 4), *x5 = pixel(p + 5), *x6 = pixel(p + 6), *x7 = pixel(p + 7);
+        HOTLOOP_NO_DEPENDENCE
+        for (int64_t c = 0; c < channels; ++c) {
+            const float o = origin[c];
+            const float d0 = to_float(x0[c]) - o, d1 = to_float(x1[c]) - o;
+            const float d2 = to_float(x2[c]) - o, d3 = to_float(x3[c]) - o;
+            const float d4 = to_float(x4[c]) - o, d5 = to_float(x5[c]) - o;
+            const float d6 = to_float(x6[c]) - o, d7 = to_float(x7[c]) - o;
+            sum[c] += ((d0 + d1) + (d2 + d3)) + ((d4 + d5) + (d6 + d7));
+            squares[c] += ((d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)) + ((d4 * d4 + d5 * d5) + (d6 * d6 + d7 * d7));
+        }
+    }
+    for (; p < pixels; ++p) {
+        const T* x = pixel(p);
+        HOTLOOP_NO_DEPENDENCE
+        for (int64_t c = 0; c < channels; ++c) {
+            const float d = to_float(x[c]) - origin[c];
+            sum[c] += d;
+            squares[c] += d * d;
+        }
+    }
+}
+
 template <class T>
 void Op<T>::by_pixels() const {
     // Large enough that a tile's sums are few beside its values, small enough for several tasks at 8 x 8.
-    const int64_t per_tile = std::clamp<int64_t>(4 * kTile / channels, 16, 64);
+    const int64_t per_tile = std::max(std::clamp<int64_t>(16 * kTile / channels, 16, 64), pixels / 1024);
     const int64_t tiles = (pixels + per_tile - 1) / per_tile;  // of an image
-    std::vector<Moments> parts(images * tiles * groups);
+    const auto start = [=](int64_t tile) { return tile * pixels / tiles; };
+    std::vector<float> parts(images * tiles * 3 * channels);
+    const auto part = [&](int64_t image, int64_t tile) {
+        float* of_tile = parts.data() + (image * tiles + tile) * 3 * channels;
+        return TileSums{of_tile, of_tile + channels, of_tile + 2 * channels};
+    };
 
     // Statistics.
     parallel_ranges(images * tiles, per_tile * channels, [&](int64_t first, int64_t end) {
-        float *sum = scratch(7 * channels), *squares = sum + channels, *copies = squares + channels;
         with_isa([&]() HOTLOOP_INLINE_LAMBDA {
-            for (int64_t tile = first; tile < end; ++tile) {
-                const int64_t image = tile / tiles, begin = tile % tiles * per_tile;
-                const int64_t n = std::min(per_tile, pixels - begin);
-                const auto line = [&](int64_t p, int copy) HOTLOOP_INLINE_LAMBDA {
-                    const T* from = in(image, 0) + offset_of(op.x, begin + p);
-                    return load(from, op.x.stride[1], channels, copies + copy * channels);
-                };
-                // Distances from the tile's first pixel: a mean far from zero costs no digits. Four pixels a turn, so
-                // that the sums are not stored for each.
-                const float* origin = line(0, 4);
-                std::fill(sum, sum + 2 * channels, 0.0f);
-                int64_t p = 1;
-                for (; p + 4 <= n; p += 4) {
-                    const float *x0 = line(p, 0), *x1 = line(p + 1, 1), *x2 = line(p + 2, 2), *x3 = line(p + 3, 3);
-                    HOTLOOP_NO_DEPENDENCE
-                    for (int64_t c = 0; c < channels; ++c) {
-                        const float a = x0[c] - origin[c], b = x1[c] - origin[c];
-                        const float d = x2[c] - origin[c], e = x3[c] - origin[c];
-                        sum[c] += (a + b) + (d + e);
-                        squares[c] += (a * a + b * b) + (d * d + e * e);
-                    }
-                }
-                for (; p < n; ++p) {
-                    const float* x = line(p, 0);
-                    HOTLOOP_NO_DEPENDENCE
-                    for (int64_t c = 0; c < channels; ++c) {
-                        const float a = x[c] - origin[c];
-                        sum[c] += a;
-                        squares[c] += a * a;
-                    }
-                }
-                const double count = static_cast<double>(n);
-                for (int64_t g = 0; g < groups; ++g)
-                    parts[tile * groups + g] = together(width, [=](int64_t i) {
-                        const int64_t c = g * width + i;
-                        const double away = sum[c] / count;
-                        return Moments{count, origin[c] + away, std::max(0.0, squares[c] - count * away * away)};
-                    });
+            for (int64_t i = first; i < end; ++i) {
+                const int64_t image = i / tiles, begin = start(i % tiles);
+                const T* x = in(image, 0);
+                add_up<T>(part(image, i % tiles), channels, start(i % tiles + 1) - begin,
+                          [&, x](int64_t p) HOTLOOP_INLINE_LAMBDA { return x + offset_of(op.x, begin + p); });
             }
         });
     });
 
-    // Mean and factor of every channel of every image.
+    // Mean and factor of every channel of every image: tiles together along the channels, then channels to groups.
     std::vector<float> means(images * channels), factors(images * channels);
-    for (int64_t group = 0; group < images * groups; ++group) {
-        const int64_t image = group / groups, g = group % groups;
-        const Moments all = together(tiles, [&](int64_t tile) { return parts[(image * tiles + tile) * groups + g]; });
-        for (int64_t c = 0; c < width; ++c) {
-            means[group * width + c] = static_cast<float>(all.mean);
-            factors[group * width + c] = scale_of(all) * weight[g * width + c];
+    std::vector<double> of_channel(2 * channels);
+    double *HOTLOOP_RESTRICT mean = of_channel.data(), *HOTLOOP_RESTRICT squares = mean + channels;
+    for (int64_t image = 0; image < images; ++image) {
+        with_isa([&]() HOTLOOP_INLINE_LAMBDA {
+            std::fill(mean, mean + 2 * channels, 0.0);
+            for (int64_t tile = 0; tile < tiles; ++tile) {
+                const TileSums sums = part(image, tile);
+                const auto n = static_cast<double>(start(tile + 1) - start(tile));
+                HOTLOOP_NO_DEPENDENCE
+                for (int64_t c = 0; c < channels; ++c)
+                    mean[c] += n * static_cast<double>(sums.origin[c]) + static_cast<double>(sums.sum[c]);
+            }
+            for (int64_t c = 0; c < channels; ++c) mean[c] /= static_cast<double>(pixels);
+            for (int64_t tile = 0; tile < tiles; ++tile) {
+                const TileSums sums = part(image, tile);
+                const auto n = static_cast<double>(start(tile + 1) - start(tile));
+                const double share = 1.0 / n;
+                HOTLOOP_NO_DEPENDENCE
+                for (int64_t c = 0; c < channels; ++c) {
+                    const double away = static_cast<double>(sums.sum[c]) * share;
+                    const double inside = static_cast<double>(sums.squares[c]) - away * away * n;
+                    const double distance = static_cast<double>(sums.origin[c]) + away - mean[c];
+                    squares[c] += (inside > 0.0 ? inside : 0.0) + distance * distance * n;
+                }
+            }
+        });
+        for (int64_t g = 0; g < groups; ++g) {
+            const Moments all = together(width, [=](int64_t i) {
+                return Moments{static_cast<double>(pixels), mean[g * width + i], squares[g * width + i]};
+            });
+            const float scale = scale_of(all);
+            for (int64_t c = g * width; c < (g + 1) * width; ++c) {
+                means[image * channels + c] = static_cast<float>(all.mean);
+                factors[image * channels + c] = scale * weight[c];
+            }
         }
     }
 
     // Apply.
     parallel_ranges(images * pixels, channels, [&](int64_t first, int64_t end) {
-        float* copy = scratch(channels);
         with_isa([&]() HOTLOOP_INLINE_LAMBDA {
             for (int64_t i = first; i < end; ++i) {
                 const int64_t image = i / pixels, p = i % pixels;
                 const float *mean = &means[image * channels], *factor = &factors[image * channels], *b = bias.data();
-                const float* x = load(in(image, 0) + offset_of(op.x, p), op.x.stride[1], channels, copy);
+                const T* x = in(image, 0) + offset_of(op.x, p);
                 put(out(image, 0) + offset_of(op.out, p), op.out.stride[1], channels,
-                    [=](int64_t c) HOTLOOP_INLINE_LAMBDA { return (x[c] - mean[c]) * factor[c] + b[c]; });
+                    [=](int64_t c) HOTLOOP_INLINE_LAMBDA { return (to_float(x[c]) - mean[c]) * factor[c] + b[c]; });
             }
         });
     });

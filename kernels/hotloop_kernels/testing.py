@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import numpy as np
 
 from . import backend
 
-__all__ = ["BACKENDS", "ISAS", "assert_close_as_naive", "can_compile", "float64", "ulp", "use", "use_isa", "use_wgmma"]
+__all__ = [
+    "BACKENDS", "ISAS", "assert_close_as_naive", "can_compile", "float64", "ulp", "use", "use_isa", "use_wgmma", "ways",
+]  # fmt: skip
 
 BACKENDS = ("reference", "compiled") if backend.ops is not None else ("reference",)
 
@@ -46,6 +48,11 @@ def use_isa(name: str) -> Iterator[None]:
         yield
     finally:
         backend.ops.set_isa(before)
+
+
+def ways(device: str) -> list[AbstractContextManager[None]]:
+    """The ways that the compiled operators go on a device, to be entered one by one: a CPU's instruction sets."""
+    return [use_isa(name) for name in ISAS] if device == "cpu" else [nullcontext()]
 
 
 @contextmanager
