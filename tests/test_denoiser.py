@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from hotloop import samplers
-from hotloop.denoiser import UNetDenoiser
-from hotloop.engines.native import NativeEngine
+from hotloop.denoiser import Kept, UNetDenoiser
+from hotloop.engines.native import NativeContext, NativeEngine
 from hotloop.errors import InputError
 from hotloop.nets.rewrites import constants
 from hotloop.nets.unet import UNet
@@ -73,6 +73,31 @@ def evaluate(
 def near(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     assert (a is None) == (b is None)
     return a is None or b is None or bool(np.abs(a - b).max() <= 1e-5 * np.abs(b).max())
+
+
+def test_a_prompt_and_a_schedule_are_computed_once_for_all_runs(unet: Any, table: StepTable, monkeypatch: Any) -> None:
+    made, kept = engines(unet, REWRITES), {"prompts": Kept(most=2), "times": Kept()}
+    ran: list[str] = []
+    first = NativeContext.run
+
+    def counted(self: Any, stream: int | None = None) -> None:
+        ran.append(next(name for name in ("timestep", "context", "sample") if name in self.inputs))
+        first(self, stream)
+
+    monkeypatch.setattr(NativeContext, "run", counted)
+    contexts = [normal(1, 5, 24, seed=seed) for seed in range(3)]
+
+    def drawn(context: np.ndarray) -> np.ndarray:
+        with UNetDenoiser(**made, **kept) as denoiser:
+            denoiser.begin({"context": context, "negative_context": contexts[0]}, table, (1, 4, 4, 4))
+            return denoiser.step(normal(1, 4, 4, 4), np.zeros(1, np.int32))[0].copy()
+
+    want = drawn(contexts[1])
+    assert ran == ["context", "context", "timestep", "sample"]
+    assert np.array_equal(drawn(contexts[1]), want) and ran[4:] == ["sample"]
+    assert not np.array_equal(drawn(contexts[2]), want) and ran[5:] == ["context", "sample"]
+    # The oldest is forgotten.
+    assert np.array_equal(drawn(contexts[1]), want) and ran[7:] == ["context", "sample"]
 
 
 @pytest.mark.parametrize("guided", [False, True], ids=["unguided", "guided"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -17,7 +20,7 @@ from .spec import Network, Tensor, cells
 if TYPE_CHECKING:
     from .loop import Inpaint
 
-__all__ = ["Denoiser", "Resident", "UNetDenoiser"]
+__all__ = ["Denoiser", "Kept", "Resident", "UNetDenoiser"]
 
 
 class Denoiser(Protocol):
@@ -51,11 +54,38 @@ class Resident(Denoiser, Protocol):
     def run(self) -> np.ndarray: ...
 
 
+class Kept:
+    """What the networks split from a UNet gave for a prompt or a schedule, the last few of each. Safe across threads.
+
+    It belongs to one set of weights.
+    """
+
+    def __init__(self, *, most: int = 8) -> None:
+        self._most = most
+        self._values: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The value of these bytes, read-only; made where it is not kept."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        made = make()
+        made.flags.writeable = False
+        with self._lock:
+            self._values[key] = made
+            while len(self._values) > self._most:
+                self._values.popitem(last=False)
+        return made
+
+
 class UNetDenoiser:
     """A UNet engine as a Denoiser: what it is told follows from the inputs of its network.
 
-    prompt, time   the engines of the networks of these names, where the UNet was split from them (`Family.split`):
-                   keys and values are computed once per run and distinct context, the time table once per run
+    prompt, time   the engines of the networks of these names, where the UNet was split from them (`Family.split`)
+    prompts, times what they gave, kept from run to run: keys and values are computed once per context, the time table
+                   once per schedule
 
     cond: `context` [N, T, C]; `negative_context` [N, T, C] turns guidance on (B = 2 N, the unconditional half first);
     `extra` [N, 5, h, w] is the mask and masked image of a 9-channel inpainting network. Optional inputs that the
@@ -66,8 +96,12 @@ class UNetDenoiser:
     missing; begin() when `extra` does not fit the network, or cond holds what no network takes.
     """
 
-    def __init__(self, unet: Engine, *, prompt: Engine | None = None, time: Engine | None = None) -> None:
+    def __init__(
+        self, unet: Engine, *, prompt: Engine | None = None, time: Engine | None = None, prompts: Kept | None = None,
+        times: Kept | None = None,
+    ) -> None:  # fmt: skip
         self._unet, self._prompt, self._time = unet, prompt, time
+        self._kept_prompts, self._kept_times = prompts or Kept(), times or Kept()
         takes = {tensor.name for tensor in unet.network.inputs}
         for name, engine, needed in (("prompt", prompt, "context_kv"), ("time", time, "time_rows")):
             if (needed in takes) != (engine is not None):
@@ -151,28 +185,32 @@ class UNetDenoiser:
     def _fill_keys(self, engine: Engine, rows: np.ndarray, packed: np.ndarray) -> None:
         """Contexts [B, T, C] -> packed [B, T, kv_width], each context once and alone: a run's other images must not
         reach its last bits."""
-        first: dict[bytes, int] = {}
-        with engine.contexts.lease(B=1, T=rows.shape[1]) as context:
-            for i, row in enumerate(rows):
-                same = first.setdefault(row.tobytes(), i)
-                if same == i:
-                    context.inputs["context"][0] = row
-                    self._run(context)
-                    packed[i] = context.outputs["context_kv"][0]
-                else:
-                    packed[i] = packed[same]
+
+        def keys_of(row: np.ndarray) -> np.ndarray:
+            with engine.contexts.lease(B=1, T=rows.shape[1]) as context:
+                context.inputs["context"][0] = row
+                self._run(context)
+                return context.outputs["context_kv"][0].copy()
+
+        for i, row in enumerate(rows):
+            packed[i] = self._kept_prompts.get(row.tobytes(), partial(keys_of, row))
 
     def _time_table(self, engine: Engine, timesteps: np.ndarray, cond: np.ndarray | None) -> np.ndarray:
         """Timesteps [E] and an image's condition [N, D], if any -> [1 or N, E, time_width]."""
-        tables = []
-        with engine.contexts.lease(B=len(timesteps)) as context:
-            for image in [None] if cond is None else cond:
+
+        def table_of(image: np.ndarray | None) -> np.ndarray:
+            with engine.contexts.lease(B=len(timesteps)) as context:
                 context.inputs["timestep"][:] = timesteps
                 for tensor in _optional(engine.network):
                     context.inputs[tensor.name][:] = 0 if image is None else image
                 self._run(context)
-                tables.append(context.outputs["time_rows"].copy())
-        return np.stack(tables)
+                return context.outputs["time_rows"].copy()
+
+        images = [None] if cond is None else list(cond)
+        keys = [timesteps.tobytes() + (b"" if image is None else b"|" + image.tobytes()) for image in images]
+        return np.stack([
+            self._kept_times.get(key, partial(table_of, image)) for key, image in zip(keys, images, strict=True)
+        ])  # fmt: skip
 
     def _run(self, context: Context) -> None:
         began = time.perf_counter()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .bundle import Bundle, Entry
-from .denoiser import UNetDenoiser
+from .denoiser import Kept, UNetDenoiser
 from .engines import Engine, Hosting, open_engine
 from .spec import Network
 
@@ -37,6 +38,7 @@ class Networks:
         self.rows: Mapping[str, Network] = bundle.networks(entry)
         self._threads, self._cache, self._adapters = threads, cache, adapters
         self._open = dict(given or {})
+        self._kept: dict[str, Any] = {"prompts": Kept(), "times": Kept()}
         self._lock = threading.Lock()
 
     def __getitem__(self, name: str) -> Engine:
@@ -71,8 +73,9 @@ class Networks:
         decoder: the network that turns latents / scaling into the image; an engine that keeps the state on its device
         makes it part of a run.
         """
-        unet, parts = self["unet"], {name: self[name] for name in ("prompt", "time") if name in self.rows}
+        unet = self["unet"]
+        parts: dict[str, Any] = {name: self[name] for name in ("prompt", "time") if name in self.rows}
         if isinstance(unet, Hosting):
             given = {"decoder": self[decoder], "scaling": scaling} if decoder else {}
-            return unet.denoiser(**parts, **given)
-        return UNetDenoiser(unet, **parts)
+            return unet.denoiser(**parts, **given, **self._kept)
+        return UNetDenoiser(unet, **parts, **self._kept)

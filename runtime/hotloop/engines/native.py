@@ -7,8 +7,8 @@ import copy
 import ctypes
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cached_property, partial
+from contextlib import contextmanager, nullcontext
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..nets.parts import Call
     from ..resident import Plans, ResidentLoop
 
-__all__ = ["NativeContext", "NativeEngine", "default_tunings", "threads_set"]
+__all__ = ["NativeContext", "NativeEngine", "default_tunings", "settings"]
 
 _PLACE = "engine.native"
 _PRECISIONS = ["fp32", "bf16", "fp16"]
@@ -46,6 +46,7 @@ def devices() -> list[str]:
     return ["cuda", "cpu"] if _gpus() and import_library().cuda.is_available() else ["cpu"]
 
 
+@cache
 def _gpus() -> int:
     """How many GPUs the CUDA driver sees: asked of the driver, since torch takes a second to import."""
     count = ctypes.c_int(0)
@@ -187,7 +188,7 @@ def _run(
 ) -> None:  # fmt: skip
     """Fill `outputs` from `inputs`, both by the spec's names."""
     torch = import_library()
-    with torch.inference_mode(), threads_set(threads):
+    with torch.inference_mode(), settings(threads):
         given = (torch.from_numpy(inputs[tensor.name]).to(device) for tensor in network.inputs)
         for tensor, value in zip(network.outputs, call(*given), strict=True):
             torch.from_numpy(outputs[tensor.name]).copy_(value)
@@ -225,8 +226,9 @@ def _load(folder: Path, network: Network) -> tuple[type[Net], Call]:
 
 
 @contextmanager
-def threads_set(count: int | None) -> Iterator[None]:
-    """Threads of torch and of the fused operators are the process's: they are set for the run and set back."""
+def settings(count: int | None) -> Iterator[None]:
+    """Threads of torch and of the fused operators are the process's: they are set for the run and set back. So is
+    cuDNN: it tries its algorithms at a shape's first run, and float32 is not cut to TF32."""
     torch = import_library()
     before, wanted = torch.get_num_threads(), count or torch.get_num_threads()
     operators = hotloop_kernels.threads()
@@ -235,7 +237,8 @@ def threads_set(count: int | None) -> Iterator[None]:
     if wanted != operators:
         hotloop_kernels.set_threads(wanted)
     try:
-        yield
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False) if _gpus() else nullcontext():
+            yield
     finally:
         if wanted != before:
             torch.set_num_threads(before)
