@@ -51,22 +51,30 @@ void attention(const Attention& a) {
     if (B * Tq * heads == 0) return;
     const int64_t vectors = (Tq + kernel.lanes - 1) / kernel.lanes;
     const auto tiles_of = [&](int64_t width) { return (vectors + width - 1) / width; };
+    // About eight multiplications take as long as a value of the other operators.
+    const bool shared = worth_waking(B * heads * Tq * D * a.k.shape[1] / 8);
+    const int64_t workers = shared ? threads() : 1;
     // The widest tiles that leave one to every thread.
     int64_t width = kernel.vectors;
-    while (width > 1 && B * heads * tiles_of(width) < threads()) --width;
+    while (width > 1 && B * heads * tiles_of(width) < workers) --width;
     const int64_t tiles = tiles_of(width);
     // Keys and values are copied once per chunk, so a chunk takes as many tiles as a second-level cache holds
     // (streaming its tiles costs less than copying again), and fewer where threads would stand idle.
     const int64_t tile_bytes = kernel.lanes * kernel.vectors * D * 4 * (a.segments ? 3 : 2);
-    const int64_t by_cache = 1024 * 1024 / tile_bytes, by_threads = B * heads * tiles / (2 * threads());
+    const int64_t by_cache = 1024 * 1024 / tile_bytes, by_threads = B * heads * tiles / (2 * workers);
     int64_t group = by_cache < by_threads ? by_cache : by_threads;
     group = group < 1 ? 1 : group > kMaxTiles ? kMaxTiles : group;
     const int64_t groups = (tiles + group - 1) / group;
-    parallel_for(B * heads * groups, [&](int64_t i) {
+    const auto run = [&](int64_t i) {
         const int64_t head = i / groups, g = i % groups;
         const AttentionChunk chunk{head / heads, head % heads, g * tiles / groups, (g + 1) * tiles / groups, tiles};
         kernel.run(a, chunk, aligned(scratch(kernel.scratch(a, chunk.last - chunk.first) + kLine)));
-    });
+    };
+    if (shared) {
+        parallel_for(B * heads * groups, run);
+    } else {
+        for (int64_t i = 0; i < B * heads * groups; ++i) run(i);
+    }
 }
 
 }  // namespace hotloop

@@ -10,29 +10,35 @@
 
 namespace hotloop {
 
-// 2^n e^r for x = n ln 2 + r: e^r to 3e-9, ln 2 in two parts, n 355/512 being exact. `tail` is added to x where it no
-// longer fits beside it. 0 below -87, infinity above 88.
-HOTLOOP_INLINE float exponential(float x, float tail = 0.0f) {
+// 2^n e^r for x = n ln 2 + r: e^r to 3e-9, ln 2 in two parts, n 355/512 being exact. `tail`, where it is given, is added
+// to x where it no longer fits beside it. e^-87 below -87, infinity above 88.
+template <class... Tail>
+HOTLOOP_INLINE float exponential_from_87(float x, Tail... tail) {
     constexpr float kRound = 12582912.0f;  // 1.5 2^23: adding it rounds to a whole number, kept in the low bits
     const float low = x < 88.0f ? x : 88.0f;
     const float within = low > -87.0f ? low : -87.0f;
     const float shifted = within * 1.44269504f + kRound;
     const float n = shifted - kRound;
-    const float r = ((within - n * 0.693359375f) + n * 2.12194440e-4f) + tail;
+    const float r = (((within - n * 0.693359375f) + n * 2.12194440e-4f) + ... + tail);
     float p = 1.38145381e-3f;
     p = p * r + 8.36874554e-3f;
     p = p * r + 4.16683908e-2f;
     p = p * r + 1.66665204e-1f;
     p = p * r + 4.99999934e-1f;
     p = p * (r * r) + r + 1.0f;
-    const float power = float_of((bits_of(shifted) - bits_of(kRound) + 127u) << 23);
-    const float value = p * power;
-    const float above = x > 88.0f ? std::numeric_limits<float>::infinity() : value;
-    return x < -87.0f ? 0.0f : above;
+    const float value = float_of(bits_of(p) + (bits_of(shifted) << 23));  // p 2^n: no exponent leaves the normal ones
+    return x > 88.0f ? std::numeric_limits<float>::infinity() : value;
 }
 
-// x sigmoid(x).
-HOTLOOP_INLINE float silu(float x) { return x / (1.0f + exponential(-x)); }
+// 0 below -87.
+template <class... Tail>
+HOTLOOP_INLINE float exponential(float x, Tail... tail) {
+    const float value = exponential_from_87(x, tail...);
+    return x < -87.0f ? 0.0f : value;
+}
+
+// x sigmoid(x). Beside 1, e^-87 is 0.
+HOTLOOP_INLINE float silu(float x) { return x / (1.0f + exponential_from_87(-x)); }
 
 // x Phi(x), the exact GELU (Hendrycks & Gimpel 2016): x (1 + erf(x / sqrt 2)) / 2. Within 2 ulp from 0 on, 5 below.
 //

@@ -52,9 +52,9 @@ HOTLOOP_INLINE float from_float<float>(float value) {
 template <>
 HOTLOOP_INLINE Bfloat from_float<Bfloat>(float value) {
     const uint32_t bits = bits_of(value);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const uint32_t nan = (bits >> 16) | 0x40u;  // quiet: truncation alone could leave an infinity
-    return {static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded)};
+    const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+    const uint32_t nan = bits | 0x400000u;  // quiet: truncation alone could leave an infinity
+    return {static_cast<uint16_t>(((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded) >> 16)};
 }
 
 template <>
