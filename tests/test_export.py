@@ -401,6 +401,7 @@ main()
 def run_export(*arguments: str, cache: Path, limit: int | None = None) -> subprocess.Popen[str]:
     def limited() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails with an error instead
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite that runs in the background was told to ignore it
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 

@@ -13,7 +13,6 @@ import torch
 
 from hotloop import derived
 from hotloop.bundle import builtin
-from hotloop.engines import open_engine
 from hotloop.engines.native import NativeEngine
 from hotloop.errors import BundleError, InputError
 from hotloop.nets.parts import PARTS, module_of
@@ -63,9 +62,9 @@ def modules(network: Network, inputs: dict[str, np.ndarray]) -> dict[str, np.nda
 
 
 @pytest.mark.parametrize("network", CASES, ids=label)
-def test_in_float32_it_is_the_modules_bit_for_bit(network: Network) -> None:
+def test_in_float32_untuned_it_is_the_modules_bit_for_bit(network: Network) -> None:
     inputs = fill(network)
-    got = run(open_engine("native", folder(network), network), inputs)
+    got = run(NativeEngine(folder(network), network, tunings=()), inputs)
     expected = modules(network, inputs)
     assert got.keys() == expected.keys()
     assert all(np.array_equal(got[name], expected[name]) and got[name].std() > 0.01 for name in got)

@@ -1,5 +1,4 @@
-"""The networks in torch as they stand in `hotloop.nets`, on the CPU or CUDA: float32 on the CPU is the reference that
-every other engine's certificate is measured against."""
+"""The networks of `hotloop.nets` in torch, on the CPU or CUDA, with the tunings that pay there (`nets.tunings`)."""
 
 from __future__ import annotations
 
