@@ -35,7 +35,7 @@ bench: .venv-dev/installed  ## time hotloop against stock diffusers, outputs che
 
 # With the Python at hand: such a machine may have no network. It needs torch, numpy, pytest, cmake and pybind11.
 gpu-check:             ## on a CUDA machine: build for its GPU, run the GPU tests, time operators and workloads
-	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
+	$(or $(PYTHON),python3) benchmarks/gpu_check.py $(ARGS)
 
 format: .venv-dev/installed  ## format Python, and C++ where clang-format is installed
 	$(DEV) -m ruff check --fix .

@@ -374,8 +374,10 @@ def main() -> None:
         print("\n".join([ROW.format("", "torch", "hotloop", "speed-up [95 %]", "output"), *told, f"added to {file}"]))
         return
 
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        sys.exit(f"gpu-check needs torch, which {sys.executable} does not have; name another: make PYTHON=...")
     began = time.perf_counter()
     device, architecture = "cpu", None
     if not options.rehearse:

@@ -238,3 +238,9 @@ def test_build_info_says_what_runs():
 
 def test_only_known_architectures_count_as_proved():
     assert all(name.startswith("sm_") and isinstance(ops, list) for name, ops in kernels.proved.items())
+
+
+def test_an_array_without_memory_is_one_line():
+    with pytest.raises(KernelError, match=r"\[geglu\] x must have memory that an operator can use, got .*meta") as told:
+        geglu(torch.zeros(2, 8, device="meta"))
+    assert "\n" not in str(told.value)

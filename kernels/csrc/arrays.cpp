@@ -192,7 +192,11 @@ Tensor Arrays::import(py::handle array, const char* name, bool writable) {
         tensor = from_numpy(place, py::reinterpret_borrow<py::array>(array), writable);
     } else if (const dlpack::Exchange* exchange = exchange_of(Py_TYPE(array.ptr()))) {
         dlpack::Tensor view{};
-        if (exchange->view_from_object(array.ptr(), &view) != 0) throw py::error_already_set();
+        if (exchange->view_from_object(array.ptr(), &view) != 0) {
+            // torch's own message goes on for pages.
+            const std::string reason = py::error_already_set().what();
+            place.fail("must have memory that an operator can use", reason.substr(0, reason.find('\n')));
+        }
         tensor = from_dlpack(place, view);
     } else {
         capsules_.push_back(capsule_of(place, array));
