@@ -92,12 +92,21 @@ def cosine(kind: str, file: Path, drawing: Any, name: str, inputs: list[dict[str
 
 def test_calibration_inputs_are_those_of_every_step(seen: Seen, drawing: Any) -> None:
     table = drawing.table(drawing.bundle.defaults["sampler"], 4)
-    # The built-in UNet is split: its timesteps go to a network of their own, all of a schedule at once.
-    assert [[*one["timestep"]] for one in seen["time"]] == [[*table.timesteps]] * len(PROMPTS)
+    # The built-in UNet is split: the timesteps of a schedule go to a network of their own, once for all prompts.
+    assert [[*one["timestep"]] for one in seen["time"]] == [[*table.timesteps]]
     assert len(seen["unet"]) == len(table) * len(PROMPTS)
     assert len(seen["vae_decoder"]) == len(PROMPTS)
     assert all(one["input_ids"].max() > 0 for one in seen["text_encoder"])
     assert not np.array_equal(seen["unet"][0]["sample"], seen["unet"][1]["sample"])
+
+
+def test_networks_that_have_answered_before_are_calibrated_too(drawing: Any) -> None:
+    prompts = ["a girl with a hat"]
+    first, again = (calibration_inputs(drawing, prompts, steps=2, size=(64, 64)) for _ in range(2))
+    assert {name: len(inputs) for name, inputs in again.items()} == {
+        name: len(inputs) for name, inputs in first.items()
+    }
+    assert again["prompt"] and again["time"]
 
 
 def test_calibrating_changes_no_image(drawing: Any) -> None:

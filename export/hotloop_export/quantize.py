@@ -93,6 +93,7 @@ def calibration_inputs(
     user meanwhile; a network of 9 input channels (inpainting) repaints the middle of a grey image.
     """
     names = [name for name in pipe.entry.networks if name != "image_encoder"]
+    pipe.networks.forget()  # or networks that have answered before would not be asked
     with _recording({name: pipe.networks[name] for name in names}) as seen:
         for i, prompt in enumerate(prompts):
             options: dict[str, Any] = {"num_inference_steps": steps, "width": size[0], "height": size[1]}

@@ -71,13 +71,17 @@ class Kept:
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
-        made = make()
+        made = make()  # by two callers at once, at worst
         made.flags.writeable = False
         with self._lock:
             self._values[key] = made
             while len(self._values) > self._most:
                 self._values.popitem(last=False)
         return made
+
+    def clear(self) -> None:
+        with self._lock:
+            self._values.clear()
 
 
 class UNetDenoiser:

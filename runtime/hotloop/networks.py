@@ -60,6 +60,11 @@ class Networks:
         with self._lock:
             return dict(self._open)
 
+    def forget(self) -> None:
+        """What the networks split from the UNet gave for prompts and schedules: the next run asks them again."""
+        for kept in self._kept.values():
+            kept.clear()
+
     def replaced(self, engines: Mapping[str, Engine]) -> Networks:
         """Others like these with some engines replaced; the rest is shared."""
         return Networks(
