@@ -32,11 +32,11 @@ __all__ = ["KINDS", "Context", "ContextPool", "Engine", "Hosting", "Kind", "avai
 
 
 class Kind(NamedTuple):
-    """Where an engine kind's class is, the library it stands on, and what installs that."""
+    """Where an engine kind's class is, the package it stands on, and what installs that."""
 
     module: str
     cls: str
-    library: str
+    package: str
     install: str
 
 
@@ -181,8 +181,8 @@ def open_engine(
 
 def _installed(kind: str) -> bool:
     """Found, not imported: torch alone takes a second and 200 MB, and most calls only ask."""
-    library = KINDS[kind].library
-    return sys.modules[library] is not None if library in sys.modules else find_spec(library) is not None
+    package = KINDS[kind].package
+    return sys.modules[package] is not None if package in sys.modules else find_spec(package) is not None
 
 
 def _checked(kind: str) -> Any:
