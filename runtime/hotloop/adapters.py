@@ -1,8 +1,8 @@
 """LoRAs on a running pipeline: merged into second engines in the background, which then take the first ones' place.
 
 The bundle's own engines stay as they are, so unloading gives the original images bit for bit, and a call that is under
-way ends with the engines it began with. Merged weights add no work
-per step; OpenVINO takes them as inputs, at a cost that its module states.
+way ends with the engines it began with. Merged weights add no work per step; OpenVINO and ONNX Runtime take them as
+inputs, at a cost that their modules state.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class NativeEngine:
 def default_tunings(device: str) -> list[str]:
     """What is at hand on this device and makes networks faster there.
 
-    On the CPU that is measured (benchmarks/tunings.py): fused norms cost SD 1.5 9 % in bf16, the others change little.
+    On the CPU by measurement (benchmarks/tunings.py): fused norms cost SD 1.5 9 % in bf16, qkv and geglu change little.
     """
     from ..nets.tunings import at_hand
 
