@@ -8,60 +8,86 @@ The first case is the baseline. Each round times every case once, so drift of th
 round begins with another case. A ratio is printed only for a case whose output agrees with the baseline's, before and
 after the timing. The ratio is the median over rounds of the round's own ratio, so that drift cancels; its interval is a
 bootstrap over rounds.
+
+A case may do its work in another process: it then returns `Timed`, with seconds that were taken there, and gives the
+harness its own ways to read its peak memory and to stand still while others are timed.
 """
 
 from __future__ import annotations
 
 import gc
-import importlib.metadata
-import json
 import math
-import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hotloop.records import append, block, environment, finite, record, run_id
+
 __all__ = [
-    "SCHEMA_VERSION",
     "Agreement",
     "Case",
+    "Check",
     "Measurement",
     "Report",
+    "Timed",
+    "Unmeasured",
     "close_to",
     "compare",
     "cosine_at_least",
-    "environment",
     "peak_rss_of",
     "psnr_at_least",
+    "ratio_of",
 ]
 
-SCHEMA_VERSION = 1
 CONFIDENCE = 0.95
 _RESAMPLES = 2000
-_VERSIONS = ("hotloop", "numpy", "onnxruntime", "torch", "diffusers", "transformers", "openvino", "tensorrt")
+_EVICTED = 256 << 20  # bytes walked over to empty the caches: more than any last level here
+
+
+class Unmeasured(RuntimeError):
+    """A case that cannot be measured; its message is the one line that the report prints in its place."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a case that keeps its own time returns.
+
+    seconds  of the whole call
+    stages   seconds of its parts, by name, such as {"text": 0.01, "loop": 0.2}
+    """
+
+    output: Any
+    seconds: float
+    stages: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Case:
     """One way of doing the work.
 
-    run     does it once and returns its output; waits until it is really done (synchronise a device inside)
+    run     does it once and returns its output, or `Timed`; waits until it is really done (synchronise a device
+            inside); may raise Unmeasured
     work    items per call: times are reported per item
     params  what else tells this case apart (threads, precision...), kept in the record
+    turn    entered while the case runs, such as one that wakes its process; not timed
+    peak    a call that gives {"peak_rss_bytes": ..., "peak_device_bytes": ..., "alone": ...} of the last run
+    load    seconds that opening it took, when known: the first call's time is added to give the first image's
     """
 
     name: str
     run: Callable[[], Any]
     work: float = 1.0
     params: Mapping[str, Any] = field(default_factory=dict)
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext
+    peak: Callable[[], Mapping[str, Any]] | None = None
+    load: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,15 +140,23 @@ def cosine_at_least(bound: float) -> Check:
     return check
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measurement:
-    """What one case showed. seconds: per item, one value per round, in order."""
+    """What one case showed. seconds: per item, one value per round, in order; empty when it could not be measured.
+
+    `floor`, `quality` and `extra` are for the benchmark to fill in.
+    """
 
     case: Case
     seconds: np.ndarray
-    agreement: Agreement | None  # None for the baseline
-    speedup: tuple[float, float, float] | None  # baseline / case: median over rounds, and its interval
-    peak_rss: int | None  # bytes, the process's peak during one call
+    agreement: Agreement | None = None  # None for the baseline
+    speedup: tuple[float, float, float] | None = None  # baseline / case: median over rounds, and its interval
+    stages: dict[str, np.ndarray] = field(default_factory=dict)  # as seconds
+    first: float | None = None  # seconds of the very first call
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    floor: Mapping[str, Any] | None = None
+    quality: Mapping[str, float | None] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -138,19 +172,39 @@ class Measurement:
         return float(np.percentile(self.seconds, 95))
 
     @property
+    def p99(self) -> float:
+        return float(np.percentile(self.seconds, 99))
+
+    @property
     def spread(self) -> float:
         """(p95 - p5) / median."""
         return (self.p95 - self.p5) / self.median if self.median else 0.0
 
     @property
     def verdict(self) -> str:
-        """baseline, differs (no ratio is given), faster, slower, or same when the interval holds 1."""
+        """baseline, failed, differs (no ratio is given), faster, slower, or same when the interval holds 1."""
+        if self.error is not None:
+            return "failed"
         if self.agreement is None:
             return "baseline"
         if self.speedup is None:
             return "differs"
         _, low, high = self.speedup
         return "faster" if low > 1 else "slower" if high < 1 else "same"
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """The blocks of a record: latency, stage.*, load, first_image, throughput."""
+        if self.error is not None:
+            return {}
+        blocks = {"latency": block("s", self.seconds)}
+        blocks |= {f"stage.{name}": block("s", values) for name, values in self.stages.items()}
+        if self.case.load is not None:
+            blocks["load"] = block("s", [self.case.load])
+            if self.first is not None:
+                blocks["first_image"] = block("s", [self.case.load + self.first])
+        if self.case.work != 1:
+            blocks["throughput"] = block("1/s", 1 / self.seconds, keep=False)
+        return blocks
 
 
 @dataclass(frozen=True)
@@ -162,29 +216,39 @@ class Report:
     measurements: tuple[Measurement, ...]
     warmup: int
     environment: Mapping[str, Any]
+    run: str
+    scenario: str = "SingleStream"
+    cold_cache: bool = False
 
     def __getitem__(self, name: str) -> Measurement:
         return next(m for m in self.measurements if m.case.name == name)
 
+    def ratio(self, slow: str, fast: str) -> tuple[float, float, float]:
+        """How many times as fast as one case another is: median over rounds, and its interval."""
+        return ratio_of(self[slow].seconds, self[fast].seconds)
+
     def table(self) -> str:
         """Fixed-width text, one line per case."""
-        head = ["case", "median", "p5", "p95", "spread", "speed-up [95 %]", "output", "peak MB"]
+        head = ["case", "median", "p5", "p95", "p99", "speed-up [95 %]", "output", "peak MB", "floor"]
         lines = [head, *(self._line(m) for m in self.measurements)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        widths = [max(len(line[i]) for line in lines if len(line) > 2) for i in range(len(head))]
         env = self.environment
         where = f"{self.benchmark}: {env['cpu']}, {env['cores']} cores, {env['date']}, commit {env['commit']}"
-        rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)) for line in lines]
         return "\n".join([where, *(row.rstrip() for row in rows)])
 
     @staticmethod
     def _line(m: Measurement) -> list[str]:
+        if m.error is not None:
+            return [m.case.name, f"not measured: {m.error}"]
         ratio = "{:.3f}x [{:.3f}, {:.3f}]".format(*m.speedup) if m.speedup else "-"
         output = "baseline" if m.agreement is None else f"{m.agreement.what} {m.agreement.value:.3g}"
         if m.verdict == "differs":
             output = f"DIFFERS: {output}, limit {m.agreement.limit:.3g}" if m.agreement else output
-        times = [_seconds(value) for value in (m.median, m.p5, m.p95)]
-        peak = "-" if m.peak_rss is None else f"{m.peak_rss / 1e6:.0f}"
-        return [m.case.name, *times, f"{m.spread:.1%}", ratio, output, peak]
+        times = [_seconds(value) for value in (m.median, m.p5, m.p95, m.p99)]
+        peak = m.memory.get("peak_rss_bytes")
+        share = "-" if m.floor is None else f"{m.floor['share']:.0%}"
+        return [m.case.name, *times, ratio, output, "-" if peak is None else f"{peak / 1e6:.0f}", share]
 
     def records(self) -> list[dict[str, Any]]:
         """One JSON object per measurement, as in result.schema.json."""
@@ -192,122 +256,122 @@ class Report:
 
     def _record(self, m: Measurement) -> dict[str, Any]:
         check = None
-        if m.agreement is not None:
+        if m.agreement is not None and m.error is None:
             a = m.agreement
-            check = {"ok": a.ok, "what": a.what, "value": _finite(a.value), "limit": a.limit}
+            check = {"ok": a.ok, "what": a.what, "value": finite(a.value), "limit": a.limit}
         speedup = None
         if m.speedup is not None:
             middle, low, high = m.speedup
             speedup = {"median": middle, "low": low, "high": high, "confidence": CONFIDENCE}
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "benchmark": self.benchmark,
-            "case": m.case.name,
-            "baseline": self.measurements[0].case.name,
-            "params": {**self.params, **m.case.params},
-            "seconds": {
-                "median": m.median, "p5": m.p5, "p95": m.p95, "spread": m.spread, "samples": m.seconds.tolist(),
-            },
-            "rounds": len(m.seconds),
-            "warmup": self.warmup,
-            "work": m.case.work,
-            "check": check,
-            "speedup": speedup,
-            "peak_rss_bytes": m.peak_rss,
-            "extra": m.extra,
-            "environment": dict(self.environment),
-        }  # fmt: skip
+        return record(
+            run=self.run,
+            benchmark=self.benchmark,
+            scenario=self.scenario,
+            case=m.case.name,
+            baseline=self.measurements[0].case.name,
+            params={**self.params, **m.case.params},
+            metrics=m.metrics(),
+            memory=m.memory,
+            rounds=len(m.seconds),
+            warmup=self.warmup,
+            work=m.case.work,
+            cold_cache=self.cold_cache,
+            check=check,
+            speedup=speedup,
+            floor=m.floor,
+            quality=m.quality,
+            error=m.error,
+            extra=m.extra,
+            environment=self.environment,
+        )
 
     def append(self, path: Path) -> None:
         """Add one JSON line per measurement to a file, made with its folder when missing."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(record, allow_nan=False) + "\n" for record in self.records()]
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(lines))
+        append(path, self.records())
 
 
 def compare(
     cases: Sequence[Case],
     *,
     benchmark: str,
-    check: Check,
+    check: Check | Mapping[str, Check],
     rounds: int = 20,
     warmup: int = 2,
     params: Mapping[str, Any] | None = None,
+    scenario: str = "SingleStream",
+    cold_cache: bool = False,
+    failed: Mapping[str, str] | None = None,
+    model_hash: str | None = None,
     clock: Callable[[], float] = time.perf_counter,
     seed: int = 0,
 ) -> Report:
     """Time the cases in interleaved rounds, the first being the baseline.
 
-    check(baseline's output, case's output) -> Agreement, on the outputs of the last warm-up and of the last round.
-    clock: seconds, monotonic. seed: of the bootstrap. Raises ValueError for no cases, equal names, rounds or
-    warmup below 1.
+    check       (baseline's output, case's output) -> Agreement, on the outputs of the last warm-up and of the last
+                round; or one for each case by name
+    cold_cache  the processor's caches are emptied before every timed call
+    failed      cases that could not even be opened, and why: they are in the report
+    clock       seconds, monotonic. seed: of the bootstrap
+
+    A case that raises Unmeasured is reported with its reason and the others go on. Raises ValueError for no cases,
+    equal names, rounds or warmup below 1; Unmeasured when the baseline is what cannot be measured.
     """
-    if len({case.name for case in cases}) != len(cases) or not cases:
-        raise ValueError(f"[harness] cases must have different names, got {[case.name for case in cases]}")
+    failed = failed or {}
+    names = [*(case.name for case in cases), *failed]
+    if len(set(names)) != len(names) or not cases:
+        raise ValueError(f"[harness] cases must have different names, got {names}")
     if rounds < 1 or warmup < 1:
         raise ValueError(f"[harness] rounds and warmup must be at least 1, got {rounds} and {warmup}")
 
     # Warm up.
-    first: list[Any] = []
-    peaks: list[int | None] = []
-    for case in cases:
-        for _ in range(warmup - 1):
-            case.run()
-        output, peak = _with_peak_rss(case.run)
-        first.append(output)
-        peaks.append(peak)
+    rows = [Measurement(case, np.full(rounds, np.nan)) for case in cases]
+    first: dict[str, Any] = {}
+    for row in rows:
+        try:
+            first[row.case.name] = _warm(row, warmup, clock)
+        except Unmeasured as error:
+            row.error = str(error)
+    if rows[0].error is not None:
+        raise Unmeasured(f"{rows[0].case.name}: {rows[0].error}")
 
     # Time.
-    seconds = np.empty((len(cases), rounds))
-    last: list[Any] = [None] * len(cases)
+    last: dict[str, Any] = {}
     collecting = gc.isenabled()
     try:
         for r in range(rounds):
             gc.collect()
             gc.disable()  # a collection inside would be charged to whoever happens to run
-            for i in range(len(cases)):
-                at = (r + i) % len(cases)
-                began = clock()
-                last[at] = cases[at].run()
-                seconds[at, r] = (clock() - began) / cases[at].work
+            for i in range(len(rows)):
+                row = rows[(r + i) % len(rows)]
+                if row.error is not None:
+                    continue
+                if cold_cache:
+                    _evict()
+                try:
+                    last[row.case.name] = _time(row, r, clock)
+                except Unmeasured as error:
+                    row.error = str(error)
     finally:
         if collecting:
             gc.enable()
+    if rows[0].error is not None:
+        raise Unmeasured(f"{rows[0].case.name}: {rows[0].error}")
 
-    measurements = []
-    for i, case in enumerate(cases):
-        agreement = None if i == 0 else _worse(check(first[0], first[i]), check(last[0], last[i]))
-        speedup = _speedup(seconds[0], seconds[i], seed) if agreement is not None and agreement.ok else None
-        measurements.append(Measurement(case, seconds[i], agreement, speedup, peaks[i]))
-    return Report(benchmark, dict(params or {}), tuple(measurements), warmup, environment())
-
-
-def environment() -> dict[str, Any]:
-    """What the numbers depend on beside the code: processor, cores, library versions, commit, date, load."""
-    from hotloop_kernels import build_info
-
-    versions = {}
-    for name in _VERSIONS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    commit = _git("rev-parse", "--short=12", "HEAD")
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "load": round(os.getloadavg()[0], 2),
-        "os": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": versions,
-        "kernels": build_info(),
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-    }
+    known = cases[0].name
+    for row in rows[1:]:
+        name = row.case.name
+        if row.error is None:
+            by = check[name] if isinstance(check, Mapping) else check
+            row.agreement = _worse(by(first[known], first[name]), by(last[known], last[name]))
+            row.speedup = ratio_of(rows[0].seconds, row.seconds, seed) if row.agreement.ok else None
+    rows += [Measurement(Case(name, lambda: None), np.empty(0), error=why) for name, why in failed.items()]
+    for row in rows:
+        if row.error is not None:
+            row.seconds, row.stages = np.empty(0), {}
+    return Report(
+        benchmark, dict(params or {}), tuple(rows), warmup, environment(model_hash=model_hash), run_id(benchmark),
+        scenario, cold_cache,
+    )  # fmt: skip
 
 
 def peak_rss_of(command: Sequence[str]) -> int:
@@ -326,23 +390,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def _with_peak_rss(run: Callable[[], Any]) -> tuple[Any, int | None]:
-    """A call's output and the process's peak resident bytes during it; None where the peak cannot be reset."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return run(), None
-    output = run()
-    status = Path("/proc/self/status").read_text()
-    peak = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
-    return output, int(peak.split()[1]) * 1024 if peak else None
-
-
-def _worse(a: Agreement, b: Agreement) -> Agreement:
-    return a if not a.ok else b
-
-
-def _speedup(baseline: np.ndarray, case: np.ndarray, seed: int) -> tuple[float, float, float]:
+def ratio_of(baseline: np.ndarray, case: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Median ratio of a round, with its percentile interval over resampled rounds (Efron & Tibshirani 1993, ch. 13)."""
     ratios = baseline / case
     resampled = np.random.default_rng(seed).choice(ratios, (_RESAMPLES, len(ratios)))
@@ -351,27 +399,68 @@ def _speedup(baseline: np.ndarray, case: np.ndarray, seed: int) -> tuple[float, 
     return float(np.median(ratios)), float(low), float(high)
 
 
+def _warm(row: Measurement, calls: int, clock: Callable[[], float]) -> Any:
+    """The warm-up calls; the output of the last one, whose peak memory is kept."""
+    case = row.case
+    with case.turn():
+        for i in range(calls):
+            if i == calls - 1 and case.peak is None:
+                made, seconds = _with_peak_rss(row, clock)
+            else:
+                made, seconds = _call(case, clock)
+            row.first = seconds if i == 0 else row.first
+        if case.peak is not None:
+            row.memory = case.peak()
+    return made
+
+
+def _time(row: Measurement, r: int, clock: Callable[[], float]) -> Any:
+    case = row.case
+    with case.turn():
+        began = clock()
+        made = case.run()
+        seconds = clock() - began
+    if isinstance(made, Timed):
+        seconds = made.seconds
+        if not row.stages:
+            row.stages = {name: np.full_like(row.seconds, np.nan) for name in made.stages}
+        for name, value in made.stages.items():
+            row.stages[name][r] = value / case.work
+        made = made.output
+    row.seconds[r] = seconds / case.work
+    return made
+
+
+def _call(case: Case, clock: Callable[[], float]) -> tuple[Any, float]:
+    began = clock()
+    made = case.run()
+    seconds = clock() - began
+    return (made.output, made.seconds) if isinstance(made, Timed) else (made, seconds)
+
+
+def _with_peak_rss(row: Measurement, clock: Callable[[], float]) -> tuple[Any, float]:
+    """A call, with this process's peak resident bytes during it where the peak can be reset."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return _call(row.case, clock)
+    called = _call(row.case, clock)
+    status = Path("/proc/self/status").read_text()
+    peak = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
+    if peak:
+        row.memory = {"peak_rss_bytes": int(peak.split()[1]) * 1024}
+    return called
+
+
+def _evict() -> None:
+    """Walk over more memory than the caches hold."""
+    np.ones(_EVICTED // 8).sum()
+
+
+def _worse(a: Agreement, b: Agreement) -> Agreement:
+    return a if not a.ok else b
+
+
 def _seconds(value: float) -> str:
     unit, scale = next(((u, s) for u, s in (("s", 1.0), ("ms", 1e3)) if value * s >= 1), ("us", 1e6))
     return f"{value * scale:.3g} {unit}"
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity: identical pictures have no PSNR to write down."""
-    return value if math.isfinite(value) else None
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import harness
 import numpy as np
 import pytest
-from harness import Case, close_to, compare, psnr_at_least
+from harness import Case, Timed, Unmeasured, close_to, compare, psnr_at_least
 
 SCHEMA = json.loads((Path(harness.__file__).parent / "result.schema.json").read_text())
 
@@ -146,3 +148,98 @@ def test_peak_memory_of_a_command_is_its_own():
 def test_cases_of_one_name_are_refused():
     with pytest.raises(ValueError, match=r"\[harness\] cases must have different names, got \['a', 'a'\]"):
         measure(Machine(), Case("a", float), Case("a", float))
+
+
+def test_every_committed_line_fits_the_schema():
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    files = sorted((Path(harness.__file__).parent / "results").glob("*.jsonl"))
+    assert files
+    for path in files:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            wrong = next(validator.iter_errors(json.loads(line)), None)
+            assert wrong is None, f"{path.name}:{number}: {wrong.message}"
+
+
+def test_a_case_that_keeps_its_own_time_is_reported_with_it_and_its_stages():
+    machine = Machine(noise=0)
+    lengths = iter([7.0, 2.0, 3.0])
+
+    def elsewhere() -> Timed:
+        machine.now += 100  # what the message there and back took
+        seconds = next(lengths)
+        return Timed(1.0, seconds, {"loop": seconds / 2})
+
+    told = {"peak_rss_bytes": 123, "alone": True}
+    case = Case("worker", elsewhere, work=2, load=5.0, peak=lambda: told)
+    report = measure(machine, case, rounds=2, warmup=1)
+    assert list(report["worker"].seconds) == [1.0, 1.5]
+    metrics = report.records()[0]["metrics"]
+    assert metrics["stage.loop"]["samples"] == [0.5, 0.75]
+    assert (metrics["load"]["p50"], metrics["first_image"]["p50"]) == (5.0, 12.0)
+    assert metrics["throughput"]["max"] == 1.0
+    assert report.records()[0]["memory"] == {"peak_rss_bytes": 123, "peak_device_bytes": None, "alone": True}
+
+
+def test_every_call_is_made_within_the_cases_turn_and_a_turn_is_not_timed():
+    machine, awake = Machine(noise=0), set()
+
+    @contextmanager
+    def turn(name: str):
+        machine.now += 50
+        awake.add(name)
+        yield
+        awake.remove(name)
+
+    def run(name: str) -> float:
+        assert awake == {name}
+        machine.now += 1
+        return 1.0
+
+    cases = [Case(name, partial(run, name), turn=partial(turn, name)) for name in "ab"]
+    report = measure(machine, *cases, rounds=3)
+    assert all(np.array_equal(m.seconds, [1, 1, 1]) for m in report.measurements)
+
+
+def test_what_cannot_be_measured_is_reported_with_its_reason_and_the_rest_goes_on():
+    machine = Machine()
+    calls = iter([1.0, 1.0, Unmeasured("the worker was killed")])
+
+    def fails_late() -> float:
+        if isinstance(made := next(calls), Unmeasured):
+            raise made
+        return made
+
+    cases = [machine.work("base", 1.0), Case("late", fails_late), machine.work("good", 0.5)]
+    report = measure(machine, *cases, rounds=5, failed={"absent": "run make bench-env"})
+    assert [m.verdict for m in report.measurements] == ["baseline", "failed", "faster", "failed"]
+    late, absent = (next(r for r in report.records() if r["case"] == name) for name in ("late", "absent"))
+    assert (late["error"], absent["error"]) == ("the worker was killed", "run make bench-env")
+    assert late["metrics"] == {} and late["speedup"] is None
+    assert "absent  not measured: run make bench-env" in report.table()
+    jsonschema = pytest.importorskip("jsonschema")
+    for record in report.records():
+        jsonschema.validate(record, SCHEMA, cls=jsonschema.Draft202012Validator)
+
+
+def test_a_baseline_that_cannot_be_measured_leaves_nothing_to_compare():
+    def fails() -> float:
+        raise Unmeasured("no memory")
+
+    with pytest.raises(Unmeasured, match="base: no memory"):
+        measure(Machine(), Case("base", fails), rounds=1)
+
+
+def test_cases_may_have_checks_of_their_own():
+    machine = Machine()
+    cases = [machine.work("base", 1.0), machine.work("exact", 1.0, 1.001), machine.work("rough", 1.0, 1.001)]
+    report = measure(machine, *cases, rounds=3, check={"exact": close_to(1e-6), "rough": close_to(1e-2)})
+    assert [m.verdict for m in report.measurements][:2] == ["baseline", "differs"]
+    assert report["rough"].speedup is not None
+
+
+def test_any_two_cases_of_a_run_can_be_set_against_each_other():
+    machine = Machine()
+    report = measure(machine, *(machine.work(name, s) for name, s in (("base", 1.0), ("b", 0.5), ("c", 0.25))))
+    middle, low, high = report.ratio("b", "c")
+    assert low < middle < high and middle == pytest.approx(2, rel=0.03)
