@@ -191,6 +191,7 @@ def test_a_batch_draws_the_same_pictures_and_times_each(done: Comparison) -> Non
 def test_a_size_the_judge_cannot_read_is_judged_by_the_converged_picture() -> None:
     small = run(made(size=(32, 40), prompts=1))
     assert small.judge is None and small.by == "converged_psnr_db"
+    assert "no accuracy: avatar-tiny-judge reads pictures of another size" in small.table()
     assert "attribute_accuracy" not in small.rows()[0].quality
     assert [row.front for row in small.rows()[2:]] == [False, False]  # nothing to be good by
     assert small.sheets()["onnx-fp32"].size == (2 * 32 + 4, 2 * 40 + 4)

@@ -305,8 +305,8 @@ class Comparison:
             entry = self._pipes[row.point.engine].entry
             params = {
                 "model": model, "sampler": row.point.sampler, "steps": row.point.steps, "guidance": self.guidance,
-                "batch": self.batch, "size": list(self.size), "threads": self.threads, "precision": entry.precision,
-                "engine": entry.name, "device": self._pipes[row.point.engine].device,
+                "batch": self.batch, "size": list(self.size), "threads": self.threads or about["cores"],
+                "precision": entry.precision, "engine": entry.name, "device": self._pipes[row.point.engine].device,
                 "rewrites": list(entry.rewrites), "seed": self.seed, "prompts": row.pictures,
             }  # fmt: skip
             metrics = {"latency": block("s", row.seconds)}
@@ -327,10 +327,11 @@ class Comparison:
 
     def table(self) -> str:
         """Fixed-width text: a line per point, the points of the front marked, and what the columns mean."""
-        shown = [name for name in _COLUMNS if any(name in row.quality for row in self.rows())]
+        rows = self.rows()
+        shown = [name for name in _COLUMNS if any(name in row.quality for row in rows)]
         head = ["", "sampler", "steps", "evals", "engine", "ms", *(_COLUMNS[name][0] for name in shown)]
         lines = [head]
-        for row in self.rows():
+        for row in rows:
             cells = [_shown(row.quality.get(name), _COLUMNS[name][1]) for name in shown]
             point = [row.point.sampler, str(row.point.steps), str(row.evaluations), row.point.engine]
             lines.append(["*" if row.front else "", *point, f"{1e3 * row.latency:.1f}", *cells])
@@ -360,6 +361,8 @@ class Comparison:
         if self.judge is not None:
             far = f"; FID and KID from {_FID_FROM} pictures on" if "fid_p" not in shown else ""
             yield f"accuracy, -p: as {self.judge.path.name} reads them{far}"
+        elif folder := builtin_judge(self.bundle.family.name):
+            yield f"no accuracy: {folder.name} reads pictures of another size"
         if self.by is not None:
             yield f"*: no point is as fast and as good by {_COLUMNS[self.by][0]}, and better in one of the two"
 
