@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from hotloop.quality import psnr
 from hotloop.records import append, block, environment, finite, record, run_id
 
 __all__ = [
@@ -110,8 +111,7 @@ def psnr_at_least(decibels: float, *, peak: float = 255.0) -> Check:
         a, b = (np.stack([np.asarray(one, np.float64) for one in images]) for images in (expected, got))
         if a.shape != b.shape:
             return Agreement(False, "PSNR dB", -math.inf, decibels)
-        mse = float(np.mean((a - b) ** 2))
-        value = math.inf if mse == 0 else 10 * math.log10(peak**2 / mse) if mse > 0 else math.nan
+        value = psnr(b, a, peak=peak)
         return Agreement(value >= decibels, "PSNR dB", value, decibels)
 
     return check

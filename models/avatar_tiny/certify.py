@@ -13,11 +13,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from probe import accuracy, load_probe, predict
-from score import claimed, clean_held_out, with_mean
 
 import hotloop
 from hotloop.choice import candidates
+from hotloop.judge import Judge, builtin_judge
 from hotloop.parity import update_certificates
 
 BOUND = 0.02
@@ -28,9 +27,12 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--prompts", type=int, default=256)
     options = parser.parse_args()
-    texts, truth = claimed(clean_held_out(options.prompts))
-    probe = load_probe()
     bundle = hotloop.Bundle.open(options.bundle)
+    folder = builtin_judge(bundle.family.name)
+    if folder is None:
+        sys.exit(f"there is no judge for {bundle.family.name}")
+    judge = Judge.open(folder)
+    texts, claims = judge.prompts[: options.prompts], judge.claims[: options.prompts]
     # The exact engines first: what the others are compared with.
     able = sorted((entry for entry, _ in candidates(bundle)[0]), key=lambda entry: entry.precision != "fp32")
     means: dict[str, float] = {}
@@ -38,7 +40,8 @@ def main() -> None:
     for entry in able:
         pipe = hotloop.load(options.bundle, engine=entry.name)
         drawn = [np.asarray(pipe.txt2img(text, seed=i).images[0]) for i, text in enumerate(texts)]
-        scores = with_mean(accuracy(predict(probe, np.stack(drawn))[0], truth))
+        found = judge.accuracy(judge.read(np.stack(drawn)).guesses, claims)
+        scores = {name: round(share, 4) for name, share in found.items()}
         means[entry.name] = scores["mean"]
         before = means[able[0].name]
         certificates[entry.name] = {

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from train_vae import to_tensor
 from training import Run, batches
 
+from hotloop import quality
+
 __all__ = ["PATH", "Probe", "accuracy", "load_probe", "train"]
 
 PATH = Path(__file__).parent / "probe.safetensors"
@@ -104,10 +106,9 @@ def predict(probe: Probe, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def accuracy(guesses: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Per attribute; truth int [N, attributes], -1 where nothing was asked for."""
-    asked = truth >= 0
-    right = (guesses == truth) & asked
-    return {n: round(float(right[:, i].sum() / max(1, asked[:, i].sum())), 4) for i, n in enumerate(NAMES)}
+    """Per attribute, 0 for one that was never asked for; truth int [N, attributes], -1 where nothing was."""
+    shares = np.nan_to_num(quality.accuracy(guesses, truth))
+    return {name: round(float(share), 4) for name, share in zip(NAMES, shares, strict=True)}
 
 
 def clean_truth(labels: np.ndarray) -> np.ndarray:

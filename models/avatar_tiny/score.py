@@ -27,7 +27,9 @@ from render import ATTRIBUTES, Face, labels, render
 from train_diffusion import sample
 from train_vae import reconstruct, to_images
 
-__all__ = ["GOALS", "claimed", "clean_held_out", "fid", "kid", "load_parts", "main", "with_mean"]
+from hotloop.quality import fid, kid
+
+__all__ = ["GOALS", "claimed", "clean_held_out", "load_parts", "main", "with_mean"]
 
 # Targets: of the full size, and of the first one.
 GOALS = {
@@ -87,27 +89,6 @@ def claimed(chosen: list[Face]) -> tuple[list[str], np.ndarray]:
     for row, caption in zip(truth, captions, strict=True):
         row[[i for i, name in enumerate(NAMES) if name not in caption.claims]] = -1
     return [caption.text for caption in captions], truth
-
-
-def fid(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance of two feature sets [N, F] taken as Gaussians (Heusel et al. 2017)."""
-    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    values, vectors = np.linalg.eigh(ca)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cb @ root).clip(0)).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca) + np.trace(cb) - 2 * cross)
-
-
-def kid(a: np.ndarray, b: np.ndarray) -> float:
-    """Unbiased squared MMD with the kernel (x.y / F + 1)^3 (Binkowski et al. 2018)."""
-
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    n, m = len(a), len(b)
-    aa, bb = kernel(a, a), kernel(b, b)
-    within = (aa.sum() - np.trace(aa)) / (n * (n - 1)) + (bb.sum() - np.trace(bb)) / (m * (m - 1))
-    return float(within - 2 * kernel(a, b).mean())
 
 
 def with_mean(scores: dict[str, float]) -> dict[str, float]:

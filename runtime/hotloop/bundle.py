@@ -21,7 +21,10 @@ from .errors import BundleError, InputError
 from .spec import Family, Network, family
 from .weights import Weights, refuse_non_finite
 
-__all__ = ["BUILT_NEVER_RUN", "CERTIFIED", "SCHEMA_VERSION", "Bundle", "Entry", "builtin", "sha256", "write_manifest"]
+__all__ = [
+    "BUILT_NEVER_RUN", "CERTIFIED", "SCHEMA_VERSION", "Bundle", "Entry", "builtin", "read_json", "seal_of", "sha256",
+    "write_manifest",
+]  # fmt: skip
 
 SCHEMA_VERSION = 2
 # An entry's status: its certificate holds, or it was built for a machine that was not there to run it.
@@ -170,7 +173,7 @@ class Bundle:
     def check_in_place(self) -> None:
         """Raises BundleError when another bundle has taken this one's place since it was opened and checked."""
         manifest = self.path / _MANIFEST  # a bundle that is being made has none
-        if manifest.exists() and _read_json(manifest).get("files") != self.manifest["files"]:
+        if manifest.exists() and read_json(manifest).get("files") != self.manifest["files"]:
             raise BundleError("bundle", "bundle was replaced while in use; load it again", str(self.path))
 
     def network_file(self, entry: Entry, network: str) -> Path:
@@ -200,10 +203,11 @@ class Bundle:
 
     @cached_property
     def scheduler_config(self) -> Mapping[str, Any]:
-        return _read_json(self.file(_SCHEDULER))
+        return read_json(self.file(_SCHEDULER))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises BundleError where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -321,13 +325,13 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write manifest.json with its seal, in one piece. Raises OSError."""
     work = folder / f".manifest.{os.getpid()}"
     try:
-        work.write_text(json.dumps({**manifest, "seal": _seal_of(manifest)}, indent=2) + "\n", "utf-8")
+        work.write_text(json.dumps({**manifest, "seal": seal_of(manifest)}, indent=2) + "\n", "utf-8")
         work.replace(folder / _MANIFEST)
     finally:
         work.unlink(missing_ok=True)
 
 
-def _seal_of(manifest: Mapping[str, Any]) -> str:
+def seal_of(manifest: Mapping[str, Any]) -> str:
     """SHA-256 over everything else in a manifest: accidents show, whoever means to can seal anew."""
     content = {key: value for key, value in manifest.items() if key != "seal"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -338,12 +342,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise BundleError("bundle", "no such directory", str(path))
     if not (path / _MANIFEST).is_file():
         raise BundleError("bundle", f"a bundle has a {_MANIFEST}; make one with `hotloop export`", str(path))
-    manifest = _read_json(path / _MANIFEST)
+    manifest = read_json(path / _MANIFEST)
     version = manifest.get("schema_version")
     if version != SCHEMA_VERSION:
         rule = f"schema_version in {_MANIFEST} of {path} must be {SCHEMA_VERSION}; export the bundle again"
         raise BundleError("bundle", rule, version)
-    if manifest.get("seal") != _seal_of(manifest):
+    if manifest.get("seal") != seal_of(manifest):
         raise BundleError("bundle", f"{_MANIFEST} of {path} was altered: its seal must fit its content",
                           manifest.get("seal"))  # fmt: skip
     _hold(manifest, _RULES, place=f"{_MANIFEST} of {path}")

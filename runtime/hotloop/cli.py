@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import warnings
@@ -195,6 +196,61 @@ def samplers(json_: Json = False) -> None:
 
 
 @app.command()
+def compare(
+    path: Annotated[Path | None, typer.Argument(help="A bundle [default: the built-in model].")] = None,
+    samplers: Annotated[str, typer.Option(help="Names, separated by commas.")] = "ddim,plms,lms,dpmpp_2m",
+    steps: Annotated[str, typer.Option(help="Numbers of steps, separated by commas.")] = "5,10,20,50",
+    engines: Annotated[str, typer.Option(help="As --engine elsewhere; several, separated by commas.")] = "auto",
+    prompts: Annotated[int, typer.Option(help="Pictures per point that quality is measured on.")] = 16,
+    guidance: Guidance = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT [default: the model's own].")] = None,
+    batch: Annotated[int, typer.Option(help="Pictures per call; times are per picture.")] = 1,
+    rounds: Annotated[int, typer.Option(help="At least so many timed calls of each point.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; picture i has seed + i.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A directory for JSON lines and a contact sheet per engine.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Add JSON lines to this file.")] = None,
+) -> None:
+    """Latency against quality over samplers x steps x engines. Ctrl-C keeps the rounds that are whole."""
+    from tqdm import tqdm
+
+    from . import image as images
+    from .bundle import Bundle, builtin
+    from .compare import Comparison
+    from .records import append
+
+    for name, place, folder in (("out", out, out), ("json", json_, json_.parent if json_ else None)):
+        if place and folder:
+            _check_writable("compare", name, folder, place)
+    if json_ and json_.is_dir():
+        raise InputError("compare", "json must be a file", str(json_))
+    comparison = Comparison(
+        Bundle.open(path or builtin()), samplers=_listed(samplers), engines=_listed(engines) or ["auto"],
+        steps=[_whole("steps", text) for text in _listed(steps)], prompts=prompts, guidance=guidance,
+        size=_size(size) if size else None, batch=batch, rounds=rounds, seed=seed,
+    )  # fmt: skip
+    interrupted = False
+    try:
+        for _ in tqdm(comparison.run(), "compare", len(comparison), leave=False, disable=not sys.stderr.isatty()):
+            pass
+    except KeyboardInterrupt:
+        if not comparison.done:
+            raise
+        interrupted = True
+    typer.echo(comparison.table())
+    files = [json_] if json_ else []
+    if out:
+        files.append(out / "compare.jsonl")
+        for engine, sheet in comparison.sheets().items():
+            typer.echo(images.save(sheet, out / f"{engine}.png"))
+    lines = comparison.records(model=path.name if path else "built-in") if files else []
+    for file in files:
+        append(file, lines)
+        typer.echo(file)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+@app.command()
 def doctor(json_: Json = False) -> None:
     """Say which engines, kernels and models this machine has, and what to install for the rest."""
     from .doctor import examine
@@ -331,11 +387,31 @@ def _targets(command: str, out: Path, seeds: list[int]) -> list[Path]:
         targets = [out]
     else:
         targets = [out.with_name(f"{out.stem}-{seed}{out.suffix}") for seed in seeds]
-    folder = targets[0].parent
+    _check_writable(command, "out", targets[0].parent, out)
+    return targets
+
+
+def _check_writable(command: str, name: str, folder: Path, told: Path) -> None:
+    """Raises InputError, with what the user `told`, for a folder in which no file can be made."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(command, "out must be a place that can be written", str(out))
-    return targets
+        raise InputError(command, f"{name} must be a place that can be written", str(told))
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _whole(name: str, text: str) -> int:
+    if not re.fullmatch(r"-?\d{1,9}", text):
+        raise InputError("compare", f"{name} must be whole numbers, separated by commas", text)
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    if not (found := re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)):
+        raise InputError("compare", "size must be WIDTHxHEIGHT, such as 512x512", text)
+    return int(found[1]), int(found[2])
 
 
 @contextmanager

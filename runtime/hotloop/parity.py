@@ -17,6 +17,7 @@ import numpy as np
 from . import samplers
 from .bundle import BUILT_NEVER_RUN, CERTIFIED, Bundle, Entry, write_manifest
 from .errors import BundleError, InputError
+from .quality import psnr
 from .spec import Network, resolve
 from .weights import Weights
 
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
 
 __all__ = ["BOUNDS", "Bound", "Figures", "Images", "broken", "certify", "compare", "dims_of", "evaluate",
-           "psnr", "update_certificates", "verify"]  # fmt: skip
+           "update_certificates", "verify"]  # fmt: skip
+
+# dB that stand for equal images: less than a thousandth of a level.
+_EQUAL = 100.0
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,6 @@ def compare(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> Fi
     return Figures(float(np.max(worst[0])), float(np.max(worst[1])), float(np.min(worst[2])))
 
 
-def psnr(got: np.ndarray, want: np.ndarray) -> float:
-    """Of two uint8 images, dB; 100 (less than a thousandth of a level) stands for equal ones."""
-    error = float(np.mean((got.astype(np.float64) - want.astype(np.float64)) ** 2))
-    return 100.0 if error == 0 else min(100.0, 10 * math.log10(255.0**2 / error))
-
-
 def evaluate(
     pipe: Pipeline, name: str, inputs: Mapping[str, np.ndarray], dims: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
@@ -197,7 +195,7 @@ def certify(pipe: Pipeline) -> dict[str, Any]:
     for i in range(len(plan.prompts)):
         if str(i) not in images or images.shape(str(i)) != (height, width, 3):
             raise BundleError("parity", f"{files['images']} must hold an image of {width} x {height} named", str(i))
-    values = [psnr(image, images[str(i)]) for i, image in enumerate(plan.draw(pipe))]
+    values = [min(_EQUAL, psnr(image, images[str(i)])) for i, image in enumerate(plan.draw(pipe))]
     return {"networks": networks, "psnr": [round(value, 2) for value in values], "device": pipe.device}
 
 
