@@ -16,6 +16,7 @@ from hotloop_kernels.testing import can_compile
 
 ROOT = Path(__file__).parents[1]
 MODEL = "hotloop/assets/avatar-tiny"
+JUDGE = "hotloop/assets/avatar-tiny-judge"
 
 USE = """
 import json, numpy as np, hotloop, hotloop_kernels as k
@@ -30,13 +31,13 @@ print(json.dumps(k.build_info() | {
 """
 
 
-def test_the_wheel_holds_the_packages_the_built_in_model_and_their_types(tmp_path, monkeypatch):
+def test_the_wheel_holds_the_packages_the_built_in_model_with_its_judge_and_their_types(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     name = build_wheel(str(tmp_path), {"wheel.cmake": "false"})
     with zipfile.ZipFile(tmp_path / name) as wheel:
         held = set(wheel.namelist())
-        manifest = json.loads(wheel.read(f"{MODEL}/manifest.json"))
-    model = {f"{MODEL}/{file}" for file in ("manifest.json", *manifest["files"])}
+        manifests = {folder: json.loads(wheel.read(f"{folder}/manifest.json")) for folder in (MODEL, JUDGE)}
+    model = {f"{at}/{file}" for at, made in manifests.items() for file in ("manifest.json", *made["files"])}
     assert {Path(file).suffix for file in model} >= {".onnx", ".safetensors", ".json"}
     assert model <= held
     packages = {"hotloop", "hotloop_export", "hotloop_kernels"}

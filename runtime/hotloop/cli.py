@@ -218,16 +218,14 @@ def compare(
     from .compare import Comparison
     from .records import append
 
-    for name, place, folder in (("out", out, out), ("json", json_, json_.parent if json_ else None)):
-        if place and folder:
-            _check_writable("compare", name, folder, place)
-    if json_ and json_.is_dir():
-        raise InputError("compare", "json must be a file", str(json_))
     comparison = Comparison(
         Bundle.open(path or builtin()), samplers=_listed(samplers), engines=_listed(engines) or ["auto"],
         steps=[_whole("steps", text) for text in _listed(steps)], prompts=prompts, guidance=guidance,
         size=_size(size) if size else None, batch=batch, rounds=rounds, seed=seed,
     )  # fmt: skip
+    files = [file for file in (json_, out / "compare.jsonl" if out else None) if file]
+    for file in files:
+        _make_room("compare", file)
     interrupted = False
     try:
         for _ in tqdm(comparison.run(), "compare", len(comparison), leave=False, disable=not sys.stderr.isatty()):
@@ -237,15 +235,13 @@ def compare(
             raise
         interrupted = True
     typer.echo(comparison.table())
-    files = [json_] if json_ else []
-    if out:
-        files.append(out / "compare.jsonl")
-        for engine, sheet in comparison.sheets().items():
-            typer.echo(images.save(sheet, out / f"{engine}.png"))
-    lines = comparison.records(model=path.name if path else "built-in") if files else []
+    lines = comparison.records(model=path.name if path else "built-in")
     for file in files:
         append(file, lines)
         typer.echo(file)
+    if out:
+        for engine, sheet in comparison.sheets().items():
+            typer.echo(images.save(sheet, out / f"{engine}.png"))
     if interrupted:
         raise KeyboardInterrupt
 
@@ -387,15 +383,24 @@ def _targets(command: str, out: Path, seeds: list[int]) -> list[Path]:
         targets = [out]
     else:
         targets = [out.with_name(f"{out.stem}-{seed}{out.suffix}") for seed in seeds]
-    _check_writable(command, "out", targets[0].parent, out)
+    folder = targets[0].parent
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(command, "out must be a place that can be written", str(out))
     return targets
 
 
-def _check_writable(command: str, name: str, folder: Path, told: Path) -> None:
-    """Raises InputError, with what the user `told`, for a folder in which no file can be made."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(command, f"{name} must be a place that can be written", str(told))
+def _make_room(command: str, file: Path) -> None:
+    """Make the folder of a file that lines will be added to. Raises InputError where that cannot be: minutes of work
+    are not to end there."""
+    folder = file.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        rule = f"folder must be one that can be made ({error.strerror})"
+        raise InputError(command, rule, str(folder)) from error
+    if file.is_dir() or not os.access(file if file.exists() else folder, os.W_OK):
+        raise InputError(command, "file must be one that can be written", str(file))
 
 
 def _listed(text: str) -> list[str]:
