@@ -22,7 +22,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,15 @@ class Ceilings:
     threads: int | None
     flops: Mapping[str, Ceiling]
     bytes: Ceiling
+
+    def highest(self, other: Ceilings) -> Ceilings:
+        """The higher of each of two measurements on one machine: what else runs there can only lower them."""
+
+        def best(a: Ceiling, b: Ceiling) -> Ceiling:
+            return max(a, b, key=lambda one: one.value)
+
+        flops = {dtype: best(one, other.flops[dtype]) for dtype, one in self.flops.items()}
+        return replace(self, flops=flops, bytes=best(self.bytes, other.bytes))
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
