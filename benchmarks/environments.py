@@ -31,7 +31,8 @@ def build(name: str, *, jobs: int, pip_args: list[str]) -> str:
     python = environment_python(name)
     folder = python.parents[1]
     # The Python belongs to it: another minor version is another environment.
-    wanted = hashlib.sha256(requirements(name).read_bytes() + sys.version.encode()).hexdigest()
+    files = requirements(name)
+    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files) + sys.version.encode()).hexdigest()
     stamp = folder / _STAMP
     if stamp.exists() and stamp.read_text() == wanted and python.exists():
         return "up to date"
@@ -40,11 +41,11 @@ def build(name: str, *, jobs: int, pip_args: list[str]) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **_BUILD, "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs)}
     environment.pop("PYTHONPATH", None)
-    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
-    for command in (
-        [sys.executable, "-m", "venv", str(folder)],
-        [*pip, *pip_args, "-r", str(requirements(name))],
-    ):
+    # Our pip works on it: one that came with each would be another version.
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--disable-pip-version-check"]
+    alone = [["--no-deps"] if file.suffixes[0] == ".no-deps" else [] for file in files]
+    commands = [[*pip, *pip_args, *more, "-r", str(file)] for file, more in zip(files, alone, strict=True)]
+    for command in ([sys.executable, "-m", "venv", "--without-pip", str(folder)], *commands):
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         except BaseException:

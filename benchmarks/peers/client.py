@@ -94,7 +94,8 @@ class Process:
 
     def pause(self) -> None:
         """Stop the process and its children, so that it takes nothing from the others. Asking it continues it."""
-        if not self._stopped and self._signal(signal.SIGSTOP):
+        if not self._stopped and self._running is not None and self._signal(signal.SIGSTOP):
+            os.waitid(os.P_PID, self._running.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             self._stopped = True
 
     def resume(self) -> None:

@@ -31,7 +31,7 @@ class Closed(ConnectionError):
 
 def send(connection: socket.socket, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
     """Raises Closed when nobody reads, TypeError for a dtype that does not travel."""
-    named = {name: np.ascontiguousarray(array) for name, array in (arrays or {}).items()}
+    named = {name: np.asarray(array, order="C") for name, array in (arrays or {}).items()}
     for name, array in named.items():
         if array.dtype.name not in _DTYPES:
             raise TypeError(f"[messages] {name} must be one of {', '.join(_DTYPES)}, got {array.dtype}")

@@ -17,7 +17,7 @@ __all__ = ["ENVIRONMENTS", "PEERS", "Peer", "environment_python", "hotloop", "re
 _ROOT = Path(__file__).parents[2]
 _CPU = ("cpu",)
 _REQUIREMENTS = Path(__file__).with_name("requirements")
-ENVIRONMENTS = tuple(sorted(path.stem for path in _REQUIREMENTS.glob("*.txt")))
+ENVIRONMENTS = tuple(sorted(path.stem for path in _REQUIREMENTS.glob("*.txt") if path.suffixes == [".txt"]))
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,8 @@ class Peer:
 
     def stamp(self) -> str:
         """Changes when the peer's packages may."""
-        return (
-            "" if self.environment is None else hashlib.sha256(requirements(self.environment).read_bytes()).hexdigest()
-        )
+        files = () if self.environment is None else requirements(self.environment)
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def environment_python(name: str) -> Path:
@@ -67,8 +66,10 @@ def environment_python(name: str) -> Path:
     return folder / name / "bin" / "python"
 
 
-def requirements(environment: str) -> Path:
-    return _REQUIREMENTS / f"{environment}.txt"
+def requirements(environment: str) -> tuple[Path, ...]:
+    """Its requirement files, in the order of installing: what pip resolves, then what it must not."""
+    files = (_REQUIREMENTS / f"{environment}.txt", _REQUIREMENTS / f"{environment}.no-deps.txt")
+    return tuple(file for file in files if file.exists())
 
 
 @cache

@@ -119,7 +119,8 @@ class Worker:
             "evaluations": found.evaluations,
             "peak_device_bytes": None if device is None else device.max_memory_reserved(),
         }
-        made = {"images": np.stack([np.asarray(image, np.uint8) for image in images])}
+        # Some hand out an opaque fourth channel.
+        made = {"images": np.stack([np.asarray(image, np.uint8)[..., :3] for image in images])}
         if found.latents is not None:
             made["latents"] = found.latents
         return header, made
