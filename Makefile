@@ -31,8 +31,8 @@ lint: .venv-dev/installed  ## ruff and mypy
 	$(DEV) -m ruff check .
 	$(DEV) -m mypy
 
-bench: .venv-dev/installed  ## time hotloop against stock diffusers, outputs checked
-	$(DEV) benchmarks/txt2img.py $(ARGS)
+bench: .venv-dev/installed  ## hotloop against every peer that bench-env built, the ladder, and the report of it
+	$(DEV) benchmarks/suite.py $(ARGS)
 
 bench-env: .venv-dev/installed  ## build the environments of the peers that hotloop is measured against, into .venv-bench
 	$(DEV) benchmarks/environments.py --pip-args='$(PIP_ARGS)' $(ARGS)

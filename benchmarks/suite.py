@@ -20,6 +20,7 @@ from pathlib import Path
 from models import LOCAL
 
 HERE = Path(__file__).parent
+HOTLOOP = [sys.executable, "-c", "from hotloop.cli import main; main()"]
 FEW = "diffusers eager fp32,diffusers eager bf16,optimum onnxruntime fp32,optimum openvino bf16"
 PARTS = {
     "txt2img": ["txt2img.py", "--rounds", "12"],
@@ -31,6 +32,7 @@ PARTS = {
         "--engines", "onnx-fp32,openvino-int8", "--rates", "2,4", "--requests", "40",
     ],
     "ladder": ["ladder.py", "--rounds", "12"],
+    "compare": ["hotloop", "compare", "--steps", "5,10,20", "--prompts", "24"],
 }  # fmt: skip
 
 
@@ -44,7 +46,11 @@ def main() -> None:
     for name in options.only:
         file = options.out / f"{date.today()}-{name}.jsonl"
         file.unlink(missing_ok=True)  # a run is one run
-        run([sys.executable, str(HERE / PARTS[name][0]), *PARTS[name][1:], "--out", str(file)])
+        program, *rest = PARTS[name]
+        if program == "hotloop":
+            run([*HOTLOOP, *rest, "--json", str(file)])
+        else:
+            run([sys.executable, str(HERE / program), *rest, "--out", str(file)])
         files.append(str(file))
     run([sys.executable, str(HERE / "report.py"), *files, "--out", str(options.out / "report")])
     print(f"{time.perf_counter() - began:.0f} s in all")
