@@ -1,7 +1,7 @@
 # Environments: .venv holds the runtime as a user gets it, .venv-dev everything the tests compare with, .venv-bench the
 # peers of the benchmarks.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench bench-env gpu-check format clean
+.PHONY: help demo test test-long lint bench bench-env bench-check report gpu-check format clean
 
 SUITABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -36,6 +36,12 @@ bench: .venv-dev/installed  ## hotloop against every peer that bench-env built, 
 
 bench-env: .venv-dev/installed  ## build the environments of the peers that hotloop is measured against, into .venv-bench
 	$(DEV) benchmarks/environments.py --pip-args='$(PIP_ARGS)' $(ARGS)
+
+bench-check: .venv-dev/installed  ## ratios of the last local runs against the committed ones
+	$(DEV) benchmarks/check.py benchmarks/results/local $(ARGS)
+
+report: .venv-dev/installed  ## the committed results as tables, pictures and one page
+	$(DEV) benchmarks/report.py $(ARGS)
 
 # With the Python at hand: such a machine may have no network. It needs torch, numpy, pytest, cmake and pybind11.
 gpu-check:             ## on a CUDA machine: build for its GPU, run the GPU tests, time operators and workloads
