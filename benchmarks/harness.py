@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import gc
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -42,7 +40,6 @@ __all__ = [
     "close_to",
     "compare",
     "cosine_at_least",
-    "peak_rss_of",
     "psnr_at_least",
     "ratio_of",
 ]
@@ -372,22 +369,6 @@ def compare(
         benchmark, dict(params or {}), tuple(rows), warmup, environment(model_hash=model_hash), run_id(benchmark),
         scenario, cold_cache,
     )  # fmt: skip
-
-
-def peak_rss_of(command: Sequence[str]) -> int:
-    """Peak resident memory in bytes of a command run alone; raises CalledProcessError when it fails."""
-    # By way of a small process: a child's peak starts at its parent's size, here that of everything imported.
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", _WATCH, *command], stdout=subprocess.PIPE, check=True)
-    return int(done.stdout) * (1 if sys.platform == "darwin" else 1024)
-
-
-_WATCH = """
-import os, subprocess, sys
-child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
-_, status, usage = os.wait4(child.pid, 0)
-print(usage.ru_maxrss)
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
 
 
 def ratio_of(baseline: np.ndarray, case: np.ndarray, seed: int = 0) -> tuple[float, float, float]:

@@ -33,7 +33,7 @@ _TEXT = {
     "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
     "num_attention_heads": 12, "max_position_embeddings": 77, "hidden_act": "quick_gelu",
 }  # fmt: skip
-_VAE = {
+VAE = {
     "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4, "norm_num_groups": 32,
     "scaling_factor": 0.18215, "sample_size": 512, "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -56,7 +56,7 @@ def write_checkpoint(folder: Path, family: str, *, seed: int = 0, dtype: torch.d
     """Write the folder: unet, vae, text_encoder, tokenizer (the built-in model's), scheduler, model_index.json."""
     unet, text, prediction = FAMILIES[family]
     parts: Iterator[tuple[str, type[Net], Mapping[str, Any]]] = iter(
-        (("unet", UNet, unet), ("vae", AutoencoderKL, _VAE), ("text_encoder", CLIPText, text))
+        (("unet", UNet, unet), ("vae", AutoencoderKL, VAE), ("text_encoder", CLIPText, text))
     )
     for i, (name, cls, config) in enumerate(parts):
         random_net(cls, config, seed=seed + i).save(folder / name, dtype=dtype)

@@ -11,7 +11,9 @@ import math
 import os
 import platform
 import secrets
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SCENARIOS", "SCHEMA_VERSION", "append", "block", "environment", "finite", "record", "run_id"]
+__all__ = ["SCENARIOS", "SCHEMA_VERSION", "append", "block", "command", "environment", "finite", "record", "run_id"]
 
 SCHEMA_VERSION = 2
 SCENARIOS = ("SingleStream", "Offline", "Server")  # MLPerf Inference's names (Reddi et al. 2020, section 3)
+_PLACES = ("--out", "--json")
 _VERSIONS = ("hotloop", "numpy", "onnxruntime", "torch", "diffusers", "transformers", "openvino", "tensorrt")
 
 
@@ -68,7 +71,7 @@ def record(
         "floor": None if floor is None else dict(floor),
         "quality": None if quality is None else dict(quality),
         "error": error,
-        "extra": dict(extra or {}),
+        "extra": {"command": command()} | dict(extra or {}),
         "environment": dict(environment),
     }
 
@@ -94,6 +97,19 @@ def append(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(lines))
+
+
+def command() -> str:
+    """The command line that this process runs, as one would type it in the repository, less where results go."""
+    root = Path(__file__).parents[2]
+    program = Path(sys.argv[0]).resolve()
+    script = program.suffix == ".py" and program.is_relative_to(root)
+    words, skip = ["python", str(program.relative_to(root))] if script else ["hotloop"], False
+    for word in sys.argv[1:]:
+        if not skip and word.partition("=")[0] not in _PLACES:
+            words.append(word.removeprefix(f"{root}/"))
+        skip = not skip and word in _PLACES
+    return shlex.join(words)
 
 
 def run_id(benchmark: str) -> str:
