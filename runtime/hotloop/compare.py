@@ -48,6 +48,7 @@ __all__ = ["CONVERGED", "Comparison", "Point", "Row", "front"]
 # Sampler, steps and options of the converged picture: 57 to 59 dB from the same with 250 steps, on the built-in model.
 # It begins at the noisiest timestep; `leading`, the spacing in SD 1.x's configuration, may begin far below it.
 CONVERGED: tuple[str, int, Mapping[str, Any]] = ("heun", 50, {"spacing": "linspace"})
+_CONVERGED_MOST = 64  # pictures: 99 evaluations each, and a PSNR needs no more
 MAX_PROMPTS, MAX_ROUNDS = 100_000, 100_000
 _FID_FROM = 128  # pictures: below that the bias outgrows what samplers differ by
 _WARMUP = 1
@@ -167,7 +168,8 @@ class Comparison:
         self._tallies = {point: _Tally() for point in self.points}
         # What the float32 engine draws beside the points, untimed.
         self._beside = [pair for pair in self.tables if self.exact and Point(*pair, self.exact) not in self._tallies]
-        self._solves = self.exact is not None and any(map(_deterministic, self.tables.values()))
+        solves = self.exact is not None and any(map(_deterministic, self.tables.values()))
+        self._ends = min(self._calls, math.ceil(_CONVERGED_MOST / batch)) if solves else 0  # calls of CONVERGED
         self.done = 0  # whole rounds so far
 
     def _open(self, chosen: Mapping[str, Choice]) -> None:
@@ -185,7 +187,7 @@ class Comparison:
 
     def __len__(self) -> int:
         """How many calls a whole run makes."""
-        return len(self.points) * (_WARMUP + self.rounds) + (len(self._beside) + self._solves) * self._calls
+        return len(self.points) * (_WARMUP + self.rounds) + len(self._beside) * self._calls + self._ends
 
     def run(self) -> Iterator[None]:
         """Do it, yielding after every call. A round counts once it is whole; later ones add to it."""
@@ -204,11 +206,11 @@ class Comparison:
                 for point, (result, _) in drawn.items() if point.engine == self.exact
             }  # fmt: skip
             converged = None
-            if at < self._calls and self.exact is not None:
-                for sampler, steps in self._beside:
+            if self.exact is not None:
+                for sampler, steps in self._beside if at < self._calls else ():
                     exact[sampler, steps] = _pixels(self._draw(self.exact, at, sampler, steps))
                     yield
-                if self._solves:
+                if at < self._ends:
                     sampler, steps, options = CONVERGED
                     converged = _pixels(self._draw(self.exact, at, sampler, steps, options))
                     yield
@@ -261,7 +263,7 @@ class Comparison:
         """The figure that the front is of: accuracy where there is a judge, else nearness to the converged picture."""
         if self.judge is not None and self.judge.scored:
             return "attribute_accuracy"
-        return "converged_psnr_db" if self._solves else None
+        return "converged_psnr_db" if self._ends else None
 
     @property
     def pictures(self) -> int:
@@ -357,7 +359,9 @@ class Comparison:
         if "converged_psnr_db" in shown:
             sampler, steps, options = CONVERGED
             told = ", ".join(f"{name} {value}" for name, value in options.items())
-            yield f"conv.: against {self.exact}, {sampler}, {steps} steps, {told}; deterministic samplers only"
+            few = min(self.done, self._ends) * self.batch
+            of = f" ({few} pictures)" if few < self.pictures else ""
+            yield f"conv.: against {self.exact}, {sampler}, {steps} steps, {told}{of}; deterministic samplers only"
         if self.judge is not None:
             far = f"; FID and KID from {_FID_FROM} pictures on" if "fid_p" not in shown else ""
             yield f"accuracy, -p: as {self.judge.path.name} reads them{far}"
