@@ -186,12 +186,12 @@ def test_a_manifest_that_is_sealed_but_wrong_is_refused_in_one_line(copy: Path, 
     assert "\n" not in str(caught.value)
 
 
-def put_prompts(value: Any) -> Callable[[Path], None]:
-    return lambda folder: (folder / PROMPTS).write_text(json.dumps(value)) and None
+def put_prompts(value: Any) -> Callable[[Path], object]:
+    return lambda folder: (folder / PROMPTS).write_text(json.dumps(value))
 
 
-def put_features(**tensors: np.ndarray) -> Callable[[Path], None]:
-    return lambda folder: save(tensors, folder / REFERENCE) and None
+def put_features(**tensors: np.ndarray) -> Callable[[Path], object]:
+    return lambda folder: save(tensors, folder / REFERENCE)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def put_features(**tensors: np.ndarray) -> Callable[[Path], None]:
         (put_features(features=np.full((4, 4), np.inf, np.float32)), "finite"),
     ],
 )
-def test_files_that_are_sealed_but_wrong_are_refused(copy: Path, spoil: Callable[[Path], None], named: str) -> None:
+def test_files_that_are_sealed_but_wrong_are_refused(copy: Path, spoil: Callable[[Path], object], named: str) -> None:
     from hotloop.bundle import sha256
 
     spoil(copy)
