@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
@@ -11,7 +12,7 @@ from . import cells, plots
 from .goals import Judgement, judge
 from .groups import WORK, by, once, said, varying
 from .images import images
-from .measures import front, measure, measures
+from .measures import front, measure, measures, quality
 from .results import Line, machine, shown
 from .section import AGREE, Picture, Section, commands, slug, span
 from .tables import NONE, Cell, Column, Table, figures, number, ratio, seconds, spread, texts
@@ -185,7 +186,7 @@ def _compare(model: str, lines: Sequence[Line]) -> list[Section]:
     place = slug("compare", model)
     pictures = []
     for name, unbeaten_lines in fronts.items():
-        if unbeaten_lines:
+        if sum(math.isfinite(quality(line, name) or math.inf) for line in lines) > 1:
             best = "; ".join(f"{line['case']} {seconds(line.p50()).text}" for line in unbeaten_lines)
             alt = f"Latency against {measure(name).title}, a series for each sampler. Nothing beats {best}."
             pictures.append(Picture(slug(place, name), alt, partial(plots.pareto, lines, name)))
