@@ -34,8 +34,9 @@ def sections(lines: Sequence[Line]) -> list[Section]:
     if judgements := judge(drawn):
         made.append(_goals(drawn, judgements))
     tell = {"txt2img": images, "ladder": _ladder, "compare": _compare}
-    for (name, model), group in by(lines, "benchmark", "model").items():
-        made += tell[name](model, group) if name in tell else []
+    for name, tell_of in tell.items():
+        for (model,), group in by((line for line in lines if line["benchmark"] == name), "model").items():
+            made += tell_of(model, group)
     others = by((line for line in lines if line["benchmark"] not in tell), "benchmark")
     return made + [_operators(name, group) for (name,), group in others.items()]
 
