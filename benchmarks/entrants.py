@@ -37,9 +37,9 @@ def precision_of(name: str) -> str:
     return name.replace("-", " ").rsplit(" ", 1)[-1]
 
 
-def of_engine(engine: str, **settings: Any) -> Peer:
+def of_engine(engine: str, *, vae: str = "full") -> Peer:
     """hotloop with an engine such as "openvino-bf16"."""
-    return hotloop(engine, name=f"hotloop {engine.replace('-', ' ')}", **settings)
+    return hotloop(engine, name=f"hotloop {engine.replace('-', ' ')}", vae=vae)
 
 
 def work_for(

@@ -29,7 +29,7 @@ from hotloop import Bundle
 from hotloop.judge import Judge, builtin_judge
 from hotloop.records import append
 from hotloop.spec import REWRITES
-from models import LOCAL, Model, model, tiny_vae
+from models import LOCAL, Model, model
 
 LOST = 0.02  # of attribute accuracy, at most
 COSINE = 0.99
@@ -53,7 +53,7 @@ class Rung:
     def row(self) -> Peer:
         if self.engine in PEERS:
             return replace(PEERS[self.engine], name=self.label)
-        return replace(of_engine(self.engine, **({"vae": "tiny"} if self.tiny else {})), name=self.label)
+        return replace(of_engine(self.engine, vae="tiny" if self.tiny else "full"), name=self.label)
 
 
 def rungs_of(source: Model) -> list[Rung]:
@@ -76,11 +76,10 @@ def rungs_of(source: Model) -> list[Rung]:
 
 def bundles_of(source: Model, rungs: Sequence[Rung]) -> dict[tuple[str, ...], Path]:
     """A bundle for every set of rewrites, with the engines that its rungs ask for."""
-    vae = None if source.small else tiny_vae()
     found = {}
     for rewrites in dict.fromkeys(rung.rewrites for rung in rungs if rung.engine not in PEERS):
         engines = dict.fromkeys(r.engine for r in rungs if r.rewrites == rewrites and r.engine not in PEERS)
-        found[rewrites] = source.bundle(list(engines), rewrites, vae=vae)
+        found[rewrites] = source.bundle(list(engines), rewrites)
     return found
 
 

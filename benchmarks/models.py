@@ -55,11 +55,10 @@ class Model:
 
         Made by `hotloop export` in a process of its own: its memory is not this one's. Raises CalledProcessError.
         """
-        parts = [self.name, *(rewrites or ["plain"]), *(["tiny"] if vae else [])]
-        place = LOCAL / "bundles" / "-".join(parts)
+        place = LOCAL / "bundles" / "-".join([self.name, *(rewrites or ["plain"])])
         source = self.name if self.name in NAMED else str(self.folder)
         asked = ["--bundle", str(place), "--engines", *engines, "--rewrites", *rewrites]
-        asked += ["--vae", str(vae)] if vae else []
+        asked += [] if self.small else ["--vae", str(tiny_vae())]
         subprocess.run([sys.executable, __file__, source, *asked], check=True)
         return place
 

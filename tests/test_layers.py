@@ -26,6 +26,7 @@ OPTIONAL = {
     "hotloop/engines/native.py": {"torch"},
     "hotloop/resident.py": {"torch"},
     "hotloop/engines/openvino.py": {"openvino"},
+    "hotloop/openvino_operators.py": {"openvino"},
     "hotloop/engines/tensorrt.py": {"tensorrt", "tensorrt_rtx", "cuda"},
 }
 ENGINE_LIBRARIES = {"onnxruntime": "hotloop/engines/onnx.py"}

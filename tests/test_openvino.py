@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+import hotloop_kernels
+from hotloop import openvino_operators
 from hotloop.bundle import Bundle, builtin
 from hotloop.engines import Context, Engine, open_engine
 from hotloop.engines.onnx import OnnxEngine
@@ -260,7 +262,146 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+# hotloop's own operators in OpenVINO's graphs.
+
+EVERY = openvino_operators.OPERATORS
+
+
+def with_operators(name: str = "unet", **options: Any) -> OpenVinoEngine:
+    return OpenVinoEngine(PATHS[name], NETWORKS[name], threads=1, operators=EVERY, **options)
+
+
+@pytest.mark.parametrize(("name", "attentions", "norms"), [("unet", 14, 30), ("vae_decoder", 0, 18)])
+def test_operators_replace_every_attention_and_group_norm_and_equal_onnxruntime(
+    oracle: dict[str, OnnxEngine], monkeypatch: pytest.MonkeyPatch, name: str, attentions: int, norms: int
+) -> None:
+    put: list[int] = []
+    fuse = openvino_operators.fuse
+    monkeypatch.setattr(
+        openvino_operators, "fuse", lambda *given, **named: put.append(fuse(*given, **named)) or put[-1]
+    )
+    for limit, count in ((module._SMALL, attentions + norms), (0, attentions + (norms if name == "unet" else 0))):
+        monkeypatch.setattr(module, "_SMALL", limit)
+        engine = with_operators(name)
+        assert distance(outputs(engine), outputs(oracle[name])) <= FP32
+        assert put[-1] == count
+    dims = ROW.dims(width=52, height=76, batch=1, tokens=20)  # for all shapes, with attention alone
+    assert distance(outputs(engine, dims), outputs(oracle[name], dims)) <= FP32
+    assert put[-1] == attentions
+
+
+def test_operators_in_bf16_are_as_close_as_openvinos(oracle: dict[str, OnnxEngine]) -> None:
+    if not bf16_here():
+        pytest.skip("this processor has no bfloat16")
+    full = outputs(oracle["unet"])
+    ours, theirs = (
+        cosine(
+            outputs(OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], threads=1, precision="bf16", operators=those)), full
+        )
+        for those in (EVERY, ())
+    )
+    assert 1 - ours <= 2 * (1 - theirs)
+
+
+def test_live_weights_stay_live_beside_operators(oracle: dict[str, OnnxEngine]) -> None:
+    engine = with_operators()
+    before = outputs(engine)
+    tensors = new_weights(engine, "2.to_q.weight", "1.to_out.0.bias")
+    norm = "down_blocks.0.resnets.0.norm1.weight"
+    tensors[norm] = engine.graph.weights[norm].data * np.float32(1.3)
+    assert distance(outputs(engine.patched(tensors)), outputs(oracle["unet"].patched(tensors))) <= FP32
+    assert np.array_equal(outputs(engine)["out"], before["out"])
+
+
+def test_large_unets_have_the_operators_that_are_faster_here_and_others_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = hotloop_kernels.build_info()
+    assert openvino_operators.at_hand() == (EVERY if info.get("isa") == "avx512" else ())
+    monkeypatch.setattr(openvino_operators, "at_hand", lambda: EVERY)
+    for limit in (module._SMALL, 0):
+        monkeypatch.setattr(module, "_SMALL", limit)
+        for name in ("unet", "vae_decoder"):
+            engine = OpenVinoEngine(PATHS[name], NETWORKS[name], threads=1)
+            assert engine.graph.operators == (EVERY if (name, limit) == ("unet", 0) else ())
+
+
+def test_an_operator_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = with_operators().context(**used(NETWORKS["unet"], DIMS))
+    context.run()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("no memory for scores")
+
+    monkeypatch.setattr(openvino_operators.Attention, "work", fail)
+    with pytest.raises(BundleError, match=r"unet does not run: Attention: no memory for scores"):
+        context.run()
+    monkeypatch.undo()
+    context.run()
+
+
+def test_operators_run_on_the_engines_threads_and_leave_the_process_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, work, before = set(), openvino_operators.Attention.work, hotloop_kernels.threads()
+
+    def counted(self: Any, *given: Any, **named: Any) -> None:
+        seen.add(hotloop_kernels.threads())
+        work(self, *given, **named)
+
+    monkeypatch.setattr(openvino_operators.Attention, "work", counted)
+    outputs(OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], threads=before + 1, operators=EVERY))
+    assert seen == {before + 1}
+    assert hotloop_kernels.threads() == before
+
+
+def test_operators_are_freed_with_what_was_compiled_of_them() -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(type(one) is openvino_operators.Attention for one in gc.get_objects())
+
+    openvino_operators._passing.clear()
+    before = alive()
+    engine = with_operators()
+    outputs(engine)
+    assert alive() > before
+    del engine
+    openvino_operators._passing.clear()
+    assert alive() == before
+
+
+def test_a_large_unet_is_compiled_for_its_first_shape_and_once_for_all_others(
+    oracle: dict[str, OnnxEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SMALL", 0)
+    made: list[Any] = []
+    compile_ = module._Graph._compile
+    monkeypatch.setattr(
+        module._Graph, "_compile", lambda self, shape, live: made.append(shape) or compile_(self, shape, live)
+    )
+    engine = OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], threads=1)
+    for side in (16, 18, 20, 16):
+        dims = DIMS | {"h": side}
+        assert distance(outputs(engine, dims), outputs(oracle["unet"], dims)) <= FP32
+    assert [shape and shape["sample"] for shape in made] == [(2, 4, 16, 16), None]
+
+
 # The cache of compiled models.
+
+
+@pytest.fixture
+def cached_unet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Opens the UNet as one that is large, with hotloop's operators and a cache."""
+    monkeypatch.setattr(module, "_SMALL", 0)
+    return lambda: with_operators(cache=tmp_path / "compiled")
+
+
+def test_a_compiled_model_with_operators_is_loaded_from_the_cache(cached_unet: Any, tmp_path: Path) -> None:
+    shapes = [used(NETWORKS["unet"], DIMS | {"h": side}) for side in (16, 18)]
+    first = cached_unet()
+    expected = [outputs(first, dims) for dims in shapes]
+    second = cached_unet()
+    for dims, want in zip(shapes, expected, strict=True):
+        assert not first.compiled(dims).get_property("LOADED_FROM_CACHE")
+        assert np.array_equal(outputs(second, dims)["out"], want["out"])
+        assert second.compiled(dims).get_property("LOADED_FROM_CACHE")
+    assert len(list((tmp_path / "compiled").iterdir())) == len(shapes)
 
 
 @pytest.fixture

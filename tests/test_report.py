@@ -16,6 +16,7 @@ import pytest
 from report import main
 from reporting.contents import sections
 from reporting.goals import GOALS, judge
+from reporting.groups import shared_ratio
 from reporting.measures import front
 from reporting.results import ROOT, Line, ResultsError, find, read
 
@@ -300,6 +301,13 @@ def test_ratios_against_hotloop_are_those_of_the_rounds(made: Made) -> None:
     (row,) = made.rows("| optimum openvino bf16 | bf16 | 1", "| 0.9991 |")
     assert row.split(" | ")[6].startswith(f"{np.median(theirs / ours):.2f} [")
     assert made.rows("**hotloop openvino bf16**", "62.1 dB", " best ")
+
+
+def test_lines_of_two_runs_have_no_ratio_nor_have_requests_to_a_server() -> None:
+    a, b = lines_of(list(Maker().together())[:2])
+    assert shared_ratio(a, b) is not None
+    for change in ({"run": "another"}, {"scenario": "Server"}):
+        assert shared_ratio(*lines_of([a.data | change, b.data])) is None
 
 
 def test_hotloop_beside_each_peer_alone_is_told_pair_by_pair(made: Made) -> None:

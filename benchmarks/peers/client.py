@@ -204,8 +204,9 @@ class Process:
         if self.peer.environment is not None:
             for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
                 kept.pop(name, None)
-        # Models are on this disk; a library must not look for them anywhere else, nor report home.
+        # Models are on this disk; a library must not look for them anywhere else, nor report home, nor tidy up there.
         offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+        offline["HF_HOME"] = str(self.setup.cache.absolute() / "huggingface")
         threads = {} if self.setup.threads is None else {"OMP_NUM_THREADS": str(self.setup.threads)}
         return {**kept, **offline, **threads, "TOKENIZERS_PARALLELISM": "false"}
 

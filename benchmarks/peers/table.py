@@ -114,5 +114,6 @@ PEERS = _by_name(
         _openvino("optimum openvino bf16", "bf16"),
         _sd_cpp("stable-diffusion.cpp fp16", "f16"),
         _sd_cpp("stable-diffusion.cpp q8_0", "q8_0"),
+        Peer("streamdiffusion fp16", "streamdiffusion", "streamdiffusion", {"dtype": "float16"}, ("cuda",)),
     )
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
@@ -11,7 +12,7 @@ from . import cells, plots
 from .goals import Judgement, judge
 from .groups import WORK, by, once, said, varying
 from .images import images
-from .measures import front, measure, measures
+from .measures import front, measure, measures, quality
 from .results import Line, machine, shown
 from .section import AGREE, Picture, Section, commands, slug, span
 from .tables import NONE, Cell, Column, Table, figures, number, ratio, seconds, spread, texts
@@ -33,8 +34,9 @@ def sections(lines: Sequence[Line]) -> list[Section]:
     if judgements := judge(drawn):
         made.append(_goals(drawn, judgements))
     tell = {"txt2img": images, "ladder": _ladder, "compare": _compare}
-    for (name, model), group in by(lines, "benchmark", "model").items():
-        made += tell[name](model, group) if name in tell else []
+    for name, tell_of in tell.items():
+        for (model,), group in by((line for line in lines if line["benchmark"] == name), "model").items():
+            made += tell_of(model, group)
     others = by((line for line in lines if line["benchmark"] not in tell), "benchmark")
     return made + [_operators(name, group) for (name,), group in others.items()]
 
@@ -185,7 +187,7 @@ def _compare(model: str, lines: Sequence[Line]) -> list[Section]:
     place = slug("compare", model)
     pictures = []
     for name, unbeaten_lines in fronts.items():
-        if unbeaten_lines:
+        if sum(math.isfinite(quality(line, name) or math.inf) for line in lines) > 1:
             best = "; ".join(f"{line['case']} {seconds(line.p50()).text}" for line in unbeaten_lines)
             alt = f"Latency against {measure(name).title}, a series for each sampler. Nothing beats {best}."
             pictures.append(Picture(slug(place, name), alt, partial(plots.pareto, lines, name)))

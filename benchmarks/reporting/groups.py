@@ -41,7 +41,7 @@ def said(lines: Sequence[Line], names: Sequence[str] = WORK) -> str:
     """What all lines have in common, in words: plms, 20 steps, guidance 4, 64x64 pixels."""
     moving = varying(lines, names)
     first = lines[0].params
-    same = [name for name in names if name in first and name not in moving]
+    same = [name for name in names if first.get(name) is not None and name not in moving]
     told = [_SAID.get(name, name + " {}").format(_plain(first[name])) for name in same]
     return ", ".join(one.removesuffix("s") if one.startswith("1 ") else one for one in told)
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hotloop.compare import front as pareto_front
+
 from .results import Line
 
 __all__ = ["Measure", "front", "measure", "measures", "quality"]
@@ -28,6 +30,8 @@ class Measure:
 
 KNOWN = {
     "attribute_accuracy": Measure("attribute accuracy"),
+    "converged_psnr_db": Measure("PSNR to the converged picture", "dB", digits=1),
+    "converged_ssim": Measure("SSIM to the converged picture", digits=4),
     "cosine": Measure("cosine", digits=5),
     "fid_p": Measure("FID-p", higher_is_better=False, digits=0),
     "kid_p": Measure("KID-p", higher_is_better=False),
@@ -61,10 +65,6 @@ def quality(line: Line, name: str) -> float | None:
 def front(lines: Sequence[Line], name: str) -> list[Line]:
     """The Pareto front, fastest first: lines that no other one beats in both latency and the measure."""
     sign = 1 if measure(name).higher_is_better else -1
-    known = [(line.p50() or 0.0, -sign * value, line) for line in lines if (value := quality(line, name)) is not None]
-    least, kept = math.inf, []
-    for _, loss, line in sorted(known, key=lambda one: one[:2]):
-        if loss < least:
-            least = loss
-            kept.append(line)
-    return kept
+    values = [quality(line, name) for line in lines]
+    points = [(line.p50() or math.inf, None if v is None else sign * v) for line, v in zip(lines, values, strict=True)]
+    return sorted((line for line, on in zip(lines, pareto_front(points), strict=True) if on), key=Line.latency)

@@ -183,7 +183,10 @@ def ladder(lines: Sequence[Line]) -> Figure:
 
 
 def pareto(lines: Sequence[Line], name: str) -> Figure:
-    """Latency against one measure: a colour for each sampler, a marker for each precision, the front behind them."""
+    """Latency against one measure: a colour for each sampler, a marker for each precision, the front behind them.
+
+    Where engines share a precision, a marker for each engine.
+    """
     what = measure(name)
     figure, axes = _sheet(4.7)
     points = [
@@ -198,16 +201,19 @@ def pareto(lines: Sequence[Line], name: str) -> Figure:
         solid_joinstyle="round", zorder=1,
     )  # fmt: skip
     samplers = list(dict.fromkeys(point.sampler for point in points))
-    precisions = list(dict.fromkeys(point.line.precision for point in points))
     colours = {sampler: SERIES[i % len(SERIES)] for i, sampler in enumerate(samplers)}
-    markers = {one: MARKERS.get(one) or "ovPX*"[i % 5] for i, one in enumerate(precisions)}
-    for sampler, precision in product(samplers, precisions):
-        series = [p for p in points if p.sampler == sampler and p.line.precision == precision]
+    engines = {(point.line.precision, point.line.params.get("engine")) for point in points}
+    by_engine = len(engines) > len({precision for precision, _ in engines})
+    kinds = [str(point.line.params.get("engine")) if by_engine else point.line.precision for point in points]
+    known = list(dict.fromkeys(kinds))
+    markers = {kind: (None if by_engine else MARKERS.get(kind)) or "os^DvPX*"[i % 8] for i, kind in enumerate(known)}
+    for sampler, kind in product(samplers, known):
+        series = [p for p, own in zip(points, kinds, strict=True) if p.sampler == sampler and own == kind]
         series.sort(key=lambda p: p.x)
         xs, ys, colour = [p.x * by for p in series], [p.y for p in series], colours[sampler]
         axes.plot(xs, ys, color=colour, linewidth=1, alpha=0.55, zorder=2)
         axes.plot(
-            xs, ys, color=colour, linestyle="", marker=markers[precision], markersize=5.5, markeredgewidth=0.8,
+            xs, ys, color=colour, linestyle="", marker=markers[kind], markersize=5.5, markeredgewidth=0.8,
             markeredgecolor=PAPER, zorder=3,
         )  # fmt: skip
     axes.set_xscale("log")
@@ -217,10 +223,9 @@ def pareto(lines: Sequence[Line], name: str) -> Figure:
     axes.set_xlabel(f"latency, {unit} (log); figures are steps, the band joins what nothing beats")
     axes.set_ylabel(f"{what.title}{what.unit and ', ' + what.unit} ({'more' if up > 0 else 'less'} is better)")
     axes.grid(True)
-    _key(axes, [
-        *(Line2D([], [], color=colour, linewidth=3, label=sampler) for sampler, colour in colours.items()),
-        *(Line2D([], [], color=MUTED, linestyle="", marker=mark, label=one) for one, mark in markers.items() if one),
-    ])  # fmt: skip
+    _key(axes, [Line2D([], [], color=colour, linewidth=3, label=sampler) for sampler, colour in colours.items()], 1)
+    marks = [(kind, mark) for kind, mark in markers.items() if kind]
+    _key(axes, [Line2D([], [], color=MUTED, linestyle="", marker=mark, label=kind) for kind, mark in marks])
     return figure
 
 
@@ -313,12 +318,17 @@ def _names(axes: Axes, lines: Sequence[Line], names: Sequence[str] | None = None
     axes.spines["left"].set_visible(False)
 
 
-def _key(axes: Axes, handles: Sequence[Artist]) -> None:
-    """One row of names over the picture, each after its sign."""
-    axes.legend(
-        handles=list(handles), loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(handles), frameon=False,
-        handlelength=0.9, handleheight=0.9, handletextpad=0.45, columnspacing=1.3, borderaxespad=0.2,
+def _key(axes: Axes, handles: Sequence[Artist], row: int = 0) -> None:
+    """A row of names over the picture, each after its sign; row: counted upwards."""
+    if not handles:
+        return
+    height = 0.24 / axes.bbox.height * axes.figure.dpi  # 0.24 inches, before the layout: a little more after it
+    legend = axes.legend(
+        handles=list(handles), loc="lower left", bbox_to_anchor=(-0.01, 1.0 + row * height), ncols=len(handles),
+        frameon=False, handlelength=0.9, handleheight=0.9, handletextpad=0.45, columnspacing=1.3, borderaxespad=0.2,
     )  # fmt: skip
+    axes.add_artist(legend)
+    legend.set_clip_on(False)  # or the layout would leave it no room
 
 
 def _series(axes: Axes, x: Sequence[float], y: Sequence[float], ours: bool) -> None:
@@ -346,8 +356,12 @@ def _ticks(axis: Axis, values: Sequence[float]) -> None:
     """Ticks at round figures of a logarithmic axis, written as figures, not as powers."""
     low, high = min(values), max(values)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    places = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
-    _exact_ticks(axis, [place for place in places if low * 0.8 <= place <= high * 1.25])
+    for digits in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        places = [digit * 10.0**decade for decade in decades for digit in digits]
+        shown = [place for place in places if low * 0.8 <= place <= high * 1.25]
+        if len(shown) > 3:
+            break
+    _exact_ticks(axis, shown)
 
 
 def _exact_ticks(axis: Axis, places: Sequence[float]) -> None:

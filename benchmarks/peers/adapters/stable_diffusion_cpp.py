@@ -84,9 +84,8 @@ class Adapter:
             model_path=str(_file(setup, weights)), embedding_paths=[str(slot) for slot in slots], rng_type="cpu",
             sampler_rng_type="cpu", vae_decode_only=True, verbose=False, **options,
         )  # fmt: skip
-        self.versions = {
-            name: importlib.metadata.version(name) for name in ("stable_diffusion_cpp_python",)
-        } | {"stable-diffusion.cpp": stable_diffusion_cpp.sd_version().decode()}  # fmt: skip
+        package = "stable_diffusion_cpp_python"
+        self.versions = {package: importlib.metadata.version(package)}
 
         @stable_diffusion_cpp.sd_log_callback
         def noted(level: int, text: bytes, data: Any) -> None:

@@ -20,7 +20,7 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,8 +39,9 @@ _PLACE = "engine.openvino"
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 # Below this many bytes of weights a graph is compiled once per shape. With fixed shapes OpenVINO runs the built-in UNet
-# 30 % faster (10.5 instead of 14.1 ms at 64x64 in fp32), but each shape keeps its own copy of the weights; at SD 1.5's
-# size the difference is lost in the noise.
+# 30 % faster (10.5 instead of 14.1 ms at 64x64 in fp32), and SD 1.5's 5 % in bf16 and 10 % in int8, with our operators
+# 18 %; but each shape keeps its own copy of the weights. So a large UNet is compiled for the shape it is first used at
+# and, when others come, once more for all of those. Other large graphs gain nothing and are compiled for all shapes.
 _SMALL = 64 << 20
 _SHAPES = 8
 # Symbols of the shape that a graph for all shapes is run at first; every other symbol is 2, not 1: when the first run
@@ -67,6 +68,13 @@ def precisions(device: str) -> list[str]:
     return [precision for precision, name in _CAPABILITIES.items() if name in able]
 
 
+def _operators() -> ModuleType:
+    """hotloop's own, in OpenVINO's classes: to be imported where OpenVINO is."""
+    from .. import openvino_operators
+
+    return openvino_operators
+
+
 _lock = threading.Lock()
 _made: list[Any] = []
 
@@ -75,7 +83,10 @@ def _core() -> Any:
     """The one Core of the process: it holds the plugins and their threads."""
     with _lock:
         if not _made:
-            _made.append(import_library().Core())
+            core = import_library().Core()
+            for operator in (_operators().Attention, _operators().GroupNorm):  # for compiled models that hold them
+                core.add_extension(operator)
+            _made.append(core)
         return _made[0]
 
 
@@ -87,9 +98,10 @@ class _Graph:
     """The graph as read from the file and all that was compiled from it: an engine and its patched ones share it."""
 
     def __init__(
-        self, path: Path, network: Network, *, device: str, threads: int | None, precision: str, cache: Path | None
-    ) -> None:
-        self.path, self.network, self.device, self.precision = path, network, device, precision
+        self, path: Path, network: Network, *, device: str, threads: int | None, precision: str, cache: Path | None,
+        operators: Collection[str] | None,
+    ) -> None:  # fmt: skip
+        self.path, self.network, self.device, self.precision, self.threads = path, network, device, precision, threads
         hint = precision
         if precision == "int8":  # what is not quantised
             hint = "bf16" if "bf16" in precisions(device) else "fp32"
@@ -104,6 +116,7 @@ class _Graph:
         # (shape or None, names of the live weights) -> compiled model; the engines and contexts in use keep it.
         self._compiled: weakref.WeakValueDictionary[tuple[Any, frozenset[str]], Any] = weakref.WeakValueDictionary()
         self._recent: OrderedDict[tuple[Any, frozenset[str]], Any] = OrderedDict()
+        self._first: dict[str, tuple[int, ...]] | None = None  # the shape of a large graph
         try:
             self._model = _core().read_model(str(path))
         except Exception as error:  # OpenVINO raises RuntimeError with a trace of its own source lines
@@ -117,6 +130,11 @@ class _Graph:
                 expected = [f"{tensor.name} {tensor.dtype}" for tensor in want]
                 raise BundleError(_PLACE, f"{rule} of {path.name} must be {expected}", [" ".join(one) for one in found])
         self.small = sum(node.get_byte_size() for node in _constants(self._model)) < _SMALL
+        self._half = hint == "bf16"
+        self.fixes = device == "cpu" and network.name == "unet" and not self.small
+        # Small graphs go without: a call through Python takes some 30 us. A VAE's decoder gained less than 2 %.
+        at_hand = _operators().at_hand() if self.fixes and hint in ("fp32", "bf16") else ()
+        self.operators = tuple(at_hand if operators is None else operators)
 
     @property
     def weights(self) -> Mapping[str, Any]:
@@ -154,9 +172,15 @@ class _Graph:
 
     def compiled(self, dims: Mapping[str, int], live: frozenset[str]) -> Any:
         """The compiled model that runs this shape, with these weights as inputs."""
-        shape = {tensor.name: resolve(tensor.shape, dims) for tensor in self.network.inputs} if self.small else None
-        key = (shape and tuple(shape.items()), live)
+        shape: dict[str, tuple[int, ...]] | None = None
+        if self.small or self.fixes:
+            shape = {tensor.name: resolve(tensor.shape, dims) for tensor in self.network.inputs}
         with self._lock:
+            if not self.small:
+                if self.fixes and self._first is None:
+                    self._first = shape
+                shape = shape if shape == self._first else None
+            key = (shape and tuple(shape.items()), live)
             model = self._compiled.get(key)
             if model is None:
                 model = self._compiled[key] = self._compile(shape, live)
@@ -180,8 +204,8 @@ class _Graph:
             return min(compiled, key=len, default=names | self.usual() if names else names)
 
     def _compile(self, shape: Mapping[str, tuple[int, ...]] | None, live: frozenset[str]) -> Any:
-        if shape is None and not live and self._cache is not None:
-            return self._from_cache(self._cache)
+        if not self.small and not live and self._cache is not None:
+            return self._from_cache(self._cache, shape)
         if self.precision != "int8":
             _ = self.weights  # an int8 graph stays as it is: OpenVINO looks for its quantisers
         model = self._model.clone()
@@ -192,10 +216,17 @@ class _Graph:
         return self._call(model, self._config)
 
     def _call(self, model: Any, config: Mapping[str, Any]) -> Any:
+        fused, held = _operators(), []
         try:
-            return _core().compile_model(model, self.device.upper(), dict(config))
+            with fused.holding(held):
+                if self.operators:
+                    fused.fuse(model, self.operators, half=self._half)
+                compiled = _core().compile_model(model, self.device.upper(), dict(config))
         except Exception as error:
             raise BundleError(_PLACE, f"{self.path.name} does not compile: {_reason(error)}") from error
+        if held:
+            weakref.finalize(compiled, held.clear)
+        return compiled
 
     def _pack(self, model: Any, live: frozenset[str]) -> None:
         """Run once at a small shape: OpenVINO packs the weights then (1.6 s for SD 1.5), not in the first step."""
@@ -224,32 +255,39 @@ class _Graph:
     # The cache holds a folder per compiled model: OpenVINO's blob (all weights in float32, memory-mapped when it is
     # loaded) and our seal. OpenVINO takes a blob with a flipped bit as it is, so the seal is checked before.
 
-    def _from_cache(self, cache: Path) -> Any:
-        folder = cache / self._key()
+    def _from_cache(self, cache: Path, shape: Mapping[str, tuple[int, ...]] | None) -> Any:
+        folder = cache / self._key(shape)
+        model: Any = str(self.path)  # by its path OpenVINO knows a model at once; one that we change it has to read
+        if shape is not None or self.operators:
+            model = self._model.clone()
+            if shape is not None:
+                model.reshape(shape)
         if _sealed(folder):
-            return self._call(str(self.path), self._config | {"CACHE_DIR": str(folder)})
+            return self._call(model, self._config | {"CACHE_DIR": str(folder)})
         try:
             cache.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
             making = Path(tempfile.mkdtemp(prefix=".making-", dir=cache))
         except OSError as error:
             warnings.warn(f"compiled models are not kept: {error}", RuntimeWarning, stacklevel=2)
-            return self._call(str(self.path), self._config)
+            return self._call(model, self._config)
         try:
-            model = self._call(str(self.path), self._config | {"CACHE_DIR": str(making)})
+            compiled = self._call(model, self._config | {"CACHE_DIR": str(making)})
             with contextlib.suppress(OSError):  # a full disk, or another process was first
                 _seal(making)
                 making.rename(folder)
         finally:
             shutil.rmtree(making, ignore_errors=True)
-        return model
+        return compiled
 
-    def _key(self) -> str:
+    def _key(self, shape: Mapping[str, tuple[int, ...]] | None) -> str:
         """Of all that a compiled model depends on. The folder itself stands for the weights' content."""
         files = sorted(p for p in self.path.parent.iterdir() if p.is_file() and not p.name.startswith("."))
         facts = [
             import_library().__version__, _core().get_property(self.device.upper(), "FULL_DEVICE_NAME"),
-            str(self.path.resolve()), sorted(self._config.items()), hashlib.sha256(self.path.read_bytes()).hexdigest(),
+            str(self.path.resolve()), sorted(self._config.items()), sorted(self.operators),
+            shape and sorted(shape.items()),
+            hashlib.sha256(Path(_operators().__file__).read_bytes() + self.path.read_bytes()).hexdigest(),
             [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files],
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -270,10 +308,15 @@ class OpenVinoContext:
             self._request.set_tensor(name, _tensor(array))
 
     def run(self, stream: int | None = None) -> None:
+        graph, fused = self._held[0], _operators()
+        failed = len(fused.failures)
         try:
-            self._request.infer()
+            with fused.threads(graph.threads) if graph.operators else contextlib.nullcontext():
+                self._request.infer()
         except Exception as error:  # no memory, or a graph that is not of the manifest's constants
             raise BundleError(_PLACE, f"{self._name} does not run: {_reason(error)}") from error
+        if len(fused.failures) > failed:
+            raise BundleError(_PLACE, f"{self._name} does not run: {fused.failures[-1]}")
 
 
 class OpenVinoEngine:
@@ -282,6 +325,8 @@ class OpenVinoEngine:
     threads: all usable cores by default. precision: "int8" is for a graph that was quantised; what it leaves
     unquantised runs in bf16 where the processor has it. cache: a folder for compiled models that belongs to these very
     weights (a bundle's id is in its name). Small graphs are compiled when a shape is first used and are not cached.
+    operators: those of hotloop's own that stand in for OpenVINO's (`openvino_operators.OPERATORS`), by default all that
+    are faster here, for a UNet that is not small.
     adapters: the weights that LoRAs usually change are live from the start; what is compiled so is not cached either.
     Raises InputError for a device or a precision that this machine has not, BundleError for a graph that does not open
     or whose inputs or outputs are not the network's.
@@ -295,13 +340,15 @@ class OpenVinoEngine:
     def __init__(
         self, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None,
         precision: str = "fp32", cache: Path | None = None, adapters: bool = False,
+        operators: Collection[str] | None = None,
     ) -> None:  # fmt: skip
         if device not in devices():
             raise InputError(_PLACE, f"device must be one of {', '.join(devices())} here", device)
         if precision not in precisions(device):
             rule = f"precision on this {device} must be one of {', '.join(precisions(device))}"
             raise InputError(_PLACE, rule, precision)
-        graph = _Graph(path, network, device=device, threads=threads, precision=precision, cache=cache)
+        graph = _Graph(path, network, device=device, threads=threads, precision=precision, cache=cache,
+                       operators=operators)  # fmt: skip
         self._share(graph, {}, graph.usual() if adapters else frozenset())
 
     def _share(self, graph: _Graph, patches: Mapping[str, np.ndarray], live: frozenset[str]) -> None:
@@ -312,14 +359,18 @@ class OpenVinoEngine:
         self.values: dict[str, np.ndarray] = {
             name: patches[name] if name in patches else graph.weights[name].data for name in self._live
         }
-        # What serves all shapes lives as long as the engine.
-        self._model = None if graph.small else self.compiled({})
+        self._kept: dict[int, Any] = {}
+        if not (graph.small or graph.fixes):
+            self.compiled({})
         self._used: OrderedDict[tuple[tuple[str, int], ...], None] = OrderedDict()
         # A proxy, or the pool and the engine would hold each other: gigabytes until the garbage collector comes by.
         self.contexts = ContextPool(self, shapes=_SHAPES)
 
     def compiled(self, dims: Mapping[str, int]) -> Any:
-        return self.graph.compiled(dims, self._live)
+        model = self.graph.compiled(dims, self._live)
+        if not self.graph.small:  # it took seconds: to live as long as the engine
+            self._kept[id(model)] = model
+        return model
 
     def context(self, **dims: int) -> OpenVinoContext:
         shape = tuple(sorted(dims.items()))
@@ -354,7 +405,7 @@ class OpenVinoEngine:
             patches[name] = np.ascontiguousarray(value, np.float32)
         engine = OpenVinoEngine.__new__(OpenVinoEngine)
         engine._share(self.graph, patches, self.graph.live(self._live | frozenset(patches)))
-        if self.graph.small:
+        if self.graph.small or self.graph.fixes:
             engine.prepare([dict(shape) for shape in self._used])
         return engine
 
