@@ -167,6 +167,8 @@ def test_a_call_that_takes_too_long_is_ended(fake: Peer, setup: Setup):
         with pytest.raises(PeerError, match=r"draw took longer than 0\.3 s"):
             process.draw(work("sleep 60"))
         assert process.pid is not None and gone(process.pid)
+        with pytest.raises(PeerError, match="has ended before"):
+            process.draw(work())
 
 
 def test_what_is_not_installed_says_what_to_run(fake: Peer, setup: Setup, monkeypatch, tmp_path: Path):

@@ -59,7 +59,7 @@ class Process:
         self._running: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._said: Any = None  # the file its output goes to
-        self._stopped = False
+        self._stopped = self._closed = False
         self._end: Callable[[], Any] = lambda: None
 
     def __enter__(self) -> Process:
@@ -164,6 +164,8 @@ class Process:
     def _ask(
         self, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None, *, timeout: float
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        if self._closed:
+            raise PeerError(self.peer.name, f"has ended before it was asked to {header['op']}")
         connection = self._connected()
         self.resume()
         connection.settimeout(timeout)
@@ -174,7 +176,9 @@ class Process:
             self._kill()
             raise PeerError(self.peer.name, f"{header['op']} took longer than {timeout:g} s") from None
         except Closed:
-            raise PeerError(self.peer.name, self._last_words(header["op"])) from None
+            reason = self._last_words(header["op"])
+            self._kill()
+            raise PeerError(self.peer.name, reason) from None
         except BaseException:
             self._kill()  # half a message was said: nothing sensible can follow
             raise
@@ -216,7 +220,6 @@ class Process:
         try:
             code = self._running.wait(_GRACE)
         except subprocess.TimeoutExpired:
-            self._kill()
             return f"stopped answering while asked to {op}"
         self._said.seek(0)
         lines = [line.strip() for line in self._said.read().decode(errors="replace").splitlines() if line.strip()]
@@ -234,6 +237,7 @@ class Process:
         return True
 
     def _kill(self) -> None:
+        self._closed = True
         self._end()
         if self._connection is not None:
             self._connection.close()

@@ -6,7 +6,7 @@ guidance are evaluated one after the other, and so are the images of a batch. It
 
 Its tokenizer has the published vocabulary built in. For a model with another one, a prompt is handed over as what that
 model's tokenizer and embedding table make of it, through the door for textual inversions: the text encoder then sees
-the same 77 rows as everywhere else.
+the same 77 rows as everywhere else (and computes in float32, a thousandth of the work).
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import json
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from peers.work import Found, Setup, Work
+
+from . import clip_rows
 
 __all__ = ["Adapter", "prepare"]
 
 _TYPES = {"f16": 1, "q8_0": 8}  # ggml's numbers
 _PUBLISHED = 49408  # tokens; the last two begin and end a prompt
-_TABLE = "text_model.embeddings.token_embedding.weight"
 _WORDS = tuple(f"handedover{letter}" for letter in "abcdefgh")  # stand for prompts
 
 
@@ -43,8 +45,7 @@ def prepare(setup: Setup, *, weights: str) -> None:
     text = load_file(setup.model / "text_encoder" / "model.safetensors")
     if not _has_published_vocabulary(setup.model):
         config = json.loads((setup.model / "text_encoder" / "config.json").read_text())
-        tokens = _tokenizer(setup.model)
-        table = text[_name(text)]
+        tokens, table = clip_rows.tokenizer(setup.model), clip_rows.embedding_table(text)
         if config["vocab_size"] != _PUBLISHED:
             raise ValueError(f"[stable-diffusion.cpp] vocab_size must be {_PUBLISHED}, got {config['vocab_size']}")
         table[[_PUBLISHED - 2, _PUBLISHED - 1]] = table[[tokens.bos_token_id, tokens.eos_token_id]]
@@ -64,24 +65,25 @@ class Adapter:
         import stable_diffusion_cpp
 
         self._setup = setup
-        self._handed: dict[str, str] = {}
-        self._own_words = _has_published_vocabulary(setup.model)
-        slots = [] if self._own_words else [setup.cache / f"{word}.safetensors" for word in _WORDS]
+        self._handed: dict[str, Path] = {}  # prompt -> the file named after the word that stands for it
+        self._folder = tempfile.TemporaryDirectory()
+        own_words = _has_published_vocabulary(setup.model)
+        self._slots = [] if own_words else [Path(self._folder.name, f"{word}.safetensors") for word in _WORDS]
         self._log: list[tuple[float, str]] = []
-        self._steps: list[float] = []
         options = {} if setup.threads is None else {"n_threads": setup.threads}
 
         class Model(stable_diffusion_cpp.StableDiffusion):
             """0.4.7 looks for its own list of embeddings where it has not put it."""
 
             _embedding_items = tuple(
-                stable_diffusion_cpp.sd_embedding_t(name=slot.stem.encode(), path=str(slot).encode()) for slot in slots
+                stable_diffusion_cpp.sd_embedding_t(name=slot.stem.encode(), path=str(slot).encode())
+                for slot in self._slots
             )
 
-        for slot in slots:
+        for slot in self._slots:
             slot.touch()
         self._model = Model(
-            model_path=str(_file(setup, weights)), embedding_paths=[str(slot) for slot in slots], rng_type="cpu",
+            model_path=str(_file(setup, weights)), embedding_paths=[str(slot) for slot in self._slots], rng_type="cpu",
             sampler_rng_type="cpu", vae_decode_only=True, verbose=False, **options,
         )  # fmt: skip
         package = "stable_diffusion_cpp_python"
@@ -110,25 +112,21 @@ class Adapter:
             sample_steps=work.steps,
             seed=work.seeds[0],
             batch_count=work.batch,
-            progress_callback=lambda step, steps, seconds: self._steps.append(seconds),
         )
         self._work = work
         self._log.clear()
-        self._steps.clear()
 
     def draw(self) -> Any:
         return self._model.generate_image(**self._options)
 
     def found(self) -> Found:
-        text, loop = self._at("get_learned_condition completed"), self._at("decoding ")
-        begin, decoded = (
-            self._at("generate_image {}x{}".format(*self._work.size)),
-            self._at("decode_first_stage completed"),
-        )
-        evaluations = self._work.steps
-        stages = {"text": text - begin, "loop": loop - text, "vae_decoder": decoded - loop}
-        stages["step"] = stages["loop"] / (evaluations * self._work.batch)
-        return Found(evaluations, stages)
+        """Stages as its log tells them; what the loop does beside the UNet is counted in the step."""
+        began = self._at("generate_image {}x{}".format(*self._work.size))
+        text = self._at("get_learned_condition completed")
+        loop, decoded = self._at("decoding "), self._at("decode_first_stage completed")
+        stages = {"text": text - began, "loop": loop - text, "vae_decoder": decoded - loop}
+        stages["step"] = stages["loop"] / self._work.steps
+        return Found(self._work.steps, stages)
 
     def _at(self, message: str) -> float:
         """When it was last said."""
@@ -136,21 +134,17 @@ class Adapter:
 
     def _words(self, prompt: str) -> str:
         """The prompt, or the word that stands for its embeddings."""
-        if self._own_words or not prompt:
+        if not self._slots or not prompt:
             return prompt
         if prompt not in self._handed:
-            from safetensors.numpy import load_file, save_file
-
-            if len(self._handed) == len(_WORDS):
-                raise ValueError(f"[stable-diffusion.cpp] prompts must be at most {len(_WORDS)} per process")
-            tokens = _tokenizer(self._setup.model)
-            ids = tokens(prompt, truncation=True, max_length=77).input_ids[1:-1]
-            text = load_file(self._setup.model / "text_encoder" / "model.safetensors")
-            word = _WORDS[len(self._handed)]
-            rows = text[_name(text)][ids].astype(np.float32)
-            save_file({"emb_params": rows}, self._setup.cache / f"{word}.safetensors")
-            self._handed[prompt] = word
-        return self._handed[prompt]
+            if len(self._handed) == len(self._slots):
+                raise ValueError(f"[stable-diffusion.cpp] prompts must be at most {len(self._slots)} per process")
+            slot = self._slots[len(self._handed)]
+            # Elsewhere: another library's tokenizer is not to be counted as this one's memory.
+            command = [sys.executable, "-P", clip_rows.__file__, str(self._setup.model), prompt, str(slot)]
+            subprocess.run(command, check=True)
+            self._handed[prompt] = slot
+        return self._handed[prompt].stem
 
 
 def _file(setup: Setup, weights: str) -> Path:
@@ -160,14 +154,3 @@ def _file(setup: Setup, weights: str) -> Path:
 def _has_published_vocabulary(model: Path) -> bool:
     vocabulary = json.loads((model / "tokenizer" / "vocab.json").read_text())
     return len(vocabulary) == _PUBLISHED
-
-
-def _tokenizer(model: Path) -> Any:
-    from transformers import CLIPTokenizer
-
-    return CLIPTokenizer.from_pretrained(model / "tokenizer", local_files_only=True)
-
-
-def _name(text: dict[str, Any]) -> str:
-    """transformers 5 leaves the first part out."""
-    return _TABLE if _TABLE in text else _TABLE.removeprefix("text_model.")
