@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -153,7 +154,8 @@ class Process:
         done = self.setup.cache / "prepared"
         if done.exists():
             return
-        self.setup.cache.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.setup.cache, ignore_errors=True)  # one that was interrupted is not built upon
+        self.setup.cache.mkdir(parents=True)
         with Process(peer, self.setup) as helper:
             helper._ask(helper._request("prepare", peer.prepares), timeout=self._prepare_timeout)
         done.touch()
