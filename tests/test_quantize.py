@@ -223,7 +223,7 @@ def test_the_unet_in_int8_holds_the_bound(drawing: Any, tmp_path: Path, kind: st
         from hotloop import openvino_operators
         from hotloop.engines.openvino import OpenVinoEngine
 
-        # Also with hotloop's operators, which take the quantisers out of every attention
+        # hotloop's operators take the quantisers out of every attention.
         held = openvino_operators.OPERATORS
         row = drawing.networks.rows["unet"]
         low = OpenVinoEngine(file, row, precision="int8", threads=1, operators=held)

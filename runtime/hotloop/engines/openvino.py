@@ -411,8 +411,12 @@ class OpenVinoEngine:
             patches[name] = np.ascontiguousarray(value, np.float32)
         engine = OpenVinoEngine.__new__(OpenVinoEngine)
         engine._share(self.graph, patches, self.graph.live(self._live | frozenset(patches)))
-        if self.graph.small or self.graph.fixes:
-            engine.prepare([dict(shape) for shape in self._used])
+        shapes = [dict(shape) for shape in self._used]
+        if self.graph.small:
+            engine.prepare(shapes)
+        else:  # a run of a large one takes as long as a step
+            for dims in shapes:
+                engine.compiled(dims)
         return engine
 
 
