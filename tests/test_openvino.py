@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import hotloop_kernels
-from hotloop import openvino_operators
 from hotloop.bundle import Bundle, builtin
 from hotloop.engines import Context, Engine, open_engine
 from hotloop.engines.onnx import OnnxEngine
@@ -25,6 +24,7 @@ from hotloop.spec import REWRITES, Network, family
 from hotloop_export.onnx import export_graph
 
 pytest.importorskip("openvino")
+from hotloop import openvino_operators
 from hotloop.engines import openvino as module
 from hotloop.engines.openvino import OpenVinoEngine
 

@@ -217,12 +217,13 @@ def _fuse_attention(softmax: Any, half: bool) -> bool:
     if not (q and k and v):
         return False
     heads, size = _last(q[-1].output(0), 2)
-    scales = [_number_of(chain[0].input_value(1)) for chain in (q, k)]
-    if not heads or not size or size % 8 or size > 256 or None in scales:
+    scale_q, scale_k = (_number_of(chain[0].input_value(1)) for chain in (q, k))
+    if not heads or not size or size % 8 or size > 256 or scale_q is None or scale_k is None:
         return False
-    if not math.isclose(scales[0] * scales[1], size**-0.5, rel_tol=1e-4):
+    if not math.isclose(scale_q * scale_k, size**-0.5, rel_tol=1e-4):
         return False
-    quantisers, end = [], weights
+    quantisers: list[Any] = []
+    end = weights
     for kind in ("Transpose", "Reshape"):
         end = _only_user(end, through=quantisers)
         if end is None or end.get_type_name() != kind:

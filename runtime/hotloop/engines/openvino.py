@@ -5,6 +5,10 @@ Weights can be *live*: inputs of the compiled model instead of constants in it. 
 scaled or stacked among the same weights shows at the next step, and all its versions share one compiled model.
 Live weights cost SD 1.5 in bfloat16 2.6 % of its speed (benchmarks/adapters.py); an engine that was not opened for
 adapters has none.
+
+In a UNet hotloop's own attention and group normalisation stand in for OpenVINO's where they are faster
+(`hotloop.openvino_operators`). In the time of one core SD 1.5's guided evaluation at 512x512 takes 1.25 times less with
+them in bfloat16, and in int8 1.94 times less than OpenVINO's bfloat16 (all rewrites against the plain graph).
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -216,7 +221,8 @@ class _Graph:
         return self._call(model, self._config)
 
     def _call(self, model: Any, config: Mapping[str, Any]) -> Any:
-        fused, held = _operators(), []
+        fused = _operators()
+        held: list[Any] = []
         try:
             with fused.holding(held):
                 if self.operators:
@@ -287,7 +293,7 @@ class _Graph:
             import_library().__version__, _core().get_property(self.device.upper(), "FULL_DEVICE_NAME"),
             str(self.path.resolve()), sorted(self._config.items()), sorted(self.operators),
             shape and sorted(shape.items()),
-            hashlib.sha256(Path(_operators().__file__).read_bytes() + self.path.read_bytes()).hexdigest(),
+            hashlib.sha256(inspect.getsource(_operators()).encode() + self.path.read_bytes()).hexdigest(),
             [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files],
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -405,8 +411,12 @@ class OpenVinoEngine:
             patches[name] = np.ascontiguousarray(value, np.float32)
         engine = OpenVinoEngine.__new__(OpenVinoEngine)
         engine._share(self.graph, patches, self.graph.live(self._live | frozenset(patches)))
-        if self.graph.small or self.graph.fixes:
-            engine.prepare([dict(shape) for shape in self._used])
+        shapes = [dict(shape) for shape in self._used]
+        if self.graph.small:
+            engine.prepare(shapes)
+        else:  # a run of a large one takes as long as a step
+            for dims in shapes:
+                engine.compiled(dims)
         return engine
 
 
