@@ -80,12 +80,12 @@ def rungs_of(source: Model) -> list[Rung]:
     ]
 
 
-def bundles_of(source: Model, rungs: Sequence[Rung]) -> dict[tuple[str, ...], Path]:
+def bundles_of(source: Model, rungs: Sequence[Rung], *, keep: bool) -> dict[tuple[str, ...], Path]:
     """A bundle for every set of rewrites, with the engines that its rungs ask for."""
     found = {}
     for rewrites in dict.fromkeys(rung.rewrites for rung in rungs if rung.engine not in PEERS):
         engines = dict.fromkeys(r.engine for r in rungs if r.rewrites == rewrites and r.engine not in PEERS)
-        found[rewrites] = source.bundle(list(engines), rewrites)
+        found[rewrites] = source.bundle(list(engines), rewrites, keep=keep)
     return found
 
 
@@ -120,7 +120,7 @@ def check_of(rung: Rung, quality: Mapping[str, Mapping[str, float]], first: str)
 
 def climb(rungs: Sequence[Rung], source: Model, options: argparse.Namespace, judge: Judge | None) -> list[Report]:
     """Time the rungs together, or two by two."""
-    made = bundles_of(source, rungs)
+    made = bundles_of(source, rungs, keep=options.keep_bundles)
     any_bundle = next(iter(made.values()))
     options.family = Bundle.open(any_bundle, verify=False).family
     shared = Setup(

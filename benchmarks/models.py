@@ -48,14 +48,16 @@ class Model:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
-    def bundle(self, engines: Sequence[str], rewrites: Sequence[str] = REWRITES, *, vae: Path | None = None) -> Path:
+    def bundle(self, engines: Sequence[str], rewrites: Sequence[str] = REWRITES, *, keep: bool = False) -> Path:
         """A bundle with these engines ("openvino-bf16") and rewrites, from the exporter's cache when it is there.
 
-        vae: a tiny one, carried beside the model's own.
-
-        Made by `hotloop export` in a process of its own: its memory is not this one's. Raises CalledProcessError.
+        A large model's carries a tiny VAE beside its own. keep: take one that was made here before as it is; else any
+        change of hotloop's code exports anew, which takes minutes for a large model. Made in a process of its own: its
+        memory is not this one's. Raises CalledProcessError.
         """
         place = LOCAL / "bundles" / "-".join([self.name, *(rewrites or ["plain"])])
+        if keep and (place / "manifest.json").exists():
+            return place
         source = self.name if self.name in NAMED else str(self.folder)
         asked = ["--bundle", str(place), "--engines", *engines, "--rewrites", *rewrites]
         asked += [] if self.small else ["--vae", str(tiny_vae())]

@@ -52,6 +52,7 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--guidance", type=float, default=0.0, help="2.5 by default, of a large model 7.5")
     parser.add_argument("--size", type=lambda text: tuple(map(int, text.split("x"))), help="64x64 or 512x512")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--keep-bundles", action="store_true", help="those made here before, whatever code made them")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--threads", type=int, default=cores)
@@ -232,7 +233,7 @@ def main() -> None:
     settle(options, source)
     engines = options.engines.split(",")
     rows = chosen(options.peers, options.device)
-    bundle = source.bundle(engines)
+    bundle = source.bundle(engines, keep=options.keep_bundles)
     options.family = Bundle.open(bundle, verify=False).family
     setup = Setup(
         model=source.folder, bundle=bundle, threads=options.threads, device=options.device, cache=LOCAL / "peers",

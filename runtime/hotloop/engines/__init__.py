@@ -120,6 +120,11 @@ class ContextPool:
             while len(self._idle) > self._shapes:
                 self._idle.popitem(last=False)
 
+    def clear(self) -> None:
+        """Let the idle contexts go, and with them what an engine keeps for their shapes alone."""
+        with self._lock:
+            self._idle.clear()
+
     def shapes(self) -> list[dict[str, int]]:
         """The shapes that were used last: what a second engine should be warm for."""
         with self._lock:

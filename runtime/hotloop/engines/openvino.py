@@ -182,8 +182,8 @@ class _Graph:
             shape = {tensor.name: resolve(tensor.shape, dims) for tensor in self.network.inputs}
         with self._lock:
             if not self.small:
-                if self.fixes and self._first is None:
-                    self._first = shape
+                if self.fixes and not any(fixed for fixed, _ in list(self._compiled)):
+                    self._first = shape  # the first, or the first since nothing holds the one before
                 shape = shape if shape == self._first else None
             key = (shape and tuple(shape.items()), live)
             model = self._compiled.get(key)
