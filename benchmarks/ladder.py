@@ -172,9 +172,9 @@ def timed(
         if row.error is None:
             name = row.case.name
             # Fewer steps are less work: the floor stays that of what was asked for at first.
-            row.floor = limits.of(name, drawn[first].evaluations, row.median)
+            row.floor = limits.of(name, drawn[first].evaluations, row.median, tiny=here[name].tiny)
             row.quality = ({} if name == first else agreement(drawn[first], drawn[name])) | quality.get(name, {})
-            row.extra["evaluations"] = drawn[name].evaluations
+            row.extra |= {"evaluations": drawn[name].evaluations, "ceilings": limits.ceilings.record()}
     return report
 
 

@@ -104,14 +104,17 @@ class Limits:
         now = ceilings.measure(device=self._options.device, threads=self._options.threads)
         self.ceilings = self.ceilings.highest(now)
 
-    def of(self, name: str, evaluations: int, seconds: float) -> dict[str, Any] | None:
-        """The floor block for a case's seconds per picture; None for a precision without a ceiling here."""
+    def of(self, name: str, evaluations: int, seconds: float, *, tiny: bool = False) -> dict[str, Any] | None:
+        """The floor block for a case's seconds per picture; None for a precision without a ceiling here.
+
+        tiny: with the tiny VAE, which is other work and not the plain one done better.
+        """
         precision = precision_of(name)
         dtype = _ARITHMETIC.get(precision, precision)
         if dtype not in self.ceilings.flops:
             return None
         guided = self._options.guidance > 1
-        work = floor.of_picture(self._model, size=self._options.size, evaluations=evaluations, guided=guided)
+        work = floor.of_picture(self._model, size=self._options.size, evaluations=evaluations, guided=guided, tiny=tiny)
         return floor.floor(work, self.ceilings, dtype).record(seconds)
 
 
