@@ -223,20 +223,35 @@ def test_a_model_is_prepared_once_and_in_another_process(fake: Peer, setup: Setu
     assert len(seen) == 1
 
 
-def test_interrupting_a_request_ends_the_worker(fake: Peer, setup: Setup):
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        with Process(fake, setup) as process:
+def test_interrupting_a_request_ends_the_worker(fake: Peer):
+    """In a process of its own: a signal that came late would end the tests."""
+    asking = f"""
+        import signal, sys
+        from pathlib import Path
+        sys.path.insert(0, {str(BENCHMARKS)!r})
+        import numpy as np
+        from peers.client import Process
+        from peers.table import Peer
+        from peers.work import Setup, Work
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with Process(Peer("fake", {fake.adapter!r}), Setup(model=Path({str(builtin())!r}))) as process:
             process.open()
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
-            with pytest.raises(KeyboardInterrupt):
-                process.draw(work("sleep 60"))
-            assert process.pid is not None and gone(process.pid)
-    finally:
-        signal.signal(signal.SIGALRM, before)
+            print(process.pid, flush=True)
+            try:
+                process.draw(Work("sleep 60", np.zeros((1, 4, 2, 2), np.float32), (1,), size=(16, 16)))
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+            sys.stdin.read()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(asking)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        pid = int(run.stdout.readline())
+        time.sleep(0.5)  # it is drawing by now
+        run.send_signal(signal.SIGINT)
+        assert run.stdout.readline() == "interrupted\n"
+        assert gone(pid)
+        run.kill()
 
 
 @pytest.mark.parametrize("stopped", [False, True])
