@@ -1,4 +1,4 @@
-"""All of it on the built-in model, under ten minutes on two cores: `make bench`.
+"""All of it on the built-in model, about ten minutes on two cores: `make bench`.
 
     python benchmarks/suite.py [--out benchmarks/results/local]
 
