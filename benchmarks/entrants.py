@@ -100,13 +100,20 @@ class Entrant:
 
     def case(self, work: Work, **params: Any) -> Case:
         told = {"precision": precision_of(self.name), "versions": dict(self.versions), **params}
+        device: list[int | None] = [None]  # bytes of the last call
+
+        def run() -> Timed:
+            made = self.draw(work)
+            device[0] = made.output.peak_device_bytes
+            return made
+
         return Case(
             self.name,
-            lambda: self.draw(work),
+            run,
             work=work.batch,
             params=told,
             turn=self.turn,
-            peak=lambda: {"peak_rss_bytes": self.process.peak_rss(), "peak_device_bytes": None, "alone": True},
+            peak=lambda: {"peak_rss_bytes": self.process.peak_rss(), "peak_device_bytes": device[0], "alone": True},
             load=self.load,
         )
 
