@@ -16,7 +16,8 @@ before it. A case fails when
 * its output agreed and now differs, or it was measured and now is not;
 * it is gone, though the new results hold other cases of its benchmark, scenario, baseline and model.
 
-Ratios hold on one kind of machine: another processor, number of cores or GPU is refused unless --anyway is said.
+Ratios hold on one kind of machine: of committed results from several, those of the new ones' machine count, and another
+processor, number of cores or GPU is refused unless --anyway is said.
 Exits with 0 when nothing failed, with 1 when something did, with 2 when there is nothing to go by.
 """
 
@@ -30,7 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reporting.results import RESULTS, Line, ResultsError, find, machine, read
+from reporting.results import RESULTS, Line, ResultsError, find, read
 
 MARGIN = 0.05
 BAD = ("slower", "wrong", "unmeasured", "gone")
@@ -134,8 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shared = {_key(line) for line in old} & {_key(line) for line in new}
     if not shared:
         return _refused("no case is in both: benchmark, scenario, case, baseline and parameters must be the same")
-    here, there = ({machine(line) for line in lines if _key(line) in shared} for lines in (new, old))
-    if here != there and not options.anyway:
+    here, there = ({line.machine for line in lines if _key(line) in shared} for lines in (new, old))
+    if here <= there:  # of results from several machines, those of this one
+        old = [line for line in old if line.machine in here]
+    elif not options.anyway:
         told = f"{'; '.join(sorted(there))} before, {'; '.join(sorted(here))} now"
         return _refused(f"ratios hold on one machine only: {told} (--anyway compares)")
 

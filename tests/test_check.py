@@ -149,6 +149,12 @@ def test_another_machine_is_refused_in_one_line_unless_told_otherwise(check: Any
     assert check(old, new, "--anyway")[0] == 0
 
 
+def test_of_results_from_several_machines_those_of_the_new_ones_count(check: Any) -> None:
+    old = [*run({"fast": 2.0}), *run({"fast": 3.0}, cpu="Other CPU")]
+    assert check(old, run({"fast": 2.0}, seed=1))[0] == 0
+    assert check(old, run({"fast": 2.0}, seed=1, cpu="Other CPU"))[0] == 1
+
+
 def test_nothing_to_compare_is_said(check: Any) -> None:
     code, _, error = check(run({"fast": 2.0}), run({"fast": 2.0}, benchmark="engines"))
     assert code == 2 and error == (

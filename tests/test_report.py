@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
@@ -408,6 +408,25 @@ def test_a_case_of_many_pairwise_runs_is_one_row_the_middle_one() -> None:
     (table,) = section.tables
     assert [row[0].text for row in table.rows] == ["hotloop", "peer 0", "peer 1", "peer 2"]
     assert table.rows[0][1].text.startswith("1.11 s") and "hotloop 1.01 s to 1.21 s in 3 runs" in table.note
+
+
+def test_machines_are_not_set_side_by_side() -> None:
+    older = {"environment": ENVIRONMENT | {"cpu": "Old CPU", "date": "2026-11-20T10:00:00+00:00"}}
+    lines = [*Maker(1).all(), *(line | older for line in Maker(2).all())]
+    made = {section.slug: section for section in sections(lines_of(lines))}
+    alone = [section.slug for section in sections(lines_of(Maker(1).all()))]
+    old = [f"{name}-old-cpu--2-cores" for name in alone if name not in ("run", "goals")]
+    assert sorted(made) == sorted(alone + old)  # the newest machine's keep the names that a README asks for
+    for name, section in made.items():
+        if name not in ("run", "goals"):
+            assert len({line.machine for line in section.lines}) == 1
+            assert section.title.endswith("(Old CPU, 2 cores)" if name in old else "(Some CPU, 2 cores)")
+    judged = judge(lines_of(lines))
+    assert [replace(one, machine="") for one in judged if one.machine == "Some CPU, 2 cores"] == [
+        replace(one, machine="") for one in judge(lines_of(Maker(1).all()))
+    ]
+    (table,) = made["goals"].tables
+    assert [column.title for column in table.columns][:4] == ["goal", "verdict", "machine", "model"]
 
 
 def test_the_front_is_what_no_line_beats_in_both() -> None:

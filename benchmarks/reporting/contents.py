@@ -10,10 +10,10 @@ from typing import Any
 
 from . import cells, plots
 from .goals import Judgement, judge
-from .groups import WORK, by, once, said, varying
+from .groups import WORK, Place, by, once, places, said, varying
 from .images import images
 from .measures import front, measure, measures, quality
-from .results import Line, machine, shown
+from .results import Line, shown
 from .section import AGREE, Picture, Section, commands, slug, span
 from .tables import NONE, Cell, Column, Table, figures, number, ratio, seconds, spread, texts
 
@@ -35,10 +35,13 @@ def sections(lines: Sequence[Line]) -> list[Section]:
         made.append(_goals(drawn, judgements))
     tell = {"txt2img": images, "ladder": _ladder, "compare": _compare}
     for name, tell_of in tell.items():
-        for (model,), group in by((line for line in lines if line["benchmark"] == name), "model").items():
-            made += tell_of(model, group)
+        for (model,), of_model in by((line for line in lines if line["benchmark"] == name), "model").items():
+            for place, group in places(of_model):
+                made += tell_of(model, group, place)
     others = by((line for line in lines if line["benchmark"] not in tell), "benchmark")
-    return made + [_operators(name, group) for (name,), group in others.items()]
+    for (name,), of_name in others.items():
+        made += [_operators(name, group, place) for place, group in places(of_name)]
+    return made
 
 
 # What was run.
@@ -57,8 +60,9 @@ def _run(lines: Sequence[Line]) -> Section:
         loads = dict.fromkeys(f"{env['load']:.1f}" for env in sorted(envs, key=lambda env: env["load"]))
         hashes = [env["model_hash"][:12] for env in envs if env["model_hash"]]
         row = (
-            name, span(dates), _all(map(_commit, envs)), _all(map(machine, group)), span(sizes), span(list(loads)),
-            str(len({line["run"] for line in group})), str(len(group)), _all(hashes) or "-", shown(path),
+            name, span(dates), _all(map(_commit, envs)), _all(line.machine for line in group), span(sizes),
+            span(list(loads)), str(len({line["run"] for line in group})), str(len(group)), _all(hashes) or "-",
+            shown(path),
         )  # fmt: skip
         rows.append(tuple(map(Cell, row)))
     tables = (Table("What was run, where and when", columns, tuple(rows)).without_empty(), _versions(lines))
@@ -113,14 +117,15 @@ def _ceilings(lines: Sequence[Line]) -> tuple[Table, ...]:
 
 def _goals(lines: Sequence[Line], judgements: Sequence[Judgement]) -> Section:
     columns = (
-        *texts("goal", "verdict", "model", "scenario"), *texts("work", brief=False), *texts("precision"),
+        *texts("goal", "verdict", "machine", "model", "scenario"), *texts("work", brief=False), *texts("precision"),
         *figures("peer's time / hotloop's", "per evaluation"), *texts("hotloop", "fastest peer"),
     )  # fmt: skip
     rows = []
+    several = len({one.machine for one in judgements}) > 1
     for one in judgements:
         verdict = one.verdict + (f": {one.why}" if one.why else ", the interval holds the goal" if one.open else "")
         mark = {"met": "good", "not met": "bad"}.get(one.verdict, "")
-        place = map(Cell, (one.model, one.scenario, one.said, one.precision or "-"))
+        place = map(Cell, (one.machine if several else "-", one.model, one.scenario, one.said, one.precision or "-"))
         sides = (ratio(one.ratio), ratio(one.step), Cell(one.ours), Cell(one.peer))
         rows.append((Cell(one.goal.text), Cell(verdict, mark=mark), *place, *sides))
     met = sum(one.verdict == "met" for one in judgements)
@@ -132,7 +137,7 @@ def _goals(lines: Sequence[Line], judgements: Sequence[Judgement]) -> Section:
 # The ladder.
 
 
-def _ladder(model: str, lines: Sequence[Line]) -> list[Section]:
+def _ladder(model: str, lines: Sequence[Line], where: Place) -> list[Section]:
     rungs = sorted((line for line, _ in once(lines)), key=lambda line: line.params["rung"])
     names = measures(rungs)
     columns = (
@@ -153,10 +158,11 @@ def _ladder(model: str, lines: Sequence[Line]) -> list[Section]:
     steps = [line for line in rungs if line["error"] is None]
     reached = [f"{line.params['switch']} {line['speedup']['median']:.2f}" for line in steps if line["speedup"]]
     alt = f"Speed-up against the first rung, one bar a rung: {'; '.join(reached)}."
-    place = slug("ladder", model)
+    place = slug("ladder", model, where.slug)
     pictures = (Picture(place, alt, partial(plots.ladder, steps)),) if reached else ()
     table = Table(f"The ladder of {model}, one switch more a rung", columns, rows).without_empty()
-    return [Section(place, f"What each optimisation bought: {model}", rungs, _told(rungs), (table,), pictures)]
+    title = f"What each optimisation bought: {model}{where.title}"
+    return [Section(place, title, rungs, _told(rungs), (table,), pictures)]
 
 
 def _told(lines: Sequence[Line], names: Sequence[str] = WORK) -> tuple[str]:
@@ -167,7 +173,7 @@ def _told(lines: Sequence[Line], names: Sequence[str] = WORK) -> tuple[str]:
 # Latency against quality.
 
 
-def _compare(model: str, lines: Sequence[Line]) -> list[Section]:
+def _compare(model: str, lines: Sequence[Line], where: Place) -> list[Section]:
     lines = [line for line, _ in once(lines)]
     names = measures(lines)
     fronts = {name: front(lines, name) for name in names}
@@ -184,7 +190,7 @@ def _compare(model: str, lines: Sequence[Line]) -> list[Section]:
             spread(line.metric("latency")), *(cells.quality_of(line, name) for name in names),
             Cell(", ".join(unbeaten) or "-"), Cell(line["error"] or "-"),
         ))  # fmt: skip
-    place = slug("compare", model)
+    place = slug("compare", model, where.slug)
     pictures = []
     for name, unbeaten_lines in fronts.items():
         if sum(math.isfinite(quality(line, name) or math.inf) for line in lines) > 1:
@@ -192,14 +198,14 @@ def _compare(model: str, lines: Sequence[Line]) -> list[Section]:
             alt = f"Latency against {measure(name).title}, a series for each sampler. Nothing beats {best}."
             pictures.append(Picture(slug(place, name), alt, partial(plots.pareto, lines, name)))
     table = Table(f"Samplers, steps and precisions of {model}", columns, tuple(rows)).without_empty()
-    title = f"Latency against quality: {model}"
+    title = f"Latency against quality: {model}{where.title}"
     return [Section(place, title, lines, tuple(filter(None, [said(lines)])), (table,), tuple(pictures))]
 
 
 # Everything else.
 
 
-def _operators(name: str, lines: Sequence[Line]) -> Section:
+def _operators(name: str, lines: Sequence[Line], where: Place) -> Section:
     """A row per line: what varies, time, ratio, output, and whatever figures the benchmark adds."""
     moving = [one for one in varying(lines) if not one.startswith("versions.")]
     extras = [one for one in dict.fromkeys(chain.from_iterable(line["extra"] for line in lines)) if _plain(lines, one)]
@@ -217,11 +223,11 @@ def _operators(name: str, lines: Sequence[Line]) -> Section:
         )
         for line in lines
     )  # fmt: skip
-    title = TITLES.get(name, name)
+    title = TITLES.get(name, name) + where.title
     same = [one for one in lines[0].params if one not in moving and not one.startswith("versions.")]
     note = cells.SHARED if any(cells.shares(line) for line in lines) else ""
     table = Table(title, columns, rows, note).without_empty()
-    return Section(slug(name), title, lines, _told(lines, same), (table,))
+    return Section(slug(name, where.slug), title, lines, _told(lines, same), (table,))
 
 
 def _plain(lines: Sequence[Line], name: str) -> bool:

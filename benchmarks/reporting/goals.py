@@ -48,6 +48,7 @@ class Judgement:
     """One goal for one piece of work. ratio: the peer's time over hotloop's; None when no run shows it."""
 
     goal: Goal
+    machine: str
     model: str
     scenario: str
     said: str
@@ -71,12 +72,12 @@ class Judgement:
 
 
 def judge(lines: Sequence[Line]) -> list[Judgement]:
-    """Every goal for every model, scenario, work and precision in which hotloop was measured beside peers.
+    """Every goal for every machine, model, scenario, work and precision in which hotloop was measured beside peers.
 
     Batches need not show the goals of single pictures; requests that arrive by themselves have no rounds to compare.
     """
     made = []
-    for (model, scenario), of_model in by(lines, "model", "scenario").items():
+    for (where, model, scenario), of_model in by(lines, "machine", "model", "scenario").items():
         if scenario == "Server":
             continue
         differ = varying(of_model, WORK)
@@ -85,7 +86,7 @@ def judge(lines: Sequence[Line]) -> list[Judgement]:
             if all(line.ours for line in measured):
                 continue
             for goal in GOALS:
-                place = (model, scenario, said(group, differ))
+                place = (where, model, scenario, said(group, differ))
                 asked = [line for line in measured if line.ours and goal.ours(line)]
                 if not asked and scenario == "SingleStream":
                     made.append(Judgement(goal, *place, precision="-", why="hotloop was not measured so"))
@@ -97,7 +98,7 @@ def judge(lines: Sequence[Line]) -> list[Judgement]:
     return made
 
 
-def _judged(goal: Goal, ours: list[Line], peers: list[Line], place: tuple[str, str, str]) -> Judgement:
+def _judged(goal: Goal, ours: list[Line], peers: list[Line], place: tuple[str, str, str, str]) -> Judgement:
     """hotloop's best against each peer of its run; of these the least."""
     precision = ours[0].precision
     equal = [line for line in ours if line.comparable]

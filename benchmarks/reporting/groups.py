@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from harness import CONFIDENCE, ratio_of
 
 from .results import Line
 
-__all__ = ["WORK", "by", "once", "said", "shared_ratio", "varying"]
+__all__ = ["WORK", "Place", "by", "once", "places", "said", "shared_ratio", "varying"]
 
 # What is asked for; the rest of `params` is how it is done.
 WORK = ("sampler", "steps", "guidance", "size", "batch", "threads", "rate", "max_batch")
@@ -28,6 +29,23 @@ def by(lines: Iterable[Line], *names: str) -> dict[tuple[Any, ...], list[Line]]:
         key = tuple(_value(line, name) for name in names)
         groups.setdefault(key, []).append(line)
     return groups
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a section on one of several machines adds to its title, and to its slug: the newest one's has none."""
+
+    title: str = ""
+    slug: str = ""
+
+
+def places(lines: Sequence[Line]) -> Iterator[tuple[Place, list[Line]]]:
+    """The lines of every machine, which no table sets side by side; the one measured last first."""
+    groups = {where: group for (where,), group in by(lines, "machine").items()}
+    newest = sorted(groups, key=lambda where: max(line["environment"]["date"] for line in groups[where]), reverse=True)
+    for where in newest:
+        title = f" ({where})" if len(groups) > 1 else ""
+        yield Place(title, where if where != newest[0] else ""), groups[where]
 
 
 def varying(lines: Sequence[Line], names: Iterable[str] | None = None) -> list[str]:

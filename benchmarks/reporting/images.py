@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from . import cells, plots
-from .groups import WORK, by, once, said, shared_ratio, varying
+from .groups import WORK, Place, by, once, said, shared_ratio, varying
 from .measures import measure, measures
 from .results import Line
 from .section import AGREE, Picture, Section, slug
@@ -23,12 +23,12 @@ RATIOS = f"{AGREE} hotloop's best is its fastest case of the same precision in t
 Special = dict[str, Callable[[Line], Cell]]
 
 
-def images(model: str, lines: Sequence[Line]) -> list[Section]:
-    """A section for every scenario that this model was measured in."""
+def images(model: str, lines: Sequence[Line], where: Place) -> list[Section]:
+    """A section for every scenario that this model was measured in on a machine."""
     made = []
     for (scenario,), group in by(lines, "scenario").items():
-        name = slug("txt2img", model, "" if scenario == "SingleStream" else scenario)
-        title = f"Text to image, {model}: {SCENARIOS[scenario]} ({scenario})"
+        name = slug("txt2img", model, "" if scenario == "SingleStream" else scenario, where.slug)
+        title = f"Text to image, {model}: {SCENARIOS[scenario]} ({scenario}){where.title}"
         text = ". ".join(filter(None, (said(group), RATIOS if scenario != "Server" else "")))
         special, pictures = {"SingleStream": _single, "Offline": _offline, "Server": _server}[scenario](name, group)
         tables = [_cases(f"{title}: cases", group, special)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["RESULTS", "ROOT", "Line", "ResultsError", "find", "machine", "read"]
+__all__ = ["RESULTS", "ROOT", "Line", "ResultsError", "find", "read"]
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -49,6 +49,13 @@ class Line:
     @property
     def model(self) -> str:
         return str(next((self.params[name] for name in ("model", "bundle", "family") if name in self.params), ""))
+
+    @cached_property
+    def machine(self) -> str:
+        """What ratios depend on: processor, cores, GPU."""
+        env = self["environment"]
+        gpu = f", {env['gpu']['name']}" if env["gpu"] else ""
+        return f"{env['cpu']}, {env['cores']} cores{gpu}"
 
     @property
     def precision(self) -> str:
@@ -137,13 +144,6 @@ def read(paths: Iterable[Path]) -> list[Line]:
         if not text.strip():
             raise ResultsError(f"{shown(path)}: holds no line")
     return lines
-
-
-def machine(line: Line) -> str:
-    """What ratios depend on: processor, cores, GPU."""
-    env = line["environment"]
-    gpu = f", {env['gpu']['name']}" if env["gpu"] else ""
-    return f"{env['cpu']}, {env['cores']} cores{gpu}"
 
 
 def shown(path: Path) -> str:

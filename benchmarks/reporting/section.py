@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .results import Line, machine, shown
+from .results import Line, shown
 from .tables import Table
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Section:
 
 def provenance(lines: Sequence[Line]) -> tuple[str, list[str], list[str]]:
     """(date and machine, commands, records) of a section, for who reads a table without the rest."""
-    where = "; ".join(dict.fromkeys(machine(line) for line in lines))
+    where = "; ".join(dict.fromkeys(line.machine for line in lines))
     dates = span([line["environment"]["date"][:10] for line in lines])
     return f"{dates}, {where}", commands(lines), list(dict.fromkeys(shown(line.path) for line in lines))
 

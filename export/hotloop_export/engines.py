@@ -17,10 +17,11 @@ from hotloop.bundle import BUILT_NEVER_RUN, CERTIFIED, Bundle, Entry
 from hotloop.cache import cache_folder
 from hotloop.choice import Choice
 from hotloop.engines.tensorrt import compute_capability
-from hotloop.errors import BundleError
+from hotloop.errors import BundleError, InputError
 from hotloop.nets.base import Net, find_weights
 from hotloop.parity import BOUNDS, broken, certify
 from hotloop.pipeline import Pipeline
+from hotloop.quality import decibels, mse
 from hotloop.spec import Family, phase_grid
 from hotloop.weights import Weights, save
 
@@ -35,6 +36,9 @@ __all__ = ["BUILDERS", "Builder", "Making"]
 
 # 24 sets of UNet inputs: NNCF and ONNX Runtime evaluate the network in float32 on each.
 _CALIBRATION_PROMPTS, _CALIBRATION_STEPS = 4, 6
+# A decoder's errors go straight to the picture, with no later step to mend them: in int8 its pictures must come this
+# close to float32's (PSNR in dB over the calibration's latents), or it stays as it is.
+_DECODED = 30.0
 
 
 @dataclass
@@ -192,12 +196,42 @@ class Making:
             self.open(entry), PROMPTS[:_CALIBRATION_PROMPTS], steps=_CALIBRATION_STEPS, size=size
         )
 
-    def quantized(self, target: Target, keep: Sequence[str], *, suffix: str, by: Callable[..., None]) -> dict[str, str]:
-        """The UNet in int8, calibrated on real runs."""
-        out = self.work / "engines" / target.name / f"unet{suffix}"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        by(self.work / self.graphs["unet", "fp32"], out, self.calibration["unet"], keep=tuple(keep))
-        return {"path": out.relative_to(self.work).as_posix(), "precision": "int8"}
+    def quantized(
+        self, target: Target, keep: Sequence[str], names: Sequence[str], *, suffix: str, by: Callable[..., None]
+    ) -> dict[str, dict[str, str]]:
+        """These networks in int8, calibrated on real runs; without a decoder whose pictures would suffer.
+
+        keep: layers of any of them. Raises InputError for a name that none has.
+        """
+        owners = {name: layers.layers_of(target.kind, self.work / self.graphs[name, "fp32"]) for name in names}
+        own = {name: [one for one in keep if any(quantize.kept(layer, [one]) for layer in owners[name])]
+               for name in names}  # fmt: skip
+        if unknown := sorted(set(keep).difference(*own.values())):
+            raise InputError("quantize", f"layers to keep must be modules of {' or '.join(names)}", unknown[0])
+        made = {}
+        for name in names:
+            if all(quantize.kept(layer, own[name]) for layer in owners[name]):
+                continue
+            out = self.work / "engines" / target.name / f"{name}{suffix}"
+            out.parent.mkdir(parents=True, exist_ok=True)
+            by(self.work / self.graphs[name, "fp32"], out, self.calibration[name], keep=tuple(own[name]))
+            if name == "vae_decoder" and (decoded := self._decoded(target.kind, out)) < _DECODED:
+                for file in out.parent.glob(f"{name}.*"):
+                    file.unlink()
+                reason = f"in int8 its pictures are {decoded:.1f} dB from float32's, {_DECODED:g} needed"
+                self.progress.say(f"{name} stays in floating point: {reason}")
+                continue
+            made[name] = {"path": out.relative_to(self.work).as_posix(), "precision": "int8"}
+        return made
+
+    def _decoded(self, kind: str, file: Path) -> float:
+        """PSNR in dB of a quantised decoder's pictures to float32's, over the calibration's latents."""
+        low = layers.runner(kind, file, "int8")
+        full = layers.runner(kind, self.work / self.graphs["vae_decoder", "fp32"], "fp32")
+        pictures = [
+            [np.clip(run(one)["image"], -1, 1) for run in (low, full)] for one in self.calibration["vae_decoder"]
+        ]
+        return decibels(float(np.mean([mse(got, want) for got, want in pictures])), peak=2.0)
 
     def entry(self, target: Target, networks: dict[str, dict[str, str]], **others: Any) -> dict[str, Any]:
         """What the manifest says of an engine."""
@@ -236,7 +270,7 @@ class _Onnx:
         # Half precision is storage here: ONNX Runtime widens it when it opens the graph.
         networks = making.shared("fp32", "fp32")
         if target.precision == "int8":
-            networks["unet"] = making.quantized(target, keep, suffix=".onnx", by=quantize.quantize_onnx)
+            networks |= making.quantized(target, keep, ["unet"], suffix=".onnx", by=quantize.quantize_onnx)
         return making.entry(target, networks, keep_fp32=list(keep) if mixes(target) else [])
 
 
@@ -253,7 +287,8 @@ class _OpenVino:
         rest = {"fp32": "fp32", "fp16": "fp32", "bf16": "bf16", "int8": "bf16" if "bf16" in able else "fp32"}
         networks = making.shared("fp32", rest[target.precision])
         if target.precision == "int8":
-            networks["unet"] = making.quantized(target, keep, suffix=".xml", by=quantize.quantize_openvino)
+            both = [name for name in ("unet", "vae_decoder") if name in networks]
+            networks |= making.quantized(target, keep, both, suffix=".xml", by=quantize.quantize_openvino)
         return making.entry(target, networks, keep_fp32=list(keep) if mixes(target) else [])
 
 

@@ -26,7 +26,7 @@ from hotloop.errors import BundleError, InputError
 from .quantize import Inputs, float_copy, onnx_layers, openvino_layers, quantize_onnx, quantize_openvino
 from .quantize import kept as is_kept
 
-__all__ = ["Lifted", "lift", "worst_layers"]
+__all__ = ["Lifted", "layers_of", "lift", "runner", "worst_layers"]
 
 _PLACE = "layers"
 _PRECISIONS = {"openvino": ("bf16", "int8"), "onnx": ("int8",)}
@@ -87,13 +87,13 @@ def lift(
     given = _checked(kind, precision, inputs)
     if precision != "int8":
         return _all_or_nothing(kind, graph, given, precision=precision, bound=bound, network=network)
-    full = _runner(kind, graph, "fp32")
+    full = runner(kind, graph, "fp32")
     expected = [dict(full(one)) for one in given]
-    layers = len(set(_layers(kind, graph).values()))
+    layers = len(set(layers_of(kind, graph).values()))
     with tempfile.TemporaryDirectory(prefix="hotloop-lift-") as temporary:
         folder = Path(temporary)
         first = file = _lowered(kind, graph, folder / "0", given, precision=precision, keep=keep)
-        before = cosine = _cosine(_runner(kind, first, precision), given, expected)
+        before = cosine = _cosine(runner(kind, first, precision), given, expected)
         kept, worst = list(keep), ""
         while cosine < bound:
             ranked = [layer for layer, _ in _rank(kind, graph, file, given, precision=precision)
@@ -105,9 +105,9 @@ def lift(
                 raise BundleError(_PLACE, rule, round(cosine, 5))
             kept += added
             file = _lowered(kind, graph, folder / str(len(kept)), given, precision=precision, keep=kept)
-            cosine = _cosine(_runner(kind, file, precision), given, expected)
-        low = _runner(kind, file, precision)
-        runs = [full, low] if file == first else [full, low, _runner(kind, first, precision)]
+            cosine = _cosine(runner(kind, file, precision), given, expected)
+        low = runner(kind, file, precision)
+        runs = [full, low] if file == first else [full, low, runner(kind, first, precision)]
         times = _times(runs, given[0])
         if out is not None:
             _move(file, out)
@@ -117,7 +117,7 @@ def lift(
 def _all_or_nothing(
     kind: str, graph: Path, given: list[Inputs], *, precision: str, bound: float, network: str
 ) -> Lifted:
-    full, low = _runner(kind, graph, "fp32"), _runner(kind, graph, precision)
+    full, low = runner(kind, graph, "fp32"), runner(kind, graph, precision)
     cosine = _cosine(low, given, [dict(full(one)) for one in given])
     times = _times([full, low], given[0])
     if cosine >= bound:
@@ -162,7 +162,7 @@ def _move(file: Path, out: Path) -> None:
 
 
 def _rank(kind: str, graph: Path, low: Path, given: Sequence[Inputs], *, precision: str) -> list[tuple[str, float]]:
-    nodes = _layers(kind, graph)
+    nodes = layers_of(kind, graph)
     given = [given[i] for i in sorted({round(i) for i in np.linspace(0, len(given) - 1, _RANKED)})]
     errors: dict[str, float] = {}
     tapped, alone = (_tapped_onnx, _alone_onnx) if kind == "onnx" else (_tapped_openvino, _alone_openvino)
@@ -213,7 +213,8 @@ def _times(runs: Sequence[Run], inputs: Inputs, *, rounds: int = 7) -> list[floa
 # What the two libraries need: a graph's layers, a graph to run, a graph with tensors tapped.
 
 
-def _layers(kind: str, graph: Path) -> dict[str, str]:
+def layers_of(kind: str, graph: Path) -> dict[str, str]:
+    """Node -> layer, of a float graph; named as in `quantize`."""
     if kind == "onnx":
         import onnx
 
@@ -223,7 +224,8 @@ def _layers(kind: str, graph: Path) -> dict[str, str]:
     return openvino_layers(openvino.Core().read_model(str(graph)))
 
 
-def _runner(kind: str, graph: Path, precision: str) -> Run:
+def runner(kind: str, graph: Path, precision: str) -> Run:
+    """A float or quantised graph as a function of its inputs; what int8 leaves in floating point runs in float32."""
     if kind == "onnx":
         return _session(graph)
     import openvino
