@@ -18,6 +18,7 @@ import ctypes
 import hashlib
 import inspect
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -35,6 +36,7 @@ import numpy as np
 from ..errors import BundleError, InputError
 from ..keys import ADAPTED
 from ..spec import Network, resolve
+from ..spread import part_of, parts, rows
 from . import ContextPool
 
 __all__ = ["OpenVinoContext", "OpenVinoEngine", "devices", "import_library", "precisions"]
@@ -43,15 +45,17 @@ _PLACE = "engine.openvino"
 # hotloop's name -> what OpenVINO's OPTIMIZATION_CAPABILITIES calls it.
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-# Below this many bytes of weights a graph is compiled once per shape. With fixed shapes OpenVINO runs the built-in UNet
-# 30 % faster (10.5 instead of 14.1 ms at 64x64 in fp32), and SD 1.5's 5 % in bf16 and 10 % in int8, with our operators
-# 18 %; but each shape keeps its own copy of the weights. So a large UNet is compiled for the shape it is first used at
-# and, when others come, once more for all of those. Other large graphs gain nothing and are compiled for all shapes.
-_SMALL = 64 << 20
+# Below this many weights a graph is compiled once per shape, and a batch runs as parts side by side. With fixed shapes
+# OpenVINO runs the built-in UNet 30 % faster (10.5 instead of 14.1 ms at 64x64 in fp32), and SD 1.5's 5 % in bf16 and
+# 10 % in int8, with our operators 18 %; but each shape keeps its own copy of the weights. So a large UNet is compiled
+# for the shape it is first used at and, when others come, once more for all of those. Other large graphs gain nothing
+# and are compiled for all shapes.
+_SMALL = 16 << 20
 _SHAPES = 8
 # Symbols of the shape that a graph for all shapes is run at first; every other symbol is 2, not 1: when the first run
 # has a single token, OpenVINO 2026.4 runs a UNet with a shared prefix wrongly ever after, without a word.
 _FIRST = {"N": 1, "B": 1, "h": 8, "w": 8, "H": 64, "W": 64}
+_Key = tuple[Any, frozenset[str], int]
 
 
 def import_library() -> ModuleType:
@@ -104,7 +108,7 @@ class _Graph:
 
     def __init__(
         self, path: Path, network: Network, *, device: str, threads: int | None, precision: str, cache: Path | None,
-        operators: Collection[str] | None,
+        operators: Collection[str] | None, spread: bool,
     ) -> None:  # fmt: skip
         self.path, self.network, self.device, self.precision, self.threads = path, network, device, precision, threads
         hint = precision
@@ -118,9 +122,9 @@ class _Graph:
         self._cache = cache
         self._lock = threading.RLock()
         self._weights: Mapping[str, Any] | None = None
-        # (shape or None, names of the live weights) -> compiled model; the engines and contexts in use keep it.
-        self._compiled: weakref.WeakValueDictionary[tuple[Any, frozenset[str]], Any] = weakref.WeakValueDictionary()
-        self._recent: OrderedDict[tuple[Any, frozenset[str]], Any] = OrderedDict()
+        # (shape or None, names of the live weights, parts) -> compiled model; the engines and contexts in use keep it.
+        self._compiled: weakref.WeakValueDictionary[_Key, Any] = weakref.WeakValueDictionary()
+        self._recent: OrderedDict[_Key, Any] = OrderedDict()
         self._first: dict[str, tuple[int, ...]] | None = None  # the shape of a large graph
         try:
             self._model = _core().read_model(str(path))
@@ -134,7 +138,8 @@ class _Graph:
             if found != sorted((tensor.name, tensor.dtype) for tensor in want):
                 expected = [f"{tensor.name} {tensor.dtype}" for tensor in want]
                 raise BundleError(_PLACE, f"{rule} of {path.name} must be {expected}", [" ".join(one) for one in found])
-        self.small = sum(node.get_byte_size() for node in _constants(self._model)) < _SMALL
+        self.small = sum(math.prod(node.get_output_shape(0)) for node in _constants(self._model)) < _SMALL
+        self._side_by_side = (threads or _cores()) if spread and self.small and device == "cpu" else 1
         self._half = hint == "bf16"
         self.fixes = device == "cpu" and network.name == "unet" and not self.small
         # Small graphs go without: a call through Python takes some 30 us. A VAE's decoder gained less than 2 %.
@@ -175,20 +180,24 @@ class _Graph:
                 found[constant.get_friendly_name()] = constant
         return found
 
-    def compiled(self, dims: Mapping[str, int], live: frozenset[str]) -> Any:
-        """The compiled model that runs this shape, with these weights as inputs."""
+    def parts(self, dims: Mapping[str, int]) -> int:
+        """How many runs side by side a run at this shape is cut into."""
+        return parts(self.network, dims, self._side_by_side)
+
+    def compiled(self, dims: Mapping[str, int], live: frozenset[str], parts: int = 1) -> Any:
+        """The compiled model that runs this shape as often at once, with these weights as inputs."""
         shape: dict[str, tuple[int, ...]] | None = None
         if self.small or self.fixes:
             shape = {tensor.name: resolve(tensor.shape, dims) for tensor in self.network.inputs}
         with self._lock:
             if not self.small:
-                if self.fixes and not any(fixed for fixed, _ in list(self._compiled)):
+                if self.fixes and not any(fixed for fixed, *_ in list(self._compiled)):
                     self._first = shape  # the first, or the first since nothing holds the one before
                 shape = shape if shape == self._first else None
-            key = (shape and tuple(shape.items()), live)
+            key = (shape and tuple(shape.items()), live, parts)
             model = self._compiled.get(key)
             if model is None:
-                model = self._compiled[key] = self._compile(shape, live)
+                model = self._compiled[key] = self._compile(shape, live, parts)
                 if shape is None:
                     self._pack(model, live)
             if self.small:  # cheap to keep, and a shape or an adapter comes back
@@ -205,10 +214,10 @@ class _Graph:
     def live(self, names: frozenset[str]) -> frozenset[str]:
         """The smallest set of live weights that holds `names` and is compiled already; else with all the usual ones."""
         with self._lock:
-            compiled = (live for _, live in list(self._compiled) if live and names <= live)
+            compiled = (live for _, live, _ in list(self._compiled) if live and names <= live)
             return min(compiled, key=len, default=names | self.usual() if names else names)
 
-    def _compile(self, shape: Mapping[str, tuple[int, ...]] | None, live: frozenset[str]) -> Any:
+    def _compile(self, shape: Mapping[str, tuple[int, ...]] | None, live: frozenset[str], parts: int) -> Any:
         if not self.small and not live and self._cache is not None:
             return self._from_cache(self._cache, shape)
         if self.precision != "int8":
@@ -218,7 +227,7 @@ class _Graph:
             self._open_weights(model, live)
         if shape is not None:
             model.reshape(shape)
-        return self._call(model, self._config)
+        return self._call(model, self._config | ({"NUM_STREAMS": parts} if parts > 1 else {}))
 
     def _call(self, model: Any, config: Mapping[str, Any]) -> Any:
         fused = _operators()
@@ -307,22 +316,44 @@ class OpenVinoContext:
         self._name = network.name
         self.inputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.inputs}
         self.outputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.outputs}
-        self._compiled = engine.compiled(dims)
-        self._request = self._compiled.create_infer_request()
-        self._held = (engine.graph, engine.values)  # the memory that the request reads
-        for name, array in (self.inputs | self.outputs | engine.values).items():
-            self._request.set_tensor(name, _tensor(array))
+        count = engine.graph.parts(dims)
+        part = part_of(dims, count)
+        self._compiled = engine.compiled(part, count)
+        self._requests = [self._compiled.create_infer_request() for _ in range(count)]
+        self._held = (engine.graph, engine.values)  # the memory that the requests read
+        for i, request in enumerate(self._requests):
+            for tensor in (*network.inputs, *network.outputs):
+                array = (self.inputs | self.outputs)[tensor.name]
+                own = array[rows(len(array), i, resolve(tensor.shape, part)[0])] if count > 1 else array
+                request.set_tensor(tensor.name, _tensor(own))
+            for name, array in engine.values.items():
+                request.set_tensor(name, _tensor(array))
 
     def run(self, stream: int | None = None) -> None:
         graph, fused = self._held[0], _operators()
         failed = len(fused.failures)
         try:
             with fused.threads(graph.threads) if graph.operators else contextlib.nullcontext():
-                self._request.infer()
+                if len(self._requests) == 1:
+                    self._requests[0].infer()
+                else:
+                    self._run_side_by_side()
         except Exception as error:  # no memory, or a graph that is not of the manifest's constants
             raise BundleError(_PLACE, f"{self._name} does not run: {_reason(error)}") from error
         if len(fused.failures) > failed:
             raise BundleError(_PLACE, f"{self._name} does not run: {fused.failures[-1]}")
+
+    def _run_side_by_side(self) -> None:
+        for request in self._requests:
+            request.start_async()
+        failed: Exception | None = None
+        for request in self._requests:  # all of them: none may still write when an error is told
+            try:
+                request.wait()
+            except Exception as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
 
 class OpenVinoEngine:
@@ -332,7 +363,8 @@ class OpenVinoEngine:
     unquantised runs in bf16 where the processor has it. cache: a folder for compiled models that belongs to these very
     weights (a bundle's id is in its name). Small graphs are compiled when a shape is first used and are not cached.
     operators: those of hotloop's own that stand in for OpenVINO's (`openvino_operators.OPERATORS`), by default all that
-    are faster here, for a UNet that is not small.
+    are faster here, for a UNet that is not small. spread: rows of a batch of a small network run side by side
+    (`hotloop.spread`).
     adapters: the weights that LoRAs usually change are live from the start; what is compiled so is not cached either.
     Raises InputError for a device or a precision that this machine has not, BundleError for a graph that does not open
     or whose inputs or outputs are not the network's.
@@ -346,7 +378,7 @@ class OpenVinoEngine:
     def __init__(
         self, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None,
         precision: str = "fp32", cache: Path | None = None, adapters: bool = False,
-        operators: Collection[str] | None = None,
+        operators: Collection[str] | None = None, spread: bool = True,
     ) -> None:  # fmt: skip
         if device not in devices():
             raise InputError(_PLACE, f"device must be one of {', '.join(devices())} here", device)
@@ -354,7 +386,7 @@ class OpenVinoEngine:
             rule = f"precision on this {device} must be one of {', '.join(precisions(device))}"
             raise InputError(_PLACE, rule, precision)
         graph = _Graph(path, network, device=device, threads=threads, precision=precision, cache=cache,
-                       operators=operators)  # fmt: skip
+                       operators=operators, spread=spread)  # fmt: skip
         self._share(graph, {}, graph.usual() if adapters else frozenset())
 
     def _share(self, graph: _Graph, patches: Mapping[str, np.ndarray], live: frozenset[str]) -> None:
@@ -372,8 +404,8 @@ class OpenVinoEngine:
         # A proxy, or the pool and the engine would hold each other: gigabytes until the garbage collector comes by.
         self.contexts = ContextPool(self, shapes=_SHAPES)
 
-    def compiled(self, dims: Mapping[str, int]) -> Any:
-        model = self.graph.compiled(dims, self._live)
+    def compiled(self, dims: Mapping[str, int], parts: int = 1) -> Any:
+        model = self.graph.compiled(dims, self._live, parts)
         if not self.graph.small:  # it took seconds: to live as long as the engine
             self._kept[id(model)] = model
         return model

@@ -1,0 +1,76 @@
+"""What running a small network's rows side by side brings: one evaluation of a UNet, its batch in parts against whole.
+
+    python benchmarks/spread.py [--bundle DIR] [--images 1] [--rounds 40]
+
+Every OpenVINO engine of the bundle, by default of one of the built-in model with float32, bfloat16 and int8, in turns,
+with guidance (two rows an image). A speed-up is printed only where the outputs agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from harness import Case, compare, cosine_at_least
+
+from hotloop.bundle import Bundle, Entry
+from hotloop.engines.openvino import OpenVinoEngine
+from hotloop.spec import cells
+from models import LOCAL, model
+
+AGREE = {"fp32": 0.99999, "bf16": 0.999, "int8": 0.99}
+
+
+def evaluation(bundle: Bundle, entry: Entry, images: int, *, threads: int, spread: bool) -> Callable[[], np.ndarray]:
+    """One run of the UNet on seeded inputs."""
+    row = bundle.networks(entry)["unet"]
+    engine = OpenVinoEngine(
+        bundle.network_file(entry, "unet"), row, threads=threads, precision=entry.precision_of("unet"), spread=spread
+    )
+    width, height = (side // bundle.family.vae_factor for side in bundle.family.default_size)
+    known = {"N": images, "B": 2 * images, "T": bundle.family.vocab_tokens, "Ti": 1, **cells(height, width)}
+    symbols = {d for tensor in (*row.inputs, *row.outputs) for d in tensor.shape if isinstance(d, str)}
+    context = engine.context(**{symbol: known[symbol] for symbol in symbols})
+    rng = np.random.default_rng(1)
+    for array in context.inputs.values():
+        array[...] = rng.standard_normal(array.shape)
+
+    def run() -> np.ndarray:
+        context.run()
+        return context.outputs["out"].copy()
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="of a small model, with OpenVINO engines")
+    parser.add_argument("--images", type=int, default=1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument("--threads", type=int, default=cores)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--out", type=Path, default=LOCAL / "spread.jsonl", help="JSON lines are added to this file")
+    options = parser.parse_args()
+    folder = options.bundle or model("built-in").bundle(["openvino-fp32", "openvino-bf16", "openvino-int8"])
+    bundle = Bundle.open(folder)
+    for entry in (entry for entry in bundle.entries if entry.kind == "openvino"):
+        whole, parts = (
+            evaluation(bundle, entry, options.images, threads=options.threads, spread=spread)
+            for spread in (False, True)
+        )
+        report = compare(
+            [Case("whole batch", whole), Case("parts side by side", parts)],
+            benchmark="spread", check=cosine_at_least(AGREE[entry.precision]), rounds=options.rounds, warmup=5,
+            params={"family": bundle.family.name, "images": options.images, "precision": entry.precision,
+                    "rewrites": list(entry.rewrites), "threads": options.threads},
+        )  # fmt: skip
+        print(f"{entry.name}\n{report.table()}", flush=True)
+        report.append(options.out)
+    print(f"added to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
