@@ -2,8 +2,8 @@
 
     python benchmarks/spread.py [--bundle DIR] [--images 1] [--rounds 40]
 
-Every OpenVINO engine of the bundle, by default of one of the built-in model with float32, bfloat16 and int8, in turns,
-with guidance (two rows an image). A speed-up is printed only where the outputs agree.
+Every engine of ONNX Runtime and OpenVINO in the bundle, by default one of the built-in model, with guidance (two rows
+an image), whole and in parts in turns. A speed-up is printed only where the outputs agree.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ import numpy as np
 from harness import Case, compare, cosine_at_least
 
 from hotloop.bundle import Bundle, Entry
+from hotloop.engines.onnx import OnnxEngine
 from hotloop.engines.openvino import OpenVinoEngine
 from hotloop.spec import cells
 from models import LOCAL, model
 
+ENGINES = ("onnx-fp32", "openvino-fp32", "openvino-bf16", "openvino-int8")
 AGREE = {"fp32": 0.99999, "bf16": 0.999, "int8": 0.99}
 
 
 def evaluation(bundle: Bundle, entry: Entry, images: int, *, threads: int, spread: bool) -> Callable[[], np.ndarray]:
     """One run of the UNet on seeded inputs."""
     row = bundle.networks(entry)["unet"]
-    engine = OpenVinoEngine(
+    engine = (OnnxEngine if entry.kind == "onnx" else OpenVinoEngine)(
         bundle.network_file(entry, "unet"), row, threads=threads, precision=entry.precision_of("unet"), spread=spread
     )
     width, height = (side // bundle.family.vae_factor for side in bundle.family.default_size)
@@ -47,16 +49,16 @@ def evaluation(bundle: Bundle, entry: Entry, images: int, *, threads: int, sprea
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, help="of a small model, with OpenVINO engines")
+    parser.add_argument("--bundle", type=Path, help="of a small model")
     parser.add_argument("--images", type=int, default=1)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--out", type=Path, default=LOCAL / "spread.jsonl", help="JSON lines are added to this file")
     options = parser.parse_args()
-    folder = options.bundle or model("built-in").bundle(["openvino-fp32", "openvino-bf16", "openvino-int8"])
+    folder = options.bundle or model("built-in").bundle(ENGINES)
     bundle = Bundle.open(folder)
-    for entry in (entry for entry in bundle.entries if entry.kind == "openvino"):
+    for entry in (entry for entry in bundle.entries if entry.kind in ("onnx", "openvino")):
         whole, parts = (
             evaluation(bundle, entry, options.images, threads=options.threads, spread=spread)
             for spread in (False, True)
@@ -64,8 +66,8 @@ def main() -> None:
         report = compare(
             [Case("whole batch", whole), Case("parts side by side", parts)],
             benchmark="spread", check=cosine_at_least(AGREE[entry.precision]), rounds=options.rounds, warmup=5,
-            params={"family": bundle.family.name, "images": options.images, "precision": entry.precision,
-                    "rewrites": list(entry.rewrites), "threads": options.threads},
+            params={"family": bundle.family.name, "images": options.images, "engine": entry.name,
+                    "precision": entry.precision, "rewrites": list(entry.rewrites), "threads": options.threads},
         )  # fmt: skip
         print(f"{entry.name}\n{report.table()}", flush=True)
         report.append(options.out)

@@ -38,6 +38,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, list[str]]]:
 
     monkeypatch.setattr(engines, "devices", devices)
     monkeypatch.setattr(engines, "precisions", lambda kind, device: present[kind][device])
+    monkeypatch.setattr(engines, "speeds", lambda kind, device: {})
     return present
 
 
@@ -53,6 +54,20 @@ def test_the_fastest_engine_wins_whatever_the_order(machine: Any) -> None:
     assert (first.entry.name, first.device) == ("openvino-bf16", "cpu")
     assert first.why == "faster than openvino-fp32 on cpu, onnx-fp32 on cpu"
     assert [choice.entry.name for choice in choose(made)] == ["openvino-bf16", "openvino-fp32", "onnx-fp32"]
+
+
+@pytest.mark.parametrize(("speed", "first"), [(0.5, "openvino-fp32"), (1.0, "openvino-fp32"), (1.9, "openvino-bf16")])
+def test_bf16_comes_first_only_where_it_is_faster(
+    machine: Any, monkeypatch: pytest.MonkeyPatch, speed: float, first: str
+) -> None:
+    monkeypatch.setattr(engines, "speeds", lambda kind, device: {"bf16": speed} if kind == "openvino" else {})
+    made = bundle(entry("onnx-fp32"), entry("openvino-bf16"), entry("openvino-fp32"))
+    chosen = choose(made)
+    assert chosen[0].entry.name == first and chosen[-1].entry.name == "onnx-fp32"
+    note = f"openvino-bf16 comes after fp32: its precision runs at {speed:.2f} of that's speed here"
+    assert (note in chosen[0].why) == (speed < 1.05)
+    assert choose(made, "openvino-bf16")[0].why.startswith("asked for")
+    assert choose(bundle(entry("openvino-bf16"), entry("onnx-fp32")))[0].entry.name == "openvino-bf16"
 
 
 def test_a_gpu_comes_before_the_cpu_and_the_cpu_stands_in(machine: Any) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -557,6 +559,39 @@ def test_a_plan_is_built_without_a_gpu_and_says_it_never_ran(made: Path, store: 
     assert found["tensorrt_rtx-fp32"][0] is None and BUILT_NEVER_RUN in str(found["tensorrt_rtx-fp32"][1])
     with pytest.warns(RuntimeWarning, match="tensorrt_rtx-fp32 would be faster"):
         assert hotloop.load(out).engine == "openvino-fp32"
+
+
+@pytest.mark.parametrize(("bound", "precision"), [(-math.inf, "int8"), (math.inf, "floating point")])
+def test_a_decoder_is_quantised_where_its_pictures_stay_near(
+    recipe: Recipe, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: float, precision: str
+) -> None:
+    pytest.importorskip("nncf")
+    tiny = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8), decoder_block_out_channels=(8, 8, 8), num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    )  # fmt: skip
+    randomise(tiny).save_pretrained(
+        tmp_path / "taesd"
+    )  # the bundle draws with it: the decoder is calibrated all the same
+    monkeypatch.setattr(engines_module, "_DECODED", bound)
+    monkeypatch.setitem(parity.BOUNDS, "int8", parity.Bound())  # of random weights little is left
+    unet = ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_out")
+    low = changed(
+        recipe, targets=(Target("openvino", "int8"),), vae=tmp_path / "taesd", keep_fp32=(*unet, "decoder.conv_in"),
+        defaults=FAST | {"num_inference_steps": 4 if bound < 0 else 5},  # another bundle than the other case's
+    )  # fmt: skip
+    said: list[str] = []
+    out = write_bundle(low, tmp_path / "out", store=store, say=said.append).path
+    (entry,) = Bundle.open(out).entries
+    files = sorted(path.name for path in (out / "engines").rglob("*") if path.is_file())
+    if precision == "int8":
+        assert entry.precision_of("vae_decoder") == "int8" and files == ["vae_decoder.bin", "vae_decoder.xml"]
+    else:
+        assert entry.precision_of("vae_decoder") == entry.precision_of("unet") != "int8" and files == []
+        (line,) = [line for line in said if "stays in floating point" in line]
+        assert re.search(r"vae_decoder .*: in int8 its pictures are \d+\.\d dB from float32's, inf needed", line)
+    with pytest.raises(InputError, match=r"modules of unet or vae_decoder, got 'decoder\.conv'"):
+        write_bundle(changed(low, keep_fp32=("mid_block", "decoder.conv")), tmp_path / "not", store=store)
 
 
 @pytest.mark.long

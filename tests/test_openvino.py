@@ -373,13 +373,27 @@ def test_a_large_unet_is_compiled_for_its_first_shape_and_once_for_all_others(
     made: list[Any] = []
     compile_ = module._Graph._compile
     monkeypatch.setattr(
-        module._Graph, "_compile", lambda self, shape, live: made.append(shape) or compile_(self, shape, live)
+        module._Graph, "_compile", lambda self, shape, *rest: made.append(shape) or compile_(self, shape, *rest)
     )
     engine = OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], threads=1)
     for side in (16, 18, 20, 16):
         dims = DIMS | {"h": side}
         assert distance(outputs(engine, dims), outputs(oracle["unet"], dims)) <= FP32
     assert [shape and shape["sample"] for shape in made] == [(2, 4, 16, 16), None]
+
+
+def test_clearing_lets_a_large_unets_compiled_models_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SMALL", 0)
+    engine = OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], threads=1)
+    for side in (16, 18):  # the second would else be compiled for all shapes, beside the first
+        dims = used(NETWORKS["unet"], DIMS | {"h": side})
+        with engine.contexts.lease(**dims) as context:
+            fill(context, NETWORKS["unet"]).run()
+        context = None  # type: ignore[assignment]
+        ((shape, *_),) = engine.graph._compiled
+        assert dict(shape)["sample"] == (2, 4, side, 16)
+        engine.contexts.clear()
+        assert not engine.graph._compiled
 
 
 # The cache of compiled models.
@@ -454,3 +468,25 @@ def test_a_cache_that_cannot_be_written_is_said_and_harms_nothing(cached: Any, t
     with pytest.warns(RuntimeWarning, match="compiled models are not kept"):
         engine = cached()
     assert np.isfinite(outputs(engine)["image"]).all()
+
+
+def test_the_speed_of_bf16_is_timed_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not bf16_here():
+        assert module.speeds("cpu") == {}
+        return
+    assert 0.05 < module.speeds("cpu")["bf16"] < 20
+    assert module.speeds("gpu") == {}
+
+    class Request:
+        """bf16 takes three times as long."""
+
+        def __init__(self, hint: str) -> None:
+            self.seconds = 3e-3 if hint == "bf16" else 1e-3
+
+        def infer(self) -> None:
+            clock[0] += self.seconds
+
+    clock = [0.0]
+    monkeypatch.setattr(module, "_convolution", Request)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    assert module.speeds.__wrapped__("cpu") == {"bf16": pytest.approx(1 / 3)}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from functools import partial
+from importlib import import_module
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 
 from hotloop.bundle import Bundle, builtin
 from hotloop.engines import Context
 from hotloop.errors import BundleError
 from hotloop.spec import Network, Tensor, family
-from hotloop.spread import part_of, parts, rows
+from hotloop.spread import cut, part_of, parts, side_by_side
 
 FAMILY = family("avatar-tiny")
 SHARED = FAMILY.split(("kv", "time", "prefix"), ())["unet"]
@@ -31,10 +36,11 @@ def test_every_row_is_in_one_part_with_its_own_image() -> None:
             assert part == dims
             continue
         assert part == dims | {"N": batch // count, "B": batch // count}
-        cuts = [(image[rows(images, i, part["N"])], row[rows(batch, i, part["B"])]) for i in range(count)]
-        assert [*np.concatenate([of_batch for _, of_batch in cuts])] == [*row]
-        for of_images, of_batch in cuts:
-            assert [*of_images] == [*(of_batch % images)]
+        cuts = cut({"image": image, "row": row}, count)
+        assert [*np.concatenate([one["row"] for one in cuts])] == [*row]
+        for one in cuts:
+            assert [*one["image"]] == [*(one["row"] % images)] and len(one["row"]) == part["B"]
+            assert np.shares_memory(one["image"], image)
 
 
 @pytest.mark.parametrize(
@@ -51,18 +57,34 @@ def test_a_network_without_images_is_cut_by_rows_and_one_without_rows_is_not() -
     assert parts(odd, {"B": 4, "T": 4}, 4) == 1
 
 
-# In the OpenVINO engine.
+def test_all_runs_end_before_an_error_is_raised() -> None:
+    here, ended = threading.get_ident(), []
+
+    def run(number: int) -> None:
+        if number == 1:
+            time.sleep(0.05)
+        ended.append((number, threading.get_ident() == here))
+        if number != 1:
+            raise ValueError(number)
+
+    with pytest.raises(ValueError, match="0"):
+        side_by_side([partial(run, number) for number in range(3)])
+    assert sorted(ended) == [(0, True), (1, False), (2, False)]
 
 
-@pytest.fixture(scope="module")
-def unet() -> dict[bool, Any]:
-    pytest.importorskip("openvino")
-    from hotloop.engines.openvino import OpenVinoEngine
+# In the engines.
 
+
+@pytest.fixture(scope="module", params=["onnx", "openvino"])
+def unet(request: pytest.FixtureRequest) -> dict[bool, Any]:
+    if request.param == "openvino":
+        pytest.importorskip("openvino")
+    cls = {"onnx": "OnnxEngine", "openvino": "OpenVinoEngine"}[request.param]
     bundle = Bundle.open(builtin(), verify=False)
     entry = bundle.entries[0]
     path, row = bundle.network_file(entry, "unet"), bundle.networks(entry)["unet"]
-    return {spread: OpenVinoEngine(path, row, threads=2, spread=spread) for spread in (False, True)}
+    engine = getattr(import_module(f"hotloop.engines.{request.param}"), cls)
+    return {spread: engine(path, row, threads=2, spread=spread) for spread in (False, True)}
 
 
 def filled(context: Context) -> Context:
@@ -78,7 +100,7 @@ def test_rows_side_by_side_are_the_rows_of_the_batch(unet: dict[bool, Any], imag
     outputs = {}
     for spread, engine in unet.items():
         with engine.contexts.lease(**dims) as context:
-            assert engine.graph.parts(dims) == (2 if spread else 1)
+            assert engine.parts(dims) == (2 if spread else 1)
             filled(context).run()
             outputs[spread] = context.outputs["out"].copy()
             context.outputs["out"][:] = 0
@@ -89,6 +111,8 @@ def test_rows_side_by_side_are_the_rows_of_the_batch(unet: dict[bool, Any], imag
 
 
 def test_a_part_that_fails_is_said_when_all_have_ended(unet: dict[bool, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    if unet[True].kind != "openvino":
+        return  # side_by_side, above
     with unet[True].contexts.lease(N=1, B=2, T=77, h=16, w=16) as context:
         ended: list[int] = []
 
@@ -112,10 +136,12 @@ def test_a_part_that_fails_is_said_when_all_have_ended(unet: dict[bool, Any], mo
 def test_patched_weights_reach_every_part(unet: dict[bool, Any]) -> None:
     dims = {"N": 1, "B": 2, "T": 77, "h": 16, "w": 16}
     name = "conv_out.bias"
+    with safetensors.safe_open(builtin() / "unet/diffusion_pytorch_model.safetensors", "numpy") as weights:
+        bias = weights.get_tensor(name).astype(np.float32)
     got = []
     for engine in unet.values():
-        value = engine.graph.weights[name].data.copy() + 1
-        with engine.patched({name: value}).contexts.lease(**dims) as context:
+        patched = engine.patched({name: bias + 1})
+        with patched.contexts.lease(**dims) as context:
             filled(context).run()
             got.append(context.outputs["out"].copy())
     with unet[True].contexts.lease(**dims) as context:

@@ -23,6 +23,7 @@ TITLES = {
     "adapters": "LoRAs on a running pipeline",
     "attention": "The fused attention against torch's",
     "engines": "Engines of one model",
+    "spread": "Rows of a small network side by side",
     "tunings": "Tunings of the native engine",
 }
 

@@ -177,11 +177,11 @@ class Making:
         name = problem.partition(":")[0]
         return "unet" if name.startswith("image ") else name
 
-    def open(self, entry: Entry, device: str | None = None) -> Pipeline:
-        """A pipeline on an engine of the bundle being made."""
+    def open(self, entry: Entry, device: str | None = None, *, vae: str | None = None) -> Pipeline:
+        """A pipeline on an engine of the bundle being made. vae: as in `hotloop.load`."""
         on = device or engines.devices(entry.kind)[0]
         # What is compiled here would be kept under a place that is gone when the bundle is finished.
-        return Pipeline(self.bundle, choice=Choice(entry, on, "being certified"), keep_compiled=False)
+        return Pipeline(self.bundle, choice=Choice(entry, on, "being certified"), vae=vae, keep_compiled=False)
 
     def shared(self, compute: str, precision: str) -> dict[str, dict[str, str]]:
         """The networks' entry for an engine that reads the ONNX graphs as they are."""
@@ -189,11 +189,11 @@ class Making:
 
     @cached_property
     def calibration(self) -> dict[str, list[dict[str, np.ndarray]]]:
-        """Every network's inputs in real runs, drawn with the graphs in float32."""
+        """Every network's inputs in real runs, drawn with the graphs in float32 and the model's own VAE."""
         entry = Entry.read(self.entry(Target("onnx", "fp32"), self.shared("fp32", "fp32")))
         size = images_for(self.family, "quick", self.manifest["defaults"]).size
         return quantize.calibration_inputs(
-            self.open(entry), PROMPTS[:_CALIBRATION_PROMPTS], steps=_CALIBRATION_STEPS, size=size
+            self.open(entry, vae="full"), PROMPTS[:_CALIBRATION_PROMPTS], steps=_CALIBRATION_STEPS, size=size
         )
 
     def quantized(
@@ -203,14 +203,14 @@ class Making:
 
         keep: layers of any of them. Raises InputError for a name that none has.
         """
-        owners = {name: layers.layers_of(target.kind, self.work / self.graphs[name, "fp32"]) for name in names}
-        own = {name: [one for one in keep if any(quantize.kept(layer, [one]) for layer in owners[name])]
+        found = {name: layers.layers_of(target.kind, self.work / self.graphs[name, "fp32"]).values() for name in names}
+        own = {name: [one for one in keep if any(quantize.kept(layer, [one]) for layer in found[name])]
                for name in names}  # fmt: skip
         if unknown := sorted(set(keep).difference(*own.values())):
             raise InputError("quantize", f"layers to keep must be modules of {' or '.join(names)}", unknown[0])
         made = {}
         for name in names:
-            if all(quantize.kept(layer, own[name]) for layer in owners[name]):
+            if all(quantize.kept(layer, own[name]) for layer in found[name]):
                 continue
             out = self.work / "engines" / target.name / f"{name}{suffix}"
             out.parent.mkdir(parents=True, exist_ok=True)

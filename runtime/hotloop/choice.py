@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import engines
@@ -20,6 +22,8 @@ _RANK = {
     "cpu": ("openvino-int8", "openvino-bf16", "openvino-fp32", "openvino-fp16", "onnx-fp32", "onnx-fp16", "onnx-int8",
             "native-bf16", "native-fp32", "native-fp16"),
 }  # fmt: skip
+# A precision below fp32 comes before it where it is at least so much faster, as far as its engine has timed that.
+_WORTH = 1.05
 # int8's bound is a cosine per network: images may still differ visibly. "auto" takes an int8 engine whose certified
 # images are this close to float32's (dB), or whose certificate shows that the attributes drawn are still right.
 _ALIKE, _ATTRIBUTES = 30.0, 0.02
@@ -45,7 +49,8 @@ def candidates(bundle: Bundle, device: str = "auto") -> tuple[list[tuple[Entry, 
             able += [(entry, on) for on in found]
         else:
             unable[entry.name] = found.rule
-    return sorted(able, key=lambda pair: _place(*pair)), unable
+    slow = _slow(able)
+    return sorted(able, key=lambda pair: _place(*pair, slow=(pair[0].name, pair[1]) in slow)), unable
 
 
 def choose(bundle: Bundle, asked: str = "auto", device: str = "auto") -> list[Choice]:
@@ -80,6 +85,10 @@ def choose(bundle: Bundle, asked: str = "auto", device: str = "auto") -> list[Ch
         _warn_of_faster(best, on, {entry.name: entry for entry in named}, unable)
     notes = [f"{name} cannot run: {reason}" for name, reason in unable.items()]
     notes += [f"{name} comes last: {reason}" for name, reason in differing.items() if name != best.name]
+    notes += [
+        f"{name} comes after fp32: its precision runs at {speed:.2f} of that's speed here"
+        for (name, where), speed in _slow(able).items() if (name, where) != (best.name, on)
+    ]  # fmt: skip
     choices = []
     for i, (entry, where) in enumerate(able):
         rivals = [f"{other.name} on {at}" for other, at in able[i + 1 :] if other.name not in differing]
@@ -122,6 +131,20 @@ def _devices(entry: Entry, asked: str) -> list[str] | InputError:
     return able or InputError("load", f"{entry.kind} on {fits[0]} does not compute {', '.join(sorted(wanted))} here")
 
 
-def _place(entry: Entry, device: str) -> tuple[int, int]:
+def _slow(able: Sequence[tuple[Entry, str]]) -> dict[tuple[str, str], float]:
+    """Engines in bf16 that fp32 of the same kind outruns on this machine, with the device, and their speed over its."""
+    names = {(entry.name, on) for entry, on in able}
+    found = {}
+    for entry, on in able:
+        if entry.precision == "bf16" and (f"{entry.kind}-fp32", on) in names:
+            speed = engines.speeds(entry.kind, on).get("bf16", math.inf)
+            if speed < _WORTH:
+                found[entry.name, on] = speed
+    return found
+
+
+def _place(entry: Entry, device: str, *, slow: bool = False) -> tuple[int, float]:
     names = _RANK[device]
+    if slow:
+        return list(_RANK).index(device), names.index(f"{entry.kind}-fp32") + 0.5
     return list(_RANK).index(device), names.index(entry.name) if entry.name in names else len(names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import hotloop_kernels
@@ -42,12 +43,20 @@ def _engines() -> list[Finding]:
         if install is not None:
             findings.append(Finding(f"engine {kind}", False, "not installed", install))
         elif devices := engines.devices(kind):
-            able = ", ".join(f"{device} ({' '.join(engines.precisions(kind, device))})" for device in devices)
+            able = ", ".join(f"{device} ({', '.join(_precisions(kind, device))})" for device in devices)
             findings.append(Finding(f"engine {kind}", True, f"{engines.version(kind)} on {able}"))
         else:
             found = f"{engines.version(kind)}, no device it runs on: what is built here is {BUILT_NEVER_RUN}"
             findings.append(Finding(f"engine {kind}", False, found, "a GPU that it supports, with its driver"))
     return findings
+
+
+def _precisions(kind: str, device: str) -> Iterator[str]:
+    """Those that are slower than float32 with their speed."""
+    speeds = engines.speeds(kind, device)
+    for name in engines.precisions(kind, device):
+        slow = speeds.get(name, 1.0) < 1
+        yield f"{name} at {speeds[name]:.2f} of fp32's speed" if slow else name
 
 
 def _kernels() -> Finding:

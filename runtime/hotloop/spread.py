@@ -11,11 +11,18 @@ and parts would read its weights once each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
 
 from .spec import Network
 
-__all__ = ["part_of", "parts", "rows"]
+__all__ = ["SMALL", "cut", "part_of", "parts", "side_by_side"]
+
+# A network of fewer weights is small.
+SMALL = 16 << 20
 
 
 def parts(network: Network, dims: Mapping[str, int], most: int) -> int:
@@ -40,7 +47,32 @@ def part_of(dims: Mapping[str, int], count: int) -> dict[str, int]:
     return dict(dims) | {symbol: batch // count for symbol in ("N", "B") if symbol in dims}
 
 
-def rows(size: int, part: int, step: int) -> slice:
-    """Where part number `part`, of `step` rows, lies in a tensor of `size` rows."""
-    first = part * step % size
-    return slice(first, first + step)
+def cut(arrays: Mapping[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
+    """Views of each part's rows; arrays with fewer rows than the batch come again."""
+    if count == 1:
+        return [dict(arrays)]
+    step = max(map(len, arrays.values())) // count
+    return [{name: array[i * step % len(array) :][:step] for name, array in arrays.items()} for i in range(count)]
+
+
+def side_by_side(runs: Sequence[Callable[[], object]]) -> None:
+    """Run them at once, the first on the caller's thread. Raises the first error when all have ended."""
+    first, *others = runs
+    if not others:
+        first()
+        return
+    waiting = [_threads().submit(run) for run in others]
+    failed: BaseException | None = None
+    try:
+        first()
+    except BaseException as error:
+        failed = error
+    errors = [failed, *(one.exception() for one in waiting)]  # each when it has ended
+    if first_error := next(filter(None, errors), None):
+        raise first_error
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Of the process: those that lie idle cost nothing, and a run waits for no other."""
+    return ThreadPoolExecutor(thread_name_prefix="hotloop-rows")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..spec import Network
 
 __all__ = ["KINDS", "Context", "ContextPool", "Engine", "Hosting", "Kind", "available", "devices", "open_engine",
-           "precisions", "version"]  # fmt: skip
+           "precisions", "speeds", "version"]  # fmt: skip
 
 
 class Kind(NamedTuple):
@@ -64,7 +64,8 @@ class Engine(Protocol):
 
     Classes are made with `Cls(path, network, *, device, threads, precision, cache, adapters)` and have three static
     or class methods: `import_library()` (the library itself; raises ImportError), `devices()` (those it can use here)
-    and `precisions(device)` (what they compute in).
+    and `precisions(device)` (what they compute in); where having a precision is not being fast in it also
+    `speeds(device)` (precision -> its speed over float32's).
     """
 
     kind: str
@@ -94,12 +95,15 @@ class Hosting(Protocol):
 
 
 class ContextPool:
-    """Idle contexts of one engine by shape, least recently used shapes dropped first. Safe across threads."""
+    """Idle contexts of one engine by shape, least recently used shapes dropped first. Safe across threads.
 
-    def __init__(self, engine: Engine, *, shapes: int = 8) -> None:
+    clearing: called by `clear`, to let go of what else the engine keeps for the shapes that were used.
+    """
+
+    def __init__(self, engine: Engine, *, shapes: int = 8, clearing: Callable[[], None] | None = None) -> None:
         # Weakly: engine and pool would else keep gigabytes alive until the garbage collector looks.
         self._engine: Engine = proxy(engine)
-        self._shapes = shapes
+        self._shapes, self._clearing = shapes, clearing
         self._idle: OrderedDict[tuple[tuple[str, int], ...], list[Context]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -124,6 +128,8 @@ class ContextPool:
         """Let the idle contexts go, and with them what an engine keeps for their shapes alone."""
         with self._lock:
             self._idle.clear()
+            if self._clearing:
+                self._clearing()
 
     def shapes(self) -> list[dict[str, int]]:
         """The shapes that were used last: what a second engine should be warm for."""
@@ -159,6 +165,15 @@ def precisions(kind: str, device: str) -> list[str]:
     """What this kind can compute in on a device of `devices(kind)`. Raises InputError as `open_engine` does."""
     found: list[str] = _checked(kind).precisions(device)
     return found
+
+
+def speeds(kind: str, device: str) -> Mapping[str, float]:
+    """How many times as fast as float32 this kind runs a precision on a device, where it has timed that.
+
+    Raises InputError as `open_engine` does.
+    """
+    timed = getattr(_checked(kind), "speeds", None)
+    return timed(device) if timed else {}
 
 
 def open_engine(

@@ -10,10 +10,12 @@ their own: as inputs they would lose ONNX Runtime's blocked layout.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +26,7 @@ from ..errors import BundleError, InputError
 from ..keys import ADAPTED
 from ..onnxfile import OnnxFile
 from ..spec import Network, Tensor, resolve
+from ..spread import SMALL, cut, parts, side_by_side
 from . import Context, ContextPool
 
 __all__ = ["CudaContext", "HostContext", "OnnxEngine", "devices", "import_library"]
@@ -53,14 +56,16 @@ def _cores() -> int:
 class _Graph:
     """The graph's file and the sessions made from it: an engine and its patched ones share them."""
 
-    def __init__(self, path: Path, network: Network, device: str, threads: int | None, precision: str) -> None:
+    def __init__(
+        self, path: Path, network: Network, device: str, threads: int | None, precision: str, spread: bool
+    ) -> None:
         self.path, self.network, self.device, self.precision = path, network, device, precision
-        self._threads = threads
+        self._threads, self._spread = threads or _cores(), spread
         self._lock = threading.RLock()
         self._file: OnnxFile | None = None
         self._weights: dict[str, np.ndarray] = {}
-        # names of the live weights -> session; the engines that use one keep it
-        self._sessions: weakref.WeakValueDictionary[frozenset[str], Any] = weakref.WeakValueDictionary()
+        # (names of the live weights, parts) -> session; the engines that use one keep it
+        self._sessions: weakref.WeakValueDictionary[tuple[frozenset[str], int], Any] = weakref.WeakValueDictionary()
 
     @property
     def file(self) -> OnnxFile:
@@ -68,6 +73,12 @@ class _Graph:
             if self._file is None:
                 self._file = OnnxFile(self.path)
             return self._file
+
+    @cached_property
+    def side_by_side(self) -> int:
+        """Into how many parts a batch may be cut."""
+        small = sum(math.prod(one.shape) for one in self.file.initializers.values()) < SMALL
+        return self._threads if self._spread and small and self.device == "cpu" else 1
 
     def usual(self) -> frozenset[str]:
         """The weights that LoRAs usually change, as far as they can be live here."""
@@ -82,21 +93,24 @@ class _Graph:
                 self._weights[name] = np.ascontiguousarray(self.file.read(name))
             return self._weights[name]
 
-    def session(self, live: frozenset[str], fixed: Mapping[str, np.ndarray]) -> Any:
-        """A session with these weights as inputs and these constants replaced; without such, one serves all."""
+    def session(self, live: frozenset[str], fixed: Mapping[str, np.ndarray], parts: int = 1) -> Any:
+        """A session with these weights as inputs and these constants replaced; without such, one serves all.
+
+        parts: how many runs of it share the threads.
+        """
         with self._lock:
-            session = None if fixed else self._sessions.get(live)
+            session = None if fixed else self._sessions.get((live, parts))
             if session is None:
-                session = self._open(live, fixed)
+                session = self._open(live, fixed, parts)
                 if not fixed:
-                    self._sessions[live] = session
+                    self._sessions[live, parts] = session
             return session
 
-    def _open(self, live: frozenset[str], fixed: Mapping[str, np.ndarray]) -> Any:
+    def _open(self, live: frozenset[str], fixed: Mapping[str, np.ndarray], parts: int) -> Any:
         ort = import_library()
         options = ort.SessionOptions()
         options.log_severity_level = 4  # its errors reach the caller as exceptions
-        options.intra_op_num_threads = self._threads or _cores()
+        options.intra_op_num_threads = self._threads // parts
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
@@ -122,19 +136,23 @@ class HostContext:
     """One shape's buffers in host memory, bound once."""
 
     def __init__(self, engine: OnnxEngine, dims: Mapping[str, int]) -> None:
-        self._session, self._name = engine.session, engine.network.name
-        self._binding = engine.session.io_binding()
-        self.inputs: Mapping[str, Any] = {t.name: _zeros(t, dims) for t in engine.network.inputs}
-        self.outputs: Mapping[str, Any] = {t.name: _zeros(t, dims) for t in engine.network.outputs}
-        self._held = engine.values  # the memory that the binding reads
-        for name, array in (self.inputs | engine.values).items():
-            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name, array in self.outputs.items():
-            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        network = engine.network
+        self._name = network.name
+        self.inputs: Mapping[str, Any] = {t.name: _zeros(t, dims) for t in network.inputs}
+        self.outputs: Mapping[str, Any] = {t.name: _zeros(t, dims) for t in network.outputs}
+        self._held = engine.values  # the memory that the bindings read
+        count = engine.parts(dims)
+        session, self._runs = engine.session_of(count), []
+        for part in cut({**self.inputs, **self.outputs}, count):
+            binding = session.io_binding()
+            for name, array in (part | engine.values).items():
+                bind = binding.bind_output if name in self.outputs else binding.bind_input
+                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            self._runs.append(partial(session.run_with_iobinding, binding))
 
     def run(self, stream: int | None = None) -> None:
         try:
-            self._session.run_with_iobinding(self._binding)
+            side_by_side(self._runs)
         except Exception as error:  # a graph that is not of the manifest's constants, or no memory
             raise BundleError("engine.onnx", f"{self._name} does not run: {str(error).splitlines()[0]}") from error
 
@@ -174,9 +192,10 @@ class CudaContext:
 
 
 class OnnxEngine:
-    """One network in one ONNX Runtime session.
+    """One network in an ONNX Runtime session, and in another for batches whose rows run side by side.
 
-    threads: intra-op threads, all usable cores by default. Idle threads do not spin: a runtime that shares its
+    threads: intra-op threads, all usable cores by default. spread: rows of a batch of a small network run side by side
+    (`hotloop.spread`). Idle threads do not spin: a runtime that shares its
     machine with capture, encoding and a game must not burn the cores it waits on. adapters: the weights that LoRAs
     usually change are live from the start.
     Raises InputError for a device or a precision that this ONNX Runtime has not, BundleError for a graph whose inputs
@@ -193,14 +212,14 @@ class OnnxEngine:
 
     def __init__(
         self, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None,
-        precision: str = "fp32", cache: Path | None = None, adapters: bool = False,
+        precision: str = "fp32", cache: Path | None = None, adapters: bool = False, spread: bool = True,
     ) -> None:  # fmt: skip
         if device not in devices():
             raise InputError("engine.onnx", f"device must be one of {devices()} with this onnxruntime", device)
         if precision not in _PRECISIONS[device]:
             rule = f"precision on {device} must be one of {', '.join(_PRECISIONS[device])}"
             raise InputError("engine.onnx", rule, precision)
-        graph = _Graph(path, network, device, threads, precision)
+        graph = _Graph(path, network, device, threads, precision, spread)
         self._share(graph, {}, graph.usual() if adapters else frozenset())
         if self.session.get_providers()[0] != _PROVIDERS[device]:
             raise BundleError("engine.onnx", f"{device} was asked for but its libraries do not load; install CUDA's")
@@ -217,9 +236,21 @@ class OnnxEngine:
         # ONNX Runtime reads these very arrays: they must live as long as the session.
         self._patches = dict(patches)
         self.values = {name: patches[name] if name in patches else graph.weight(name) for name in sorted(live)}
-        self.session = graph.session(live, {name: array for name, array in patches.items() if name not in live})
+        self._fixed = {name: array for name, array in patches.items() if name not in live}
+        self.session = graph.session(live, self._fixed)
+        self._by_parts = {1: self.session}
         self.lock = threading.Lock()
         self.contexts = ContextPool(self)
+
+    def parts(self, dims: Mapping[str, int]) -> int:
+        """How many runs side by side a run at this shape is cut into."""
+        return parts(self.network, dims, self._graph.side_by_side)
+
+    def session_of(self, parts: int) -> Any:
+        """The session that so many runs share the threads of."""
+        if parts not in self._by_parts:
+            self._by_parts[parts] = self._graph.session(self._live, self._fixed, parts)
+        return self._by_parts[parts]
 
     def context(self, **dims: int) -> Context:
         return HostContext(self, dims) if self.device == "cpu" else CudaContext(self, dims)

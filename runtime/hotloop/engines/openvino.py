@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import inspect
 import json
@@ -23,6 +24,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import warnings
 import weakref
 from collections import OrderedDict
@@ -36,10 +38,10 @@ import numpy as np
 from ..errors import BundleError, InputError
 from ..keys import ADAPTED
 from ..spec import Network, resolve
-from ..spread import part_of, parts, rows
+from ..spread import SMALL, cut, part_of, parts
 from . import ContextPool
 
-__all__ = ["OpenVinoContext", "OpenVinoEngine", "devices", "import_library", "precisions"]
+__all__ = ["OpenVinoContext", "OpenVinoEngine", "devices", "import_library", "precisions", "speeds"]
 
 _PLACE = "engine.openvino"
 # hotloop's name -> what OpenVINO's OPTIMIZATION_CAPABILITIES calls it.
@@ -50,12 +52,14 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 # 10 % in int8, with our operators 18 %; but each shape keeps its own copy of the weights. So a large UNet is compiled
 # for the shape it is first used at and, when others come, once more for all of those. Other large graphs gain nothing
 # and are compiled for all shapes.
-_SMALL = 16 << 20
+_SMALL = SMALL
 _SHAPES = 8
 # Symbols of the shape that a graph for all shapes is run at first; every other symbol is 2, not 1: when the first run
 # has a single token, OpenVINO 2026.4 runs a UNet with a shared prefix wrongly ever after, without a word.
 _FIRST = {"N": 1, "B": 1, "h": 8, "w": 8, "H": 64, "W": 64}
 _Key = tuple[Any, frozenset[str], int]
+# The convolution that precisions are timed by: channels, cells per side, and how often.
+_TIMED = (256, 16, 5)
 
 
 def import_library() -> ModuleType:
@@ -72,9 +76,45 @@ def devices() -> list[str]:
 
 
 def precisions(device: str) -> list[str]:
-    """What `device` computes in at its own speed; a processor without bfloat16 instructions does not list bf16."""
+    """What `device` computes in; a processor without bfloat16 instructions does not list bf16."""
     able = _core().get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
     return [precision for precision, name in _CAPABILITIES.items() if name in able]
+
+
+@functools.cache
+def speeds(device: str) -> Mapping[str, float]:
+    """Of a precision that `device` lists, how many times as fast as in float32 a convolution runs in it, as timed here.
+
+    Having the instructions is not being fast: on an Intel processor whose matrix unit is hidden from a virtual machine
+    bfloat16 runs at half of float32's speed. Timed once a process on one thread, which takes some 0.2 s.
+    """
+    if device != "cpu" or "bf16" not in precisions(device):
+        return {}
+    wide, low = (_convolution(_HINTS[precision]) for precision in ("fp32", "bf16"))
+    best = {"fp32": math.inf, "bf16": math.inf}
+    for _ in range(_TIMED[2]):
+        for name, request in (("fp32", wide), ("bf16", low)):
+            began = time.perf_counter()
+            request.infer()
+            best[name] = min(best[name], time.perf_counter() - began)
+    return {"bf16": best["fp32"] / best["bf16"]}
+
+
+def _convolution(hint: str) -> Any:
+    """A request that is ready to run."""
+    from openvino import Model, Type, opset13
+
+    channels, side, _ = _TIMED
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((channels, channels, 3, 3), np.float32)
+    x = opset13.parameter((1, channels, side, side), Type.f32)
+    y = opset13.convolution(x, opset13.constant(weight), [1, 1], [1, 1], [1, 1], [1, 1])
+    model = Model([opset13.result(y)], [x], "convolution")
+    compiled = _core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": 1})
+    request = compiled.create_infer_request()
+    request.set_input_tensor(_tensor(rng.standard_normal((1, channels, side, side), np.float32)))
+    request.infer()
+    return request
 
 
 def _operators() -> ModuleType:
@@ -316,17 +356,12 @@ class OpenVinoContext:
         self._name = network.name
         self.inputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.inputs}
         self.outputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.outputs}
-        count = engine.graph.parts(dims)
-        part = part_of(dims, count)
-        self._compiled = engine.compiled(part, count)
+        count = engine.parts(dims)
+        self._compiled = engine.compiled(part_of(dims, count), count)
         self._requests = [self._compiled.create_infer_request() for _ in range(count)]
         self._held = (engine.graph, engine.values)  # the memory that the requests read
-        for i, request in enumerate(self._requests):
-            for tensor in (*network.inputs, *network.outputs):
-                array = (self.inputs | self.outputs)[tensor.name]
-                own = array[rows(len(array), i, resolve(tensor.shape, part)[0])] if count > 1 else array
-                request.set_tensor(tensor.name, _tensor(own))
-            for name, array in engine.values.items():
+        for part, request in zip(cut(self.inputs | self.outputs, count), self._requests, strict=True):
+            for name, array in (part | engine.values).items():
                 request.set_tensor(name, _tensor(array))
 
     def run(self, stream: int | None = None) -> None:
@@ -374,6 +409,7 @@ class OpenVinoEngine:
     import_library = staticmethod(import_library)
     devices = staticmethod(devices)
     precisions = staticmethod(precisions)
+    speeds = staticmethod(speeds)
 
     def __init__(
         self, path: Path, network: Network, *, device: str = "cpu", threads: int | None = None,
@@ -402,7 +438,11 @@ class OpenVinoEngine:
             self.compiled({})
         self._used: OrderedDict[tuple[tuple[str, int], ...], None] = OrderedDict()
         # A proxy, or the pool and the engine would hold each other: gigabytes until the garbage collector comes by.
-        self.contexts = ContextPool(self, shapes=_SHAPES)
+        self.contexts = ContextPool(self, shapes=_SHAPES, clearing=self._kept.clear if graph.fixes else None)
+
+    def parts(self, dims: Mapping[str, int]) -> int:
+        """How many runs side by side a run at this shape is cut into."""
+        return self.graph.parts(dims)
 
     def compiled(self, dims: Mapping[str, int], parts: int = 1) -> Any:
         model = self.graph.compiled(dims, self._live, parts)
