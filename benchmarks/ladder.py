@@ -63,15 +63,16 @@ def rungs_of(source: Model) -> list[Rung]:
         Rung("guidance's halves share their prefix", "onnx-fp32", ("kv", "time", "prefix")),
         Rung("upsampling as phase convolutions", "onnx-fp32", REWRITES),
     ]
-    last = Rung("tiny VAE", "openvino-int8", REWRITES, tiny=True)
+    first, last = "hotloop's loop on ONNX Runtime", Rung("tiny VAE", "openvino-int8", REWRITES, tiny=True)
     if source.small:
+        first += ", guidance's halves side by side"  # alone: spread.py
         fewer = {"sampler": "dpmpp_2m", "steps": 10}
         last = Rung("10 steps of DPM-Solver++", "openvino-int8", REWRITES, work=fewer)
     else:  # an export each of a large model, for two per cent each: together
         exact = [Rung("all exact rewrites", "onnx-fp32", REWRITES)]
     return [
         Rung("diffusers", BASELINE),
-        Rung("hotloop's loop on ONNX Runtime", "onnx-fp32"),
+        Rung(first, "onnx-fp32"),
         *exact,
         Rung("OpenVINO", "openvino-fp32", REWRITES),
         Rung("bfloat16", "openvino-bf16", REWRITES),

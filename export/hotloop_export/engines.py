@@ -19,7 +19,7 @@ from hotloop.choice import Choice
 from hotloop.engines.tensorrt import compute_capability
 from hotloop.errors import BundleError, InputError
 from hotloop.nets.base import Net, find_weights
-from hotloop.parity import BOUNDS, broken, certify
+from hotloop.parity import BOUNDS, broken, certify, compare
 from hotloop.pipeline import Pipeline
 from hotloop.quality import decibels, mse
 from hotloop.spec import Family, phase_grid
@@ -39,6 +39,9 @@ _CALIBRATION_PROMPTS, _CALIBRATION_STEPS = 4, 6
 # A decoder's errors go straight to the picture, with no later step to mend them: in int8 its pictures must come this
 # close to float32's (PSNR in dB over the calibration's latents), or it stays as it is.
 _DECODED = 30.0
+# What stays in floating point in any case: the ends of a decoder, of few channels. Latents of any scale come in there,
+# and the norms that follow bring them to one.
+_ENDS = ("post_quant_conv", "decoder.conv_in", "decoder.conv_out")
 
 
 @dataclass
@@ -150,7 +153,7 @@ class Making:
         lifted = layers.lift(
             target.kind, self.work / self.graphs[name, "fp32"], self.calibration[name],
             precision="int8" if int8 else "bf16", bound=BOUNDS["int8" if int8 else "bf16"].cosine, network=name,
-            out=self.work / entry["networks"][name]["path"] if int8 else None,
+            out=self.work / entry["networks"][name]["path"] if int8 else None, keep=self._ends(target.kind, name),
         )  # fmt: skip
         if lifted.keep == (name,):
             entry["networks"][name]["precision"] = "fp32"
@@ -203,7 +206,7 @@ class Making:
 
         keep: layers of any of them. Raises InputError for a name that none has.
         """
-        found = {name: layers.layers_of(target.kind, self.work / self.graphs[name, "fp32"]).values() for name in names}
+        found = {name: self._layers(target.kind, name) for name in names}
         own = {name: [one for one in keep if any(quantize.kept(layer, [one]) for layer in found[name])]
                for name in names}  # fmt: skip
         if unknown := sorted(set(keep).difference(*own.values())):
@@ -214,24 +217,37 @@ class Making:
                 continue
             out = self.work / "engines" / target.name / f"{name}{suffix}"
             out.parent.mkdir(parents=True, exist_ok=True)
-            by(self.work / self.graphs[name, "fp32"], out, self.calibration[name], keep=tuple(own[name]))
-            if name == "vae_decoder" and (decoded := self._decoded(target.kind, out)) < _DECODED:
+            kept = tuple(dict.fromkeys([*own[name], *self._ends(target.kind, name)]))
+            by(self.work / self.graphs[name, "fp32"], out, self.calibration[name], keep=kept)
+            if name == "vae_decoder" and (reason := self._spoilt(target.kind, out)):
                 for file in out.parent.glob(f"{name}.*"):
                     file.unlink()
-                reason = f"in int8 its pictures are {decoded:.1f} dB from float32's, {_DECODED:g} needed"
-                self.progress.say(f"{name} stays in floating point: {reason}")
+                self.progress.say(f"{name} stays in floating point: in int8 {reason}")
                 continue
             made[name] = {"path": out.relative_to(self.work).as_posix(), "precision": "int8"}
         return made
 
-    def _decoded(self, kind: str, file: Path) -> float:
-        """PSNR in dB of a quantised decoder's pictures to float32's, over the calibration's latents."""
+    def _layers(self, kind: str, name: str) -> set[str]:
+        return set(layers.layers_of(kind, self.work / self.graphs[name, "fp32"]).values())
+
+    def _ends(self, kind: str, name: str) -> list[str]:
+        return [one for one in _ENDS if name == "vae_decoder" and one in self._layers(kind, name)]
+
+    def _spoilt(self, kind: str, file: Path) -> str | None:
+        """Why a quantised decoder is not to be used: its pictures of the calibration's latents, or the reference's."""
         low = layers.runner(kind, file, "int8")
         full = layers.runner(kind, self.work / self.graphs["vae_decoder", "fp32"], "fp32")
         pictures = [
             [np.clip(run(one)["image"], -1, 1) for run in (low, full)] for one in self.calibration["vae_decoder"]
         ]
-        return decibels(float(np.mean([mse(got, want) for got, want in pictures])), peak=2.0)
+        decoded = decibels(float(np.mean([mse(got, want) for got, want in pictures])), peak=2.0)
+        if decoded < _DECODED:
+            return f"its pictures are {decoded:.1f} dB from float32's, {_DECODED:g} needed"
+        reference = Weights.open(self.bundle.file(self.manifest["parity"]["files"]["vae_decoder"]))
+        cosine = compare(low({"latents": reference["in.latents"]}), {"image": reference["out.image"]}).cosine
+        if cosine < BOUNDS["int8"].cosine:
+            return f"its cosine to the reference is {cosine:.4f}, {BOUNDS['int8'].cosine:g} needed"
+        return None
 
     def entry(self, target: Target, networks: dict[str, dict[str, str]], **others: Any) -> dict[str, Any]:
         """What the manifest says of an engine."""
