@@ -130,5 +130,7 @@ def _inputs(
     if halves == 2:
         for name in ("sample", "timestep"):
             inputs[name][2:] = inputs[name][:2]
+    if network.name == "vae_decoder":  # the scale that it sees when it draws
+        inputs["latents"] /= np.float32(family.scaling_factor)
     used = {d for tensor in (*network.inputs, *network.outputs) for d in tensor.shape if isinstance(d, str)}
     return inputs, {symbol: dims[symbol] for symbol in used}

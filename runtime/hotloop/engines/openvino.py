@@ -153,7 +153,7 @@ class _Graph:
         self.path, self.network, self.device, self.precision, self.threads = path, network, device, precision, threads
         hint = precision
         if precision == "int8":  # what is not quantised
-            hint = "bf16" if "bf16" in precisions(device) else "fp32"
+            hint = "bf16" if speeds(device).get("bf16", 0.0) >= 1 else "fp32"
         # Without a hint OpenVINO would take bf16 wherever the processor has it.
         self._config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[hint], "PERFORMANCE_HINT": "LATENCY"}
         if device == "cpu":
@@ -395,7 +395,7 @@ class OpenVinoEngine:
     """One network, read from an ONNX graph or an OpenVINO IR (.xml with its .bin) and compiled for this machine.
 
     threads: all usable cores by default. precision: "int8" is for a graph that was quantised; what it leaves
-    unquantised runs in bf16 where the processor has it. cache: a folder for compiled models that belongs to these very
+    unquantised runs in bf16 where that is faster than fp32. cache: a folder for compiled models that belongs to these very
     weights (a bundle's id is in its name). Small graphs are compiled when a shape is first used and are not cached.
     operators: those of hotloop's own that stand in for OpenVINO's (`openvino_operators.OPERATORS`), by default all that
     are faster here, for a UNet that is not small. spread: rows of a batch of a small network run side by side
