@@ -470,12 +470,38 @@ def test_a_cache_that_cannot_be_written_is_said_and_harms_nothing(cached: Any, t
     assert np.isfinite(outputs(engine)["image"]).all()
 
 
+@pytest.mark.parametrize(("speed", "rest"), [(0.6, "fp32"), (1.8, "bf16"), (None, "fp32")])
+def test_what_int8_leaves_runs_in_the_faster_precision(
+    monkeypatch: pytest.MonkeyPatch, speed: float | None, rest: str
+) -> None:
+    monkeypatch.setattr(module, "speeds", lambda device: {} if speed is None else {"bf16": speed})
+    monkeypatch.setattr(module, "precisions", lambda device: ["fp32", "bf16", "int8"])
+    engine = OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], threads=1, precision="int8")
+    assert engine.graph._config["INFERENCE_PRECISION_HINT"] == module._HINTS[rest]
+
+    from hotloop import networks
+
+    monkeypatch.setattr(networks, "speeds", lambda kind, device: module.speeds(device))
+    made = {"unet": {"path": "a", "precision": "int8"}, "text_encoder": {"path": "b", "precision": "bf16"}}
+    for precision in ("int8", "bf16"):
+        entry = replace(ENTRY, kind="openvino", precision=precision, networks=made)
+        opened = networks.Networks(BUNDLE, entry, device="cpu")
+        slow = precision == "int8" and speed == 0.6  # a whole engine in bf16 was asked for, or chosen
+        assert opened._precision("text_encoder") == ("fp32" if slow else "bf16")
+        assert opened._precision("unet") == "int8"
+
+
 def test_the_speed_of_bf16_is_timed_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     if not bf16_here():
         assert module.speeds("cpu") == {}
         return
     assert 0.05 < module.speeds("cpu")["bf16"] < 20
     assert module.speeds("gpu") == {}
+    request = module._convolution("f32")
+    kept = [np.full(1 << 16, np.nan, np.float32) for _ in range(64)]  # over what was let go
+    assert abs(request.get_input_tensor().data.std() - 1) < 0.01 and len(kept) == 64
+    request.infer()
+    assert abs(request.get_output_tensor().data.std() / 48 - 1) < 0.05  # of 9 x 256 products
 
     class Request:
         """bf16 takes three times as long."""

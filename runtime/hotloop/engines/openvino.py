@@ -112,7 +112,8 @@ def _convolution(hint: str) -> Any:
     model = Model([opset13.result(y)], [x], "convolution")
     compiled = _core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": 1})
     request = compiled.create_infer_request()
-    request.set_input_tensor(_tensor(rng.standard_normal((1, channels, side, side), np.float32)))
+    cells = rng.standard_normal((1, channels, side, side), np.float32)
+    request.set_input_tensor(import_library().Tensor(cells))  # a copy, which is the request's own
     request.infer()
     return request
 
@@ -395,8 +396,8 @@ class OpenVinoEngine:
     """One network, read from an ONNX graph or an OpenVINO IR (.xml with its .bin) and compiled for this machine.
 
     threads: all usable cores by default. precision: "int8" is for a graph that was quantised; what it leaves
-    unquantised runs in bf16 where that is faster than fp32. cache: a folder for compiled models that belongs to these very
-    weights (a bundle's id is in its name). Small graphs are compiled when a shape is first used and are not cached.
+    unquantised runs in bf16 where that is faster than fp32. cache: a folder for compiled models that belongs to these
+    very weights (a bundle's id is in its name). Small graphs are compiled when a shape is first used and not cached.
     operators: those of hotloop's own that stand in for OpenVINO's (`openvino_operators.OPERATORS`), by default all that
     are faster here, for a UNet that is not small. spread: rows of a batch of a small network run side by side
     (`hotloop.spread`).
