@@ -4,10 +4,11 @@ Threads that share every operation meet after each: a small network's hundreds o
 them waiting for each other. The rows of a batch have nothing to say to each other, so each thread may as well carry its
 own rows through the whole network. Guidance alone makes two.
 
-The built-in UNet's guided evaluation on two cores takes 1.58 [1.56, 1.60] times less in ONNX Runtime, whose waiting
-threads sleep here, with its halves side by side, and in OpenVINO 1.12 [1.06, 1.16] (int8) and 1.04 [1.03, 1.08] (bf16)
-times less, though each half then computes the prefix that they could share (`python benchmarks/spread.py` on an Intel
-processor). A large network's operations are long enough, and parts would read its weights once each.
+The built-in UNet's guided evaluation on two cores of an Intel processor, its halves side by side against whole, in
+turns (`python benchmarks/spread.py`): ONNX Runtime, whose waiting threads sleep here, 1.55 [1.53, 1.60] times as fast;
+OpenVINO 1.13 [1.10, 1.15] in fp32, 1.03 [0.90, 1.09] in bf16 and 0.97 [0.82, 1.15] in int8 (1.12 [1.06, 1.16] in a
+quieter run), though each half then computes the prefix that they could share. A large network's operations are long
+enough, and parts would read its weights once each.
 """
 
 from __future__ import annotations
