@@ -64,7 +64,7 @@ def test_bf16_comes_first_only_where_it_is_faster(
     made = bundle(entry("onnx-fp32"), entry("openvino-bf16"), entry("openvino-fp32"))
     chosen = choose(made)
     assert chosen[0].entry.name == first and chosen[-1].entry.name == "onnx-fp32"
-    note = f"openvino-bf16 comes after fp32: its precision runs at {speed:.2f} of that's speed here"
+    note = f"openvino-bf16 comes after fp32: its precision runs at {speed:.2f} of fp32's speed here"
     assert (note in chosen[0].why) == (speed < 1.05)
     assert choose(made, "openvino-bf16")[0].why.startswith("asked for")
     assert choose(bundle(entry("openvino-bf16"), entry("onnx-fp32")))[0].entry.name == "openvino-bf16"

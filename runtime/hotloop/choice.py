@@ -86,7 +86,7 @@ def choose(bundle: Bundle, asked: str = "auto", device: str = "auto") -> list[Ch
     notes = [f"{name} cannot run: {reason}" for name, reason in unable.items()]
     notes += [f"{name} comes last: {reason}" for name, reason in differing.items() if name != best.name]
     notes += [
-        f"{name} comes after fp32: its precision runs at {speed:.2f} of that's speed here"
+        f"{name} comes after fp32: its precision runs at {speed:.2f} of fp32's speed here"
         for (name, where), speed in _slow(able).items() if (name, where) != (best.name, on)
     ]  # fmt: skip
     choices = []
