@@ -11,8 +11,9 @@ import pytest
 
 from hotloop import engines
 from hotloop.bundle import BUILT_NEVER_RUN, CERTIFIED, Bundle, Entry, builtin
-from hotloop.choice import choose
+from hotloop.choice import choose, runs_in
 from hotloop.errors import InputError
+from hotloop.networks import Networks
 
 PRESENT: dict[str, dict[str, list[str]]] = {
     "onnx": {"cpu": ["fp32", "int8"]},
@@ -70,6 +71,37 @@ def test_bf16_comes_first_only_where_it_is_faster(
     assert choose(bundle(entry("openvino-bf16"), entry("onnx-fp32")))[0].entry.name == "openvino-bf16"
 
 
+@pytest.mark.parametrize(
+    ("listed", "speed", "reason"),
+    [
+        (["fp32", "bf16", "int8"], 1.8, None),
+        (["fp32", "bf16", "int8"], 0.6, "text_encoder in fp32: bf16 runs at 0.60 of fp32's speed here"),
+        (["fp32", "int8"], None, "text_encoder in fp32: bf16 is not computed here"),
+    ],
+)
+def test_fp32_stands_in_for_what_int8_leaves_in_a_slow_or_missing_bf16(
+    machine: Any, monkeypatch: pytest.MonkeyPatch, listed: list[str], speed: float | None, reason: str | None
+) -> None:
+    machine["openvino"] = {"cpu": listed}
+    monkeypatch.setattr(engines, "speeds", lambda kind, device: {"bf16": speed} if speed else {})
+    opened: dict[str, str] = {}
+    monkeypatch.setattr(
+        "hotloop.networks.open_engine",
+        lambda kind, path, row, *, precision, **rest: opened.update({row.name: precision}),
+    )
+    networks = {"unet": {"path": "a", "precision": "int8"}, "text_encoder": {"path": "b", "precision": "bf16"}}
+    made = bundle(entry("openvino-int8", networks=networks))
+    monkeypatch.setattr(Bundle, "network_file", lambda self, entry, name: Path(name))
+    chosen = choose(made)[0]
+    assert chosen.why == ("the only one" if reason is None else f"the only one ({reason})")
+    own = Networks(made, chosen.entry, device="cpu")
+    for name in networks:
+        own[name]
+    assert opened == {"unet": "int8", "text_encoder": "bf16" if reason is None else "fp32"}
+    # A whole engine in bf16 was asked for, or chosen: nothing stands in.
+    assert runs_in(replace(chosen.entry, precision="bf16"), "text_encoder", "cpu") == "bf16"
+
+
 def test_a_gpu_comes_before_the_cpu_and_the_cpu_stands_in(machine: Any) -> None:
     machine["onnx"] = {"cuda": ["fp32"], "cpu": ["fp32"]}
     made = bundle(entry("onnx-fp32"), entry("openvino-bf16"))
@@ -123,8 +155,8 @@ def test_networks_of_one_entry_may_run_in_several_precisions(machine: Any) -> No
     networks = {"unet": {"path": "a.xml"}, "text_encoder": {"path": "b.onnx", "precision": "bf16"}}
     made = bundle(entry("openvino-int8", networks=networks))
     assert choose(made)[0].entry.precision_of("text_encoder") == "bf16"
-    machine["openvino"] = {"cpu": ["fp32", "int8"]}
-    with pytest.raises(InputError, match="does not compute bf16, int8"):
+    machine["openvino"] = {"cpu": ["fp32"]}
+    with pytest.raises(InputError, match="does not compute int8"):
         choose(made)
 
 

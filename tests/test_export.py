@@ -172,6 +172,24 @@ def test_the_certificate_holds_and_verify_measures_it_again(made: Path) -> None:
     assert problem is None and certificate == bundle.entries[0].certificate
 
 
+def test_the_reference_decodes_what_the_model_draws(made: Path, source: Path) -> None:
+    bundle = Bundle.open(made)
+    images = parity.Images.read(bundle.manifest["parity"]["images"])
+    stored = load_file(made / bundle.manifest["parity"]["files"]["vae_decoder"])
+    pipe = stock(source)
+    for i in range(2):
+        (latents,) = pipe(
+            images.prompts[i], num_inference_steps=images.steps, guidance_scale=images.guidance, output_type="latent",
+            width=images.size[0], height=images.size[1], generator=torch.Generator().manual_seed(images.seeds[i]),
+        ).images  # fmt: skip
+        rows = stored["in.latents"][i].shape[1]
+        assert rows < latents.shape[1]
+        assert torch.abs(stored["in.latents"][i] * 0.9 - latents[:, :rows]).max() <= 1e-3
+    with torch.no_grad():
+        decoded = pipe.vae.decode(stored["in.latents"]).sample
+    assert torch.abs(decoded - stored["out.image"]).max() <= 1e-4
+
+
 def test_fp32_weights_are_the_checkpoints_own_bits(source: Path, made: Path) -> None:
     for folder in ("unet", "vae"):
         ours = load_file(made / folder / "diffusion_pytorch_model.safetensors")

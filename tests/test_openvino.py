@@ -479,17 +479,6 @@ def test_what_int8_leaves_runs_in_the_faster_precision(
     engine = OpenVinoEngine(PATHS["unet"], NETWORKS["unet"], threads=1, precision="int8")
     assert engine.graph._config["INFERENCE_PRECISION_HINT"] == module._HINTS[rest]
 
-    from hotloop import networks
-
-    monkeypatch.setattr(networks, "speeds", lambda kind, device: module.speeds(device))
-    made = {"unet": {"path": "a", "precision": "int8"}, "text_encoder": {"path": "b", "precision": "bf16"}}
-    for precision in ("int8", "bf16"):
-        entry = replace(ENTRY, kind="openvino", precision=precision, networks=made)
-        opened = networks.Networks(BUNDLE, entry, device="cpu")
-        slow = precision == "int8" and speed == 0.6  # a whole engine in bf16 was asked for, or chosen
-        assert opened._precision("text_encoder") == ("fp32" if slow else "bf16")
-        assert opened._precision("unet") == "int8"
-
 
 def test_the_speed_of_bf16_is_timed_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     if not bf16_here():

@@ -33,7 +33,7 @@ from .hashes import file_sha256
 from .onnx import PARTS
 from .progress import Progress
 from .recipe import DEFAULTS, Recipe, Target
-from .reference import ModuleEngine, draw_reference, images_for, write_reference
+from .reference import ModuleEngine, images_for, write_reference
 from .sources import Source, open_source
 from .store import Store, beside, check_place, code_version, copy, full_disk_is_one_line, key_of, put, swap
 
@@ -203,9 +203,7 @@ def _make(
         images = images_for(row, recipe.certify, settings)
         text = nets["text_encoder"]
         assert isinstance(text, CLIPText)
-        manifest["parity"] = write_reference(work, modules, row, images, vocabulary=text.vocabulary)
-        bundle = Bundle(work, manifest, row)
-        manifest["parity"]["files"]["images"] = draw_reference(bundle, modules, images)
+        manifest["parity"] = write_reference(Bundle(work, manifest, row), modules, images, vocabulary=text.vocabulary)
     making = Making(work, manifest, row, recipe, nets, storage, store, progress)
     making.write_graphs()
     nets.clear()

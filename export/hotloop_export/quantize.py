@@ -1,8 +1,9 @@
 """Networks in int8, weights and activations, calibrated on what they see while a pipeline draws.
 
 OpenVINO graphs are quantised by NNCF, ONNX Runtime graphs by its own tools. Weights get a scale per output channel,
-activations one range per tensor, found on the calibration inputs. Norms, softmax and the products inside attention are
-not layers here and stay in floating point. Inputs and outputs of a graph stay what they are.
+activations one range per tensor, found on the calibration inputs. Norms and softmax stay in floating point; of the
+products inside attention NNCF quantises those that are still products in the graph, ONNX Runtime none. Inputs and
+outputs of a graph stay what they are.
 
 A *layer* is an operation with a weight, named as in the checkpoint: `down_blocks.0.resnets.0.conv1`. Names to keep in
 floating point may be layers or modules above them: `down_blocks.0` keeps all it holds.

@@ -4,7 +4,6 @@ images drawn with them. Stored in the bundle, so that checking it later needs ne
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,42 +85,45 @@ def images_for(family: Family, certify: str, defaults: Mapping[str, Any]) -> Ima
 
 
 def write_reference(
-    folder: Path, engines: Mapping[str, ModuleEngine], family: Family, images: Images, *, vocabulary: int
+    bundle: Bundle, engines: Mapping[str, ModuleEngine], images: Images, *, vocabulary: int
 ) -> dict[str, Any]:
-    """Fill `folder`/parity and return what the manifest says of it.
+    """Draw the reference images with the torch networks, fill the bundle's folder `parity`, return what the manifest
+    says of it.
 
     engines     of every plain network of the family that the bundle carries
     vocabulary  token ids are drawn below it
     """
-    place = folder / FOLDER
-    place.mkdir()
-    files = {}
+    (bundle.path / FOLDER).mkdir()
+    files = {name: f"{FOLDER}/{name}.safetensors" for name in (*engines, "images")}
+    results = list(images.draw(_pipeline(bundle, engines)))
+    drawn = {str(i): np.asarray(result.images[0]) for i, result in enumerate(results)}
+    save(drawn, bundle.path / files["images"])
+    latents = np.concatenate([result.latents for result in results[:2]])
     for name, engine in engines.items():
-        inputs, dims = _inputs(engine.network, family, images.size, vocabulary=vocabulary)
+        inputs, dims = _inputs(engine.network, bundle.family, images.size, latents, vocabulary=vocabulary)
         with engine.contexts.lease(**dims) as context:
             for key, array in inputs.items():
                 context.inputs[key][...] = array
             context.run()
             made = {f"out.{key}": array for key, array in context.outputs.items()}
-        save({f"in.{key}": array for key, array in inputs.items()} | made, place / f"{name}.safetensors")
-        files[name] = f"{FOLDER}/{name}.safetensors"
+        save({f"in.{key}": array for key, array in inputs.items()} | made, bundle.path / files[name])
     return {"images": images.stored(), "seed": _SEED, "files": files}
 
 
-def draw_reference(bundle: Bundle, engines: Mapping[str, ModuleEngine], images: Images) -> str:
-    """Draw the reference images with the torch networks into the bundle being made; the file's name."""
+def _pipeline(bundle: Bundle, engines: Mapping[str, ModuleEngine]) -> Pipeline:
     networks = {name: {"path": ""} for name in engines}
     entry = Entry("torch", "fp32", "fp32", (), (), 1, "any", CERTIFIED, networks, {})
-    pipe = Pipeline(bundle, choice=Choice(entry, "cpu", "the reference"), given=engines)
-    name = f"{FOLDER}/images.safetensors"
-    save({str(i): image for i, image in enumerate(images.draw(pipe))}, bundle.path / name)
-    return name
+    return Pipeline(bundle, choice=Choice(entry, "cpu", "the reference"), given=engines)
 
 
 def _inputs(
-    network: Network, family: Family, size: tuple[int, int], *, vocabulary: int
+    network: Network, family: Family, size: tuple[int, int], latents: np.ndarray, *, vocabulary: int
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Seeded inputs of a network at a size that is not square, of two images; the UNet's halves alike (see parity)."""
+    """Seeded inputs of a network at a size that is not square, of two images; the UNet's halves alike (see parity).
+
+    latents: of two drawn images at least as high, [2, C, h, w]. A decoder sees those, not noise: what a model draws can
+    be far from unit deviation, and an arithmetic is to be judged where it is used.
+    """
     step = phase_grid(family)
     width, height = size[0], max(step, size[1] * 3 // 4 // step * step)
     halves = 2 if network.name == "unet" else 1
@@ -130,7 +132,8 @@ def _inputs(
     if halves == 2:
         for name in ("sample", "timestep"):
             inputs[name][2:] = inputs[name][:2]
-    if network.name == "vae_decoder":  # the scale that it sees when it draws
-        inputs["latents"] /= np.float32(family.scaling_factor)
+    if network.name in ("vae_decoder", "tiny_vae_decoder"):
+        scale = np.float32(family.scaling_factor if network.name == "vae_decoder" else 1)
+        inputs["latents"] = latents[:, :, : dims["h"]] / scale
     used = {d for tensor in (*network.inputs, *network.outputs) for d in tensor.shape if isinstance(d, str)}
     return inputs, {symbol: dims[symbol] for symbol in used}

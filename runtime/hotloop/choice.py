@@ -11,7 +11,7 @@ from . import engines
 from .bundle import CERTIFIED, Bundle, Entry
 from .errors import InputError
 
-__all__ = ["Choice", "candidates", "choose"]
+__all__ = ["Choice", "candidates", "choose", "runs_in"]
 
 # Fastest first on each device. The order of OpenVINO's precisions and ONNX Runtime's on the CPU is measured (README,
 # Speed; ONNX Runtime's int8 ran the built-in UNet at 0.84 of its fp32's speed); the other places are assumed.
@@ -93,7 +93,9 @@ def choose(bundle: Bundle, asked: str = "auto", device: str = "auto") -> list[Ch
     for i, (entry, where) in enumerate(able):
         rivals = [f"{other.name} on {at}" for other, at in able[i + 1 :] if other.name not in differing]
         why = "asked for" if asked == entry.name else "faster than " + ", ".join(rivals) if rivals else "the only one"
-        choices.append(Choice(entry, where, why + (f" ({'; '.join(notes)})" if notes else "")))
+        standing = [name for name in entry.networks if runs_in(entry, name, where) != entry.precision_of(name)]
+        own = [f"{', '.join(standing)} in fp32: {_stand_in(entry.kind, where)}"] if standing else []
+        choices.append(Choice(entry, where, why + (f" ({'; '.join([*notes, *own])})" if notes or own else "")))
     return choices
 
 
@@ -126,9 +128,30 @@ def _devices(entry: Entry, asked: str) -> list[str] | InputError:
     fits = [device for device in present if asked in ("auto", device) and entry.name in _RANK.get(device, ())]
     if not fits:
         return InputError("load", f"no {'usable device' if asked == 'auto' else asked} for {entry.kind} here")
-    wanted = {entry.precision_of(network) for network in entry.networks}
-    able = [device for device in fits if wanted <= set(engines.precisions(entry.kind, device))]
-    return able or InputError("load", f"{entry.kind} on {fits[0]} does not compute {', '.join(sorted(wanted))} here")
+    lacking = {
+        device: {runs_in(entry, name, device) for name in entry.networks} - set(engines.precisions(entry.kind, device))
+        for device in fits
+    }
+    able = [device for device, precisions in lacking.items() if not precisions]
+    lacks = ", ".join(sorted(lacking[fits[0]]))
+    return able or InputError("load", f"{entry.kind} on {fits[0]} does not compute {lacks} here")
+
+
+def runs_in(entry: Entry, network: str, device: str) -> str:
+    """The precision that a network of an engine runs in on a device.
+
+    What an int8 engine leaves in bf16 runs in fp32, whose answers are no worse, where bf16 is slower or missing.
+    """
+    own = entry.precision_of(network)
+    return "fp32" if (entry.precision, own) == ("int8", "bf16") and _stand_in(entry.kind, device) else own
+
+
+def _stand_in(kind: str, device: str) -> str | None:
+    """Why fp32 stands in for bf16 there; None when it does not."""
+    if "bf16" not in engines.precisions(kind, device):
+        return "bf16 is not computed here"
+    speed = engines.speeds(kind, device).get("bf16", 1.0)
+    return f"bf16 runs at {speed:.2f} of fp32's speed here" if speed < 1 else None
 
 
 def _slow(able: Sequence[tuple[Entry, str]]) -> dict[tuple[str, str], float]:

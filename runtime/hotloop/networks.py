@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle, Entry
+from .choice import runs_in
 from .denoiser import Kept, UNetDenoiser
-from .engines import Engine, Hosting, open_engine, speeds
+from .engines import Engine, Hosting, open_engine
 from .spec import Network
 
 __all__ = ["ADAPTED", "COMPONENTS", "Networks"]
@@ -48,20 +49,13 @@ class Networks:
                 path = self.bundle.network_file(self.entry, name)
                 engine = open_engine(
                     self.entry.kind, path, self.rows[name], device=self.device, threads=self._threads,
-                    precision=self._precision(name), cache=self._cache,
+                    precision=runs_in(self.entry, name, self.device), cache=self._cache,
                     adapters=self._adapters and COMPONENTS[name] in ADAPTED,
                 )  # fmt: skip
                 # Only now: bundles are replaced by one rename, so what was read before this holds was this bundle's.
                 self.bundle.check_in_place()
                 self._open[name] = engine
             return self._open[name]
-
-    def _precision(self, name: str) -> str:
-        """What an int8 engine leaves in bf16 runs in fp32, whose answers are no worse, where that is faster."""
-        precision, own = self.entry.precision, self.entry.precision_of(name)
-        if (precision, own) == ("int8", "bf16") and speeds(self.entry.kind, self.device).get("bf16", 1.0) < 1:
-            return "fp32"
-        return own
 
     def opened(self) -> dict[str, Engine]:
         with self._lock:

@@ -22,7 +22,7 @@ from .spec import Network, resolve
 from .weights import Weights
 
 if TYPE_CHECKING:
-    from .pipeline import Pipeline
+    from .pipeline import Pipeline, Result
 
 __all__ = ["BOUNDS", "Bound", "Figures", "Images", "broken", "certify", "compare", "dims_of", "evaluate",
            "update_certificates", "verify"]  # fmt: skip
@@ -83,8 +83,8 @@ class Images:
             raise BundleError("parity", f"images in manifest.json must be whole: {error}") from error
         return images
 
-    def draw(self, pipe: Pipeline) -> Iterator[np.ndarray]:
-        """uint8 [H, W, 3] for each prompt. Inpainting networks repaint the middle of a colour ramp."""
+    def draw(self, pipe: Pipeline) -> Iterator[Result]:
+        """One image with its latents for each prompt. Inpainting networks repaint the middle of a colour ramp."""
         width, height = self.size
         common = dict(
             num_inference_steps=self.steps, sampler=self.sampler, guidance_scale=self.guidance, width=width,
@@ -96,7 +96,7 @@ class Images:
                 result = pipe.inpaint(prompt, image=image, mask_image=mask, seed=seed, paste=False, **common)  # type: ignore[arg-type]
             else:
                 result = pipe.txt2img(prompt, seed=seed, **common)  # type: ignore[arg-type]
-            yield np.asarray(result.images[0])
+            yield result
 
     def stored(self) -> dict[str, Any]:
         return asdict(self)
@@ -197,7 +197,8 @@ def certify(pipe: Pipeline) -> dict[str, Any]:
             raise BundleError("parity", f"{files['images']} must hold an image of {width} x {height} named", str(i))
     for name in networks:  # images have another shape: what was compiled for the first would stand beside it in memory
         pipe.networks[name].contexts.clear()
-    values = [min(_EQUAL, psnr(image, images[str(i)])) for i, image in enumerate(plan.draw(pipe))]
+    drawn = [np.asarray(result.images[0]) for result in plan.draw(pipe)]
+    values = [min(_EQUAL, psnr(image, images[str(i)])) for i, image in enumerate(drawn)]
     return {"networks": networks, "psnr": [round(value, 2) for value in values], "device": pipe.device}
 
 
