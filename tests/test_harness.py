@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -154,6 +155,24 @@ def test_every_committed_line_fits_the_schema():
         for number, line in enumerate(path.read_text().splitlines(), 1):
             wrong = next(validator.iter_errors(json.loads(line)), None)
             assert wrong is None, f"{path.name}:{number}: {wrong.message}"
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ("model\t: 17\nmodel name\t: AMD EPYC\ncpu family\t: 25\n\nmodel name\t: B", "AMD EPYC (family 25, model 17)"),
+        ("BogoMIPS\t: 50.00\nFeatures\t: fp asimd", None),
+        (None, None),
+    ],
+)
+def test_a_processor_goes_by_its_name_and_the_numbers_behind_it(monkeypatch, told, name):
+    def read(path, *rest):
+        if told is None:
+            raise OSError("no such file")
+        return told
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert records._cpu() == (name or platform.processor() or platform.machine())
 
 
 @pytest.mark.parametrize(
