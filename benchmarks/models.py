@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotloop.bundle import builtin
+from hotloop.bundle import Bundle, builtin
 from hotloop.spec import REWRITES
 
 __all__ = ["LOCAL", "NAMED", "Model", "model", "tiny_vae"]
@@ -51,16 +51,19 @@ class Model:
     def bundle(self, engines: Sequence[str], rewrites: Sequence[str] = REWRITES, *, keep: bool = False) -> Path:
         """A bundle with these engines ("openvino-bf16") and rewrites, from the exporter's cache when it is there.
 
-        A large model's carries a tiny VAE beside its own. keep: take one that was made here before as it is; else any
-        change of hotloop's code exports anew, which takes minutes for a large model. Made in a process of its own: its
-        memory is not this one's. Raises CalledProcessError.
+        A large model's carries a tiny VAE beside its own. keep: take one that was made here before, and add the
+        engines that it lacks; else any change of hotloop's code exports anew, which takes minutes for a large model.
+        Made in a process of its own: its memory is not this one's. Raises CalledProcessError.
         """
         place = LOCAL / "bundles" / "-".join([self.name, *(rewrites or ["plain"])])
-        if keep and (place / "manifest.json").exists():
+        kept = keep and (place / "manifest.json").exists()
+        there = {entry.name for entry in Bundle.open(place, verify=False).entries} if kept else set()
+        lacking = [name for name in engines if name not in there]
+        if kept and not lacking:
             return place
         source = self.name if self.name in NAMED else str(self.folder)
-        asked = ["--bundle", str(place), "--engines", *engines, "--rewrites", *rewrites]
-        asked += [] if self.small else ["--vae", str(tiny_vae())]
+        asked = ["--bundle", str(place), "--engines", *lacking, "--rewrites", *rewrites]
+        asked += ["--add"] if kept else [] if self.small else ["--vae", str(tiny_vae())]
         subprocess.run([sys.executable, __file__, source, *asked], check=True)
         return place
 
@@ -103,14 +106,18 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="write one here")
     parser.add_argument("--engines", nargs="+", default=["onnx-fp32"], metavar="KIND-PRECISION")
     parser.add_argument("--rewrites", nargs="*", default=list(REWRITES))
+    parser.add_argument("--add", action="store_true", help="to the bundle that is there, whatever its rewrites")
     parser.add_argument("--vae", type=Path, help="a tiny VAE's folder, carried beside the model's own")
     options = parser.parse_args()
     source = model(options.model)
     if options.bundle:
-        from hotloop_export.bundle import write_bundle
+        from hotloop_export.bundle import add_engines, write_bundle
         from hotloop_export.recipe import Recipe, parse_target
 
         targets = tuple(parse_target(name.replace("-", ":"), None) for name in options.engines)
+        if options.add:
+            add_engines(options.bundle, targets, say=print)
+            return
         recipe = Recipe(source.folder, targets=targets, rewrites=tuple(options.rewrites), vae=options.vae)
         write_bundle(recipe, options.bundle, say=print)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,8 @@ from harness import Case, Measurement, Report
 from peers.table import PEERS, Peer
 from peers.work import Drawn, Setup
 
-from hotloop.bundle import builtin
+import models
+from hotloop.bundle import Bundle, builtin
 from hotloop.spec import family
 from models import Model, model
 
@@ -167,6 +169,23 @@ def test_of_a_large_model_every_peer_meets_the_engine_nearest_to_it():
     assert dict(pairs[:-1])["diffusers eager fp32"] == "hotloop openvino fp32"
     assert dict(pairs[:-1])["diffusers compiled bf16"] == "hotloop openvino bf16"
     assert pairs[-1] == ("optimum openvino bf16", "hotloop openvino int8")
+
+
+def test_a_kept_bundle_gets_the_engines_that_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "LOCAL", tmp_path)
+    source = Model("avatar", builtin())
+    place = tmp_path / "bundles" / "avatar-plain"
+    runs = []
+    monkeypatch.setattr(models.subprocess, "run", lambda command, check: runs.append(command))
+    assert source.bundle(["onnx-fp32"], [], keep=True) == place
+    assert "--add" not in runs[-1]  # there is none yet
+    shutil.copytree(builtin(), place)
+    there = [entry.name for entry in Bundle.open(place, verify=False).entries]
+    assert source.bundle(there, [], keep=True) == place and len(runs) == 1
+    source.bundle([*there, "openvino-int8"], [], keep=True)
+    assert runs[-1][-4:] == ["--engines", "openvino-int8", "--rewrites", "--add"]
+    source.bundle(there, [])
+    assert "--add" not in runs[-1] and len(runs) == 3
 
 
 def test_a_models_hash_changes_with_its_weights_alone(tmp_path):
