@@ -94,8 +94,8 @@ def choose(bundle: Bundle, asked: str = "auto", device: str = "auto") -> list[Ch
         rivals = [f"{other.name} on {at}" for other, at in able[i + 1 :] if other.name not in differing]
         why = "asked for" if asked == entry.name else "faster than " + ", ".join(rivals) if rivals else "the only one"
         standing = [name for name in entry.networks if runs_in(entry, name, where) != entry.precision_of(name)]
-        own = [f"{', '.join(standing)} in fp32: {_stand_in(entry.kind, where)}"] if standing else []
-        choices.append(Choice(entry, where, why + (f" ({'; '.join([*notes, *own])})" if notes or own else "")))
+        told = notes + [f"{', '.join(standing)} in fp32: {_stand_in(entry.kind, where)}"] * bool(standing)
+        choices.append(Choice(entry, where, why + (f" ({'; '.join(told)})" if told else "")))
     return choices
 
 
