@@ -23,9 +23,8 @@ from engines import step_of
 from harness import Case, compare, cosine_at_least
 
 import hotloop
-from hotloop import keys
 from hotloop.bundle import builtin
-from hotloop.weights import Weights, save
+from hotloop.weights import Weights, keys, save
 
 RESULTS = Path(__file__).parent / "results" / "local" / "adapters.jsonl"
 RANK, SIZE = 16, 0.05

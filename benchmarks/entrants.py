@@ -60,7 +60,7 @@ def same_picture(precision: str) -> Check:
 
 def agreement(expected: Drawn, got: Drawn) -> dict[str, float | None]:
     """How far two results agree, for a record's quality block."""
-    from hotloop.quality import psnr, ssim
+    from hotloop.evaluation.metrics import psnr, ssim
 
     pairs = list(zip(expected.images, got.images, strict=True))
     found = {

@@ -116,7 +116,7 @@ def operator_cases(device: str, *, small: bool) -> Iterator[tuple[str, list[Any]
     import torch.nn.functional as F
 
     import hotloop_kernels as kernels
-    from hotloop.nets.streams import stream_of
+    from hotloop.nets.cuda_stream import stream_of
 
     half, on = torch.float16 if device == "cuda" else torch.float32, torch.device(device)
 
@@ -290,8 +290,8 @@ def engines_of(folder: Path, row: Any, device: str, *, plain: bool) -> dict[str,
 def work_of(engines: dict[str, Any], row: Any, work: Workload, *, graphs: bool) -> Callable[[], np.ndarray]:
     """One call of the workload: latents (and pixels, made on the way) as a pipeline would give them."""
     from hotloop import loop, samplers
-    from hotloop.resident import ResidentLoop
-    from hotloop.schedule import Schedule
+    from hotloop.denoiser.resident import ResidentLoop
+    from hotloop.samplers.schedule import Schedule
 
     rng = np.random.default_rng(0)
     side, n = row.default_size[0] // row.vae_factor, work.images

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from hotloop.quality import psnr
-from hotloop.records import append, block, environment, finite, record, run_id
+from hotloop.evaluation.metrics import psnr
+from hotloop.evaluation.records import append, block, environment, finite, record, run_id
 
 __all__ = [
     "Agreement",

@@ -26,8 +26,8 @@ from peers.work import Drawn, Setup, Work
 from txt2img import BASELINE, Limits, asked, params_of, parser_of, settle
 
 from hotloop import Bundle
-from hotloop.judge import Judge, builtin_judge
-from hotloop.records import append
+from hotloop.evaluation.judge import Judge, builtin_judge
+from hotloop.evaluation.records import append
 from hotloop.spec import REWRITES
 from models import LOCAL, Model, model
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hotloop.records import block
+from hotloop.evaluation.records import block
 
 __all__ = ["Served", "arrivals", "serve"]
 

@@ -29,7 +29,7 @@ from peers.work import Setup, Work
 from scenarios import serve
 
 from hotloop import Bundle
-from hotloop.records import SCENARIOS, append, environment, record, run_id
+from hotloop.evaluation.records import SCENARIOS, append, environment, record, run_id
 from hotloop.spec import REWRITES
 from models import LOCAL, Model, model
 

@@ -16,9 +16,9 @@ import hotloop
 from hotloop import networks
 from hotloop.adapters import per_network
 from hotloop.bundle import builtin, write_manifest
-from hotloop.derived import phase_weights
 from hotloop.errors import InputError
 from hotloop.weights import Weights, save
+from hotloop.weights.derived import phase_weights
 
 PROMPT = "a girl with red hair, glasses"
 QUICK = dict(num_inference_steps=3, guidance_scale=2.0, seed=3)

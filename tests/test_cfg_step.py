@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hotloop_kernels
-from hotloop.steptable import K
+from hotloop.samplers.table import K
 from hotloop_kernels import KernelError, backend, cfg_step
 from hotloop_kernels.cfg_step import MAX_STATES
 from hotloop_kernels.testing import BACKENDS, ISAS, can_compile, use, use_isa

@@ -13,7 +13,7 @@ from check import main, verdicts
 from harness import ratio_of
 from reporting.results import Line
 
-from hotloop.records import block, record
+from hotloop.evaluation.records import block, record
 
 CPU = "Some CPU"
 

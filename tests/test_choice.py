@@ -11,9 +11,9 @@ import pytest
 
 from hotloop import engines
 from hotloop.bundle import BUILT_NEVER_RUN, CERTIFIED, Bundle, Entry, builtin
-from hotloop.choice import choose, runs_in
 from hotloop.errors import InputError
 from hotloop.networks import Networks
+from hotloop.selection import choose, runs_in
 
 PRESENT: dict[str, dict[str, list[str]]] = {
     "onnx": {"cpu": ["fp32", "int8"]},

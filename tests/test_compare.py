@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hotloop import cli, compare, quality
+from hotloop import cli
 from hotloop.bundle import Bundle, builtin, write_manifest
-from hotloop.compare import Comparison, Point, front
 from hotloop.errors import InputError
-from hotloop.judge import Judge, builtin_judge
+from hotloop.evaluation import comparison as compare
+from hotloop.evaluation import metrics as quality
+from hotloop.evaluation.comparison import Comparison, Point, front
+from hotloop.evaluation.judge import Judge, builtin_judge
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "benchmarks" / "result.schema.json").read_text())
 SMALL: dict[str, Any] = dict(samplers=["ddim", "euler_a"], steps=[2, 4], prompts=2, engines=["onnx-fp32"], threads=1)

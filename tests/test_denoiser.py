@@ -18,7 +18,7 @@ from hotloop.errors import InputError
 from hotloop.nets.rewrites import constants
 from hotloop.nets.unet import UNet
 from hotloop.samplers import StepTable
-from hotloop.schedule import Schedule
+from hotloop.samplers.schedule import Schedule
 from hotloop.spec import GROUPS, REWRITES, Family, cells, family, resolve
 
 CONFIG = {

@@ -24,10 +24,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
 import hotloop
-from hotloop import parity
 from hotloop.bundle import BUILT_NEVER_RUN, Bundle, builtin
+from hotloop.bundle.describe import describe
 from hotloop.errors import BundleError, InputError
-from hotloop.inspection import describe
+from hotloop.evaluation import certificates as parity
 from hotloop_export import bundle as module
 from hotloop_export import engines as engines_module
 from hotloop_export.bundle import add_engines, write_bundle

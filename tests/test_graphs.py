@@ -16,7 +16,7 @@ import onnx
 import pytest
 import torch
 
-from hotloop import derived, samplers
+from hotloop import samplers
 from hotloop.denoiser import UNetDenoiser
 from hotloop.engines import open_engine
 from hotloop.engines.native import NativeEngine
@@ -26,9 +26,9 @@ from hotloop.nets.parts import PARTS
 from hotloop.nets.rewrites import constants
 from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL
-from hotloop.schedule import Schedule
+from hotloop.samplers.schedule import Schedule
 from hotloop.spec import REWRITES, Family, Network, family
-from hotloop.weights import Weights, save
+from hotloop.weights import Weights, derived, save
 from hotloop_export.onnx import difference, export_graph, graph_name, reference, sample_inputs
 
 # A graph takes seconds to trace: one worker makes each once.
@@ -337,7 +337,7 @@ import resource, sys, time
 from pathlib import Path
 import torch
 from hotloop.nets.unet import UNet
-from hotloop.schedule import Schedule
+from hotloop.samplers.schedule import Schedule
 from hotloop.spec import REWRITES, family
 from hotloop_export.onnx import export_graph, graph_name
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from harness import Case, Timed, Unmeasured, close_to, compare, psnr_at_least
 
-from hotloop import records
+from hotloop.evaluation import records
 
 SCHEMA = json.loads((Path(harness.__file__).parent / "result.schema.json").read_text())
 

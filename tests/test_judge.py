@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotloop import quality
 from hotloop.bundle import builtin, write_manifest
 from hotloop.errors import BundleError, InputError
-from hotloop.judge import GRAPH, PROMPTS, REFERENCE, Judge, builtin_judge
+from hotloop.evaluation import metrics as quality
+from hotloop.evaluation.judge import GRAPH, PROMPTS, REFERENCE, Judge, builtin_judge
 from hotloop.weights import Weights, save
 
 HERE = Path(__file__).resolve().parents[1] / "models" / "avatar_tiny"
@@ -136,7 +136,7 @@ def test_a_feature_network_of_another_kind_is_a_judge_too(tmp_path: Path) -> Non
     (tmp_path / PROMPTS).write_text(json.dumps({"prompts": [{"text": "a face", "claims": {}}]}))
     rng = np.random.default_rng(2)
     save({"features": rng.uniform(0, 255, (9, 3)).astype(np.float32)}, tmp_path / REFERENCE)
-    from hotloop.judge import seal
+    from hotloop.evaluation.judge import seal
 
     seal(tmp_path, size=(7, 5), attributes={}, scored=())
     judge = Judge.open(tmp_path)

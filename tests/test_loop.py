@@ -11,7 +11,7 @@ import pytest
 from hotloop import loop, samplers
 from hotloop.errors import InputError
 from hotloop.loop import Inpaint, denoise, run
-from hotloop.schedule import Schedule
+from hotloop.samplers.schedule import Schedule
 
 SCHEDULE = Schedule.from_config({"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False})
 SHAPE = (3, 4, 5, 7)

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import save_file
 
-from hotloop import keys
+from hotloop.adapters.lora import MAX_RANK, Lora, Scaled, merge
 from hotloop.errors import BundleError, InputError
-from hotloop.lora import MAX_RANK, Lora, Scaled, merge
+from hotloop.weights import keys
 
 TOLERANCE = 1e-5
 
@@ -641,7 +641,7 @@ def test_nan_and_infinity_are_refused(value: float, role: str, tmp_path: Path) -
 
 
 def test_too_many_tensors_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotloop.lora.MAX_TENSORS", 2)
+    monkeypatch.setattr("hotloop.adapters.lora.MAX_TENSORS", 2)
     with pytest.raises(InputError, match="1 to 2 tensors, got 3"):
         opened(tmp_path / "a.safetensors", one_layer((6, 5))[1])
     with pytest.raises(InputError, match="1 to 2 tensors, got 0"):

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from hotloop import derived
 from hotloop.bundle import builtin
 from hotloop.engines.native import NativeEngine
 from hotloop.errors import BundleError, InputError
 from hotloop.nets.parts import PARTS, module_of
 from hotloop.spec import REWRITES, Network, family, resolve
-from hotloop.weights import Weights
+from hotloop.weights import Weights, derived
 
 ROW = family("avatar-tiny")
 DIMS = ROW.dims(width=64, height=96, batch=4, images=2, tokens=9)

@@ -12,11 +12,11 @@ import hotloop
 import hotloop_kernels as kernels
 from hotloop import loop, samplers
 from hotloop.bundle import builtin
+from hotloop.denoiser.resident import ResidentLoop
 from hotloop.engines import devices, open_engine
 from hotloop.errors import DeviceMemoryError
 from hotloop.loop import Inpaint
-from hotloop.resident import ResidentLoop
-from hotloop.schedule import Schedule
+from hotloop.samplers.schedule import Schedule
 from hotloop.spec import REWRITES, family
 
 pytestmark = pytest.mark.gpu
@@ -102,7 +102,7 @@ def test_rows_one_by_one_are_the_run(made: Any) -> None:
 
 
 def test_prompt_seed_guidance_table_and_mask_need_no_capture(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hotloop import resident
+    from hotloop.denoiser import resident
 
     captures = []
     first = resident._captured

@@ -9,8 +9,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from hotloop.engines.onnx_file import OnnxFile
 from hotloop.errors import BundleError
-from hotloop.onnxfile import OnnxFile
 
 
 @pytest.fixture(params=["inside", "outside"])

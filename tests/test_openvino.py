@@ -24,8 +24,8 @@ from hotloop.spec import REWRITES, Network, family
 from hotloop_export.onnx import export_graph
 
 pytest.importorskip("openvino")
-from hotloop import openvino_operators
 from hotloop.engines import openvino as module
+from hotloop.engines import openvino_operators
 from hotloop.engines.openvino import OpenVinoEngine
 
 pytestmark = pytest.mark.xdist_group("openvino")

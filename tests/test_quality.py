@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from hotloop import quality
 from hotloop.errors import InputError
+from hotloop.evaluation import metrics as quality
 
 RNG = np.random.default_rng(7)
 

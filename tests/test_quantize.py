@@ -16,7 +16,7 @@ import hotloop
 from hotloop.bundle import builtin
 from hotloop.engines import Engine, open_engine
 from hotloop.errors import BundleError, InputError
-from hotloop.parity import compare
+from hotloop.evaluation.certificates import compare
 from hotloop_export.layers import lift, worst_layers
 from hotloop_export.onnx import PARTS, load_part
 from hotloop_export.quantize import (
@@ -220,7 +220,7 @@ def test_the_unet_in_int8_holds_the_bound(drawing: Any, tmp_path: Path, kind: st
     QUANTIZE[kind](drawing.bundle.network_file(drawing.entry, "unet"), file, calibration)
     assert cosine(kind, file, drawing, "unet", held_out) >= 0.99
     if kind == "openvino":
-        from hotloop import openvino_operators
+        from hotloop.engines import openvino_operators
         from hotloop.engines.openvino import OpenVinoEngine
 
         # hotloop's operators take the quantisers out of every attention.

@@ -20,7 +20,7 @@ from reporting.groups import shared_ratio
 from reporting.measures import front
 from reporting.results import ROOT, Line, ResultsError, find, read
 
-from hotloop.records import block, record
+from hotloop.evaluation.records import block, record
 
 ENVIRONMENT = {
     "date": "2026-11-25T10:00:00+00:00", "commit": "0123456789ab", "dirty": False, "cpu": "Some CPU", "cores": 2,

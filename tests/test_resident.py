@@ -17,19 +17,19 @@ import torch
 
 import hotloop
 import hotloop_kernels as kernels
-from hotloop import loop, resident, samplers
+from hotloop import loop, samplers
 from hotloop.bundle import builtin
-from hotloop.denoiser import Resident, UNetDenoiser
+from hotloop.denoiser import Resident, UNetDenoiser, resident
+from hotloop.denoiser.resident import ResidentLoop
 from hotloop.engines.native import NativeEngine
 from hotloop.errors import DeviceMemoryError, InputError, NonFiniteError
 from hotloop.loop import Inpaint
 from hotloop.nets.rewrites import constants
 from hotloop.nets.unet import UNet
-from hotloop.resident import ResidentLoop
 from hotloop.samplers import StepTable
-from hotloop.schedule import Schedule
+from hotloop.samplers.schedule import Schedule
+from hotloop.samplers.table import K
 from hotloop.spec import REWRITES, Family, family
-from hotloop.steptable import K
 
 CONFIG = {
     "block_out_channels": (16, 32), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),

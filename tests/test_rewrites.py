@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hotloop import derived
 from hotloop.errors import BundleError, InputError
 from hotloop.nets.rewrites import REWRITES, constants, split, with_phase
 from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL
 from hotloop.spec import FAMILIES, family, resolve
+from hotloop.weights import derived
 
 COMBINATIONS = [rewrites for k in range(1, 5) for rewrites in itertools.combinations(REWRITES, k)]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}

@@ -11,7 +11,7 @@ from hotloop import samplers
 from hotloop.errors import InputError
 from hotloop.loop import Inpaint, denoise
 from hotloop.samplers import D, Plan, Rows, X, Z
-from hotloop.schedule import Schedule
+from hotloop.samplers.schedule import Schedule
 
 # diffusers' own, about NumPy 2.
 pytestmark = [

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from hotloop import schedule
 from hotloop.errors import InputError
-from hotloop.schedule import Schedule
+from hotloop.samplers import schedule
+from hotloop.samplers.schedule import Schedule
 from hotloop.spec import Schedule as Constants
 
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

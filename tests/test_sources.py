@@ -23,12 +23,11 @@ from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 
-from hotloop import keys
 from hotloop.errors import BundleError, InputError
 from hotloop.nets.clip import CLIPText
 from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL, TinyVAE
-from hotloop.weights import Weights
+from hotloop.weights import Weights, keys
 from hotloop_export import hashes
 from hotloop_export.hashes import file_sha256
 from hotloop_export.sources import open_source

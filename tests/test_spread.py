@@ -15,9 +15,9 @@ import safetensors
 
 from hotloop.bundle import Bundle, builtin
 from hotloop.engines import Context
+from hotloop.engines.batch_split import cut, part_of, parts, side_by_side
 from hotloop.errors import BundleError
 from hotloop.spec import Network, Tensor, family
-from hotloop.spread import cut, part_of, parts, side_by_side
 
 FAMILY = family("avatar-tiny")
 SHARED = FAMILY.split(("kv", "time", "prefix"), ())["unet"]

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotloop import parity
 from hotloop.bundle import Bundle, builtin, sha256, write_manifest
-from hotloop.choice import choose
 from hotloop.errors import BundleError, InputError
+from hotloop.evaluation import certificates as parity
+from hotloop.selection import choose
 from hotloop.weights import Weights, save
 
 

@@ -32,8 +32,8 @@ from cuda.bindings import runtime as cudart
 from hotloop import engines
 from hotloop.bundle import Bundle, builtin
 from hotloop.engines.tensorrt import TensorRtEngine, TensorRtRtxEngine
+from hotloop.engines.tensorrt_plan import PlanInfo, Profile
 from hotloop.errors import BundleError, HotloopError, InputError
-from hotloop.planinfo import PlanInfo, Profile
 from hotloop.spec import REWRITES, Network, Tensor, family
 from hotloop.weights import Weights, save
 from hotloop_export.onnx import sample_inputs

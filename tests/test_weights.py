@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 
 from hotloop.errors import BundleError
-from hotloop.keys import From
 from hotloop.weights import Weights, refuse_non_finite, save
+from hotloop.weights.keys import From
 
 
 def raw(header: Any, data: bytes = b"") -> bytes:

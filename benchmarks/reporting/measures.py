@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hotloop.compare import front as pareto_front
+from hotloop.evaluation.comparison import front as pareto_front
 
 from .results import Line
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from hotloop import __version__
+from hotloop.adapters.lora import Lora, Scaled, merge
 from hotloop.bundle import SCHEMA_VERSION, Bundle, sha256, write_manifest
 from hotloop.errors import BundleError, InputError
-from hotloop.lora import Lora, Scaled, merge
 from hotloop.nets import rewrites
 from hotloop.nets.base import Net
 from hotloop.nets.clip import CLIPText
@@ -67,7 +67,7 @@ def write_bundle(
     The bundle is made in the cache and appears at `out` by one rename: what was there is kept until then, and an
     exporter that is killed leaves nothing to be seen. Raises InputError for a recipe that does not fit the source or an
     `out` that is something else than a bundle; BundleError for a damaged source, an engine that breaks a bound of
-    `hotloop.parity.BOUNDS` (named with its worst layer), and a full disk.
+    `hotloop.evaluation.certificates.BOUNDS` (named with its worst layer), and a full disk.
     """
     shown, out = out, out.resolve()
     check_place(out, inputs=_inputs(recipe))

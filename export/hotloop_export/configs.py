@@ -12,8 +12,8 @@ from dataclasses import asdict
 from typing import Any
 
 from hotloop.errors import BundleError
-from hotloop.keys import TEXT_PREFIX
 from hotloop.spec import Schedule
+from hotloop.weights.keys import TEXT_PREFIX
 
 __all__ = ["autoencoder", "index", "scheduler", "text_encoder", "tiny_autoencoder", "unet"]
 

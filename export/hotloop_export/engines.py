@@ -12,18 +12,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hotloop import derived, engines
+from hotloop import engines
 from hotloop.bundle import BUILT_NEVER_RUN, CERTIFIED, Bundle, Entry
-from hotloop.cache import cache_folder
-from hotloop.choice import Choice
 from hotloop.engines.tensorrt import compute_capability
 from hotloop.errors import BundleError, InputError
+from hotloop.evaluation.certificates import BOUNDS, broken, certify, compare
+from hotloop.evaluation.metrics import decibels, mse
+from hotloop.files import cache_folder
 from hotloop.nets.base import Net, find_weights
-from hotloop.parity import BOUNDS, broken, certify, compare
 from hotloop.pipeline import Pipeline
-from hotloop.quality import decibels, mse
+from hotloop.selection import Choice
 from hotloop.spec import Family, phase_grid
-from hotloop.weights import Weights, save
+from hotloop.weights import Weights, derived, save
 
 from . import layers, quantize, tensorrt
 from .onnx import PARTS, export_graph, graph_name

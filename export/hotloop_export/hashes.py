@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hotloop.cache import cache_folder
 from hotloop.errors import BundleError
+from hotloop.files import cache_folder
 
 __all__ = ["file_sha256"]
 

@@ -191,7 +191,7 @@ def _relative(low: np.ndarray, full: np.ndarray) -> float:
 
 
 def _cosine(run: Run, given: Sequence[Inputs], expected: Sequence[Mapping[str, np.ndarray]]) -> float:
-    from hotloop.parity import compare
+    from hotloop.evaluation.certificates import compare
 
     worst = 1.0
     for one, want in zip(given, expected, strict=True):

@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hotloop import derived
 from hotloop.errors import BundleError
 from hotloop.nets.base import Net, find_weights
 from hotloop.nets.parts import PARTS, Call, Part, module_of
 from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL, TinyVAE
 from hotloop.spec import Network, cells, resolve
-from hotloop.weights import Weights, save
+from hotloop.weights import Weights, derived, save
 
 if TYPE_CHECKING:
     import onnx

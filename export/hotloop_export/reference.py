@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from hotloop.bundle import CERTIFIED, Bundle, Entry
-from hotloop.choice import Choice
 from hotloop.engines import Context, ContextPool, Engine
+from hotloop.evaluation.certificates import Images
 from hotloop.nets.base import Net
 from hotloop.nets.parts import module_of
-from hotloop.parity import Images
 from hotloop.pipeline import Pipeline
+from hotloop.selection import Choice
 from hotloop.spec import Family, Network, phase_grid, resolve
 from hotloop.weights import save
 

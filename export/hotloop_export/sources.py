@@ -4,7 +4,8 @@
     source.family            "sd15"
     source.tensors["unet"]   {"conv_in.weight": array, ...}, read from the mapped file when asked for
 
-Keys are those of the networks in `hotloop.nets`, whatever the file calls them (`hotloop.keys`); no tensor is read here.
+Keys are those of the networks in `hotloop.nets`, whatever the file calls them (`hotloop.weights.keys`); no tensor is
+read here.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hotloop import keys
 from hotloop.errors import BundleError, InputError
 from hotloop.spec import FAMILIES, Family
 from hotloop.spec import family as family_row
 from hotloop.tokenizer import Tokenizer
-from hotloop.weights import Weights
+from hotloop.weights import Weights, keys
 
 from . import configs
 from .hashes import file_sha256

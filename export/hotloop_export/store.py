@@ -32,8 +32,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hotloop.bundle import sha256
-from hotloop.cache import cache_folder
 from hotloop.errors import BundleError, HotloopError, InputError
+from hotloop.files import cache_folder
 
 __all__ = ["LIMIT", "Store", "beside", "check_place", "code_version", "copy", "full_disk_is_one_line", "key_of",
            "put", "swap"]  # fmt: skip

@@ -16,8 +16,8 @@ from typing import Any
 
 from hotloop.engines import KINDS
 from hotloop.engines.tensorrt import TensorRtEngine, TensorRtRtxEngine, compute_capability, make_logger
+from hotloop.engines.tensorrt_plan import PlanInfo, Profile
 from hotloop.errors import BundleError, InputError
-from hotloop.planinfo import PlanInfo, Profile
 from hotloop.spec import Family, Network, Tensor
 from hotloop.weights import Weights
 

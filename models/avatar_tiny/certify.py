@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 import hotloop
-from hotloop.choice import candidates
-from hotloop.judge import Judge, builtin_judge
-from hotloop.parity import update_certificates
+from hotloop.evaluation.certificates import update_certificates
+from hotloop.evaluation.judge import Judge, builtin_judge
+from hotloop.selection import candidates
 
 BOUND = 0.02
 

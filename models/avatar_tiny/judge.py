@@ -22,7 +22,7 @@ from render import ATTRIBUTES, render
 from safetensors.numpy import load_file
 from score import GOALS, clean_held_out
 
-from hotloop import judge
+from hotloop.evaluation import judge
 from hotloop.weights import save
 
 __all__ = ["graph", "main", "write"]

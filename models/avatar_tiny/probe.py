@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from train_vae import to_tensor
 from training import Run, batches
 
-from hotloop import quality
+from hotloop.evaluation import metrics as quality
 
 __all__ = ["PATH", "Probe", "accuracy", "load_probe", "train"]
 

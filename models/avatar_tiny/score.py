@@ -27,7 +27,7 @@ from render import ATTRIBUTES, Face, labels, render
 from train_diffusion import sample
 from train_vae import reconstruct, to_images
 
-from hotloop.quality import fid, kid
+from hotloop.evaluation.metrics import fid, kid
 
 __all__ = ["GOALS", "claimed", "clean_held_out", "load_parts", "main", "with_mean"]
 

@@ -13,7 +13,7 @@ from hotloop_kernels import cfg_step
 
 from .denoiser import Denoiser, Resident
 from .errors import InputError
-from .steptable import K, StepTable
+from .samplers.table import K, StepTable
 
 __all__ = ["Inpaint", "Progress", "denoise", "run"]
 

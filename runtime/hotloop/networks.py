@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle, Entry
-from .choice import runs_in
 from .denoiser import Kept, UNetDenoiser
 from .engines import Engine, Hosting, open_engine
+from .selection import runs_in
 from .spec import Network
 
 __all__ = ["ADAPTED", "COMPONENTS", "Networks"]

@@ -17,16 +17,16 @@ from . import image as images
 from . import loop, samplers
 from .adapters import Adapters, Swap
 from .bundle import Bundle, Entry, builtin
-from .cache import cache_folder
-from .choice import Choice, choose
 from .denoiser import Resident
 from .engines import Engine
 from .errors import BundleError, InputError
+from .files import cache_folder
 from .networks import Networks
 from .noise import Streams
 from .request import MAX_IMAGES, Options, Request, check_finite, check_integer, check_number
 from .samplers import StepTable
-from .schedule import Schedule
+from .samplers.schedule import Schedule
+from .selection import Choice, choose
 from .tokenizer import Tokenizer, apply_weights
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from . import ContextPool
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..denoiser.resident import Plans, ResidentLoop
     from ..nets.base import Net
     from ..nets.parts import Call
-    from ..resident import Plans, ResidentLoop
 
 __all__ = ["NativeContext", "NativeEngine", "default_tunings", "settings"]
 
@@ -144,13 +144,13 @@ class NativeEngine:
     @cached_property
     def plans(self) -> Plans:
         """What runs of this UNet on its own device are done with."""
-        from ..resident import Plans
+        from ..denoiser.resident import Plans
 
         return Plans(self)
 
     def denoiser(self, **parts: Any) -> ResidentLoop:
         """A denoiser that keeps the state on this engine's device: `resident.ResidentLoop` of this UNet."""
-        from ..resident import ResidentLoop
+        from ..denoiser.resident import ResidentLoop
 
         return ResidentLoop(self, **parts)
 
@@ -173,7 +173,7 @@ def _tune(call: Call, tunings: Collection[str]) -> Call:
 
 def _repack(call: Call, changed: Collection[str]) -> None:
     """Make what was packed from weights anew where they were replaced below these modules."""
-    from ..nets.packed_qkv import Packed
+    from ..nets.tunings.packed_qkv import Packed
 
     for path in changed:
         module = call.net.get_submodule(path)
@@ -197,10 +197,9 @@ def _load(folder: Path, network: Network) -> tuple[type[Net], Call]:
     """The class that holds the network's weights, and the network in float32; only the weights it uses are read."""
     torch = import_library()
 
-    from .. import derived
     from ..nets.base import find_weights
     from ..nets.parts import PARTS, module_of
-    from ..weights import Weights
+    from ..weights import Weights, derived
 
     part = PARTS[network.name]
     config = part.config(folder)

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import BundleError, InputError
-from ..keys import ADAPTED
-from ..onnxfile import OnnxFile
 from ..spec import Network, Tensor, resolve
-from ..spread import SMALL, cut, parts, side_by_side
+from ..weights.keys import ADAPTED
 from . import Context, ContextPool
+from .batch_split import SMALL, cut, parts, side_by_side
+from .onnx_file import OnnxFile
 
 __all__ = ["CudaContext", "HostContext", "OnnxEngine", "devices", "import_library"]
 
@@ -195,7 +195,7 @@ class OnnxEngine:
     """One network in an ONNX Runtime session, and in another for batches whose rows run side by side.
 
     threads: intra-op threads, all usable cores by default. spread: rows of a batch of a small network run side by side
-    (`hotloop.spread`). Idle threads do not spin: a runtime that shares its
+    (`hotloop.engines.batch_split`). Idle threads do not spin: a runtime that shares its
     machine with capture, encoding and a game must not burn the cores it waits on. adapters: the weights that LoRAs
     usually change are live from the start.
     Raises InputError for a device or a precision that this ONNX Runtime has not, BundleError for a graph whose inputs

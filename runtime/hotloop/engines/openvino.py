@@ -7,8 +7,8 @@ Live weights cost SD 1.5 in bfloat16 2.6 % of its speed (benchmarks/adapters.py)
 adapters has none.
 
 In a UNet hotloop's own attention and group normalisation stand in for OpenVINO's where they are faster
-(`hotloop.openvino_operators`). In the time of one core SD 1.5's guided evaluation at 512x512 takes 1.25 times less with
-them in bfloat16, and in int8 1.94 times less than OpenVINO's bfloat16 (all rewrites against the plain graph).
+(`hotloop.engines.openvino_operators`). In the time of one core SD 1.5's guided evaluation at 512x512 takes 1.25 times
+less with them in bfloat16, and in int8 1.94 times less than OpenVINO's bfloat16 (all rewrites against the plain graph).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import BundleError, InputError
-from ..keys import ADAPTED
 from ..spec import Network, resolve
-from ..spread import SMALL, cut, part_of, parts
+from ..weights.keys import ADAPTED
 from . import ContextPool
+from .batch_split import SMALL, cut, part_of, parts
 
 __all__ = ["OpenVinoContext", "OpenVinoEngine", "devices", "import_library", "precisions", "speeds"]
 
@@ -120,7 +120,7 @@ def _convolution(hint: str) -> Any:
 
 def _operators() -> ModuleType:
     """hotloop's own, in OpenVINO's classes: to be imported where OpenVINO is."""
-    from .. import openvino_operators
+    from . import openvino_operators
 
     return openvino_operators
 
@@ -400,7 +400,7 @@ class OpenVinoEngine:
     very weights (a bundle's id is in its name). Small graphs are compiled when a shape is first used and not cached.
     operators: those of hotloop's own that stand in for OpenVINO's (`openvino_operators.OPERATORS`), by default all that
     are faster here, for a UNet that is not small. spread: rows of a batch of a small network run side by side
-    (`hotloop.spread`).
+    (`hotloop.engines.batch_split`).
     adapters: the weights that LoRAs usually change are live from the start; what is compiled so is not cached either.
     Raises InputError for a device or a precision that this machine has not, BundleError for a graph that does not open
     or whose inputs or outputs are not the network's.

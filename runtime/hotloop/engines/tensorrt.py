@@ -22,10 +22,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import BundleError, HotloopError, InputError
-from ..planinfo import PlanInfo
 from ..spec import Network, Tensor, resolve
 from ..weights import Weights
 from . import ContextPool
+from .tensorrt_plan import PlanInfo
 
 __all__ = ["TensorRtContext", "TensorRtEngine", "TensorRtRtxEngine", "compute_capability", "make_logger"]
 

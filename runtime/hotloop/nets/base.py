@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import keys
 from ..errors import BundleError
-from ..weights import Weights, save
+from ..weights import Weights, keys, save
 
 __all__ = ["Net", "find_weights"]
 

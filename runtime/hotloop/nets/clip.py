@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import keys
+from ..weights import keys
 from .base import Net
 
 __all__ = ["CLIPText", "CLIPVision"]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import keys
+from ..weights import keys
 from .base import Net
 from .blocks import Downsample, NormSilu, ResBlock, Upsample
 

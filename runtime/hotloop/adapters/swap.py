@@ -1,0 +1,153 @@
+"""LoRAs on a running pipeline: merged into second engines in the background, which then take the first ones' place.
+
+The bundle's own engines stay as they are, so unloading gives the original images bit for bit, and a call that is under
+way ends with the engines it began with. Merged weights add no work per step; OpenVINO and ONNX Runtime take them as
+inputs, at a cost that their modules state.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..networks import ADAPTED, COMPONENTS, Networks
+from ..weights import Weights
+from ..weights.derived import derive
+from .lora import Lora, Scaled, merge
+
+__all__ = ["Adapters", "Swap", "per_network"]
+
+# Weights that a rewrite moves out of the UNet: rewrite -> (network, the keys).
+_MOVED = {
+    "kv": ("prompt", re.compile(r".*\.attn2\.to_[kv]\.weight")),
+    "time": ("time", re.compile(r"time_embedding\..*|.*\.time_emb_proj\.(weight|bias)")),
+}
+
+
+@dataclass(frozen=True)
+class Swap:
+    """What a change of adapters did.
+
+    active    name -> scale of the LoRAs that the next call draws with
+    networks  the engines that were replaced; weights: how many were merged anew
+    seconds   until the next call draws with them; merging: the part of it that was arithmetic
+    nbytes    of the merged weights, in float32, that lie beside the bundle's own
+    """
+
+    active: Mapping[str, float | Mapping[str, float]]
+    networks: tuple[str, ...]
+    weights: int
+    seconds: float
+    merging: float
+    nbytes: int
+
+    def __str__(self) -> str:
+        names = ", ".join(f"{name} x {scale}" for name, scale in self.active.items()) or "no adapters"
+        return (
+            f"{names}: {self.weights} weights of {', '.join(self.networks) or 'no network'} in {self.seconds:.2f} s "
+            f"({self.merging:.2f} s merging), {self.nbytes / 2**20:.0f} MB more"
+        )
+
+
+class Adapters:
+    """The LoRAs of one pipeline. One thread makes the changes, in order; reading `networks` never waits for it.
+
+    Every change gives a Future: its result is a Swap, or raises InputError for a LoRA that does not fit this model, a
+    name that is taken or unknown, or an engine whose weights cannot be replaced. Then nothing has changed.
+    """
+
+    def __init__(self, base: Networks) -> None:
+        self._base = self.networks = base
+        self._loras: Mapping[str, Scaled] = {}
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="hotloop-adapters")
+
+    @property
+    def active(self) -> dict[str, float | Mapping[str, float]]:
+        """name -> scale of the LoRAs that the next call draws with."""
+        return {name: scaled.scale for name, scaled in self._loras.items()}
+
+    def load(self, file: Path, scale: float | Mapping[str, float], name: str | None = None) -> Future[Swap]:
+        """Add a LoRA under its name, by default its file's."""
+
+        def change(loras: dict[str, Scaled]) -> None:
+            lora = Lora.open(file)
+            chosen = name or lora.name
+            if chosen in loras:
+                raise InputError("lora", "a LoRA of this name is loaded; unload it, or give another name", chosen)
+            loras[chosen] = Scaled(lora, scale)
+
+        return self._worker.submit(self._swap, change)
+
+    def set(self, name: str, scale: float | Mapping[str, float]) -> Future[Swap]:
+        """Another scale for a loaded LoRA."""
+
+        def change(loras: dict[str, Scaled]) -> None:
+            loras[name] = Scaled(_named(loras, name).lora, scale)
+
+        return self._worker.submit(self._swap, change)
+
+    def unload(self, name: str) -> Future[Swap]:
+        """Take a LoRA away; without any, the bundle's own engines run again."""
+
+        def change(loras: dict[str, Scaled]) -> None:
+            _named(loras, name)
+            del loras[name]
+
+        return self._worker.submit(self._swap, change)
+
+    @cached_property
+    def _weights(self) -> dict[str, Weights]:
+        listed = self._base.bundle.manifest["weights"]
+        opened = {
+            name: Weights.open(self._base.bundle.file(listed[name]["path"])) for name in ADAPTED if name in listed
+        }
+        self._base.bundle.check_in_place()
+        return opened
+
+    def _swap(self, change: Callable[[dict[str, Scaled]], None]) -> Swap:
+        """All new engines are made and warm before the first is used."""
+        began = time.perf_counter()
+        loras = dict(self._loras)
+        change(loras)
+        changed = merge(list(loras.values()), self._weights) if loras else {}
+        merging = time.perf_counter() - began
+        engines, count, nbytes = {}, 0, 0
+        for name, tensors in per_network(changed, self._base.entry.rewrites).items():
+            own = self._base[name]
+            engines[name] = own.patched(tensors)
+            engines[name].prepare(own.contexts.shapes())
+            count, nbytes = count + len(tensors), nbytes + sum(array.nbytes for array in tensors.values())
+        # The switch: from here every new call draws with the new weights, all of them.
+        self.networks = self._base.replaced(engines) if engines else self._base
+        self._loras = loras
+        return Swap(self.active, tuple(engines), count, time.perf_counter() - began, merging, nbytes)
+
+
+def _named(loras: Mapping[str, Scaled], name: str) -> Scaled:
+    if name not in loras:
+        raise InputError("lora", f"name must be one of the loaded LoRAs: {sorted(loras)}", name)
+    return loras[name]
+
+
+def per_network(
+    changed: Mapping[str, Mapping[str, np.ndarray]], rewrites: tuple[str, ...]
+) -> dict[str, dict[str, np.ndarray]]:
+    """component -> key -> weight as network -> initializer -> weight: where the rewrites keep them, sums derived."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for component, tensors in changed.items():
+        home = next(network for network, owner in COMPONENTS.items() if owner == component)
+        split = rewrites if component == "unet" else ()
+        for key, array in tensors.items():
+            moved = [network for rewrite, (network, keys) in _MOVED.items() if rewrite in split and keys.fullmatch(key)]
+            # A convolution that became its phase sums is not in the graph any more.
+            own = derive({key: array}) if "phase" in split else {}
+            parts.setdefault(moved[0] if moved else home, {}).update(own or {key: array})
+    return parts

@@ -1,0 +1,237 @@
+"""Denoisers: what the loop holds. The one here runs an engine's UNet, plain or split, both halves in one batch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+from ..engines import Context, Engine
+from ..errors import InputError
+from ..samplers import StepTable
+from ..spec import Network, Tensor, cells
+
+if TYPE_CHECKING:
+    from ..loop import Inpaint
+
+__all__ = ["Denoiser", "Kept", "Resident", "UNetDenoiser"]
+
+
+class Denoiser(Protocol):
+    """begin() once per run, then step() once per table row."""
+
+    def begin(self, cond: Mapping[str, np.ndarray], table: StepTable, shape: tuple[int, ...]) -> None:
+        """Take the run's conditions (a batch row per image), its table and the latents' shape [N, C, h, w]."""
+
+    def step(self, x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """One evaluation: x [N, C, h, w], rows [N] -> (m_c, m_u) [N, C, h, w]; m_u is None without guidance.
+        Both are valid until the next step."""
+
+
+@runtime_checkable
+class Resident(Denoiser, Protocol):
+    """A Denoiser that keeps the state too, where its network is: the loop hands it whole runs.
+
+    After begin(), start() takes what the loop was given; then advance() does a row, or run() all of them at once; both
+    give the latents f32 [N, C, h, w], bit for bit the same.
+    pixels: uint8 [N, H, W, C] of the last run(), where the decoder's work is part of it.
+    """
+
+    pixels: np.ndarray | None
+
+    def start(
+        self, x: np.ndarray, *, guidance: np.ndarray, noise: np.ndarray | None, inpaint: Inpaint | None
+    ) -> None: ...
+
+    def advance(self) -> np.ndarray: ...
+
+    def run(self) -> np.ndarray: ...
+
+
+class Kept:
+    """What the networks split from a UNet gave for a prompt or a schedule, the last few of each. Safe across threads.
+
+    It belongs to one set of weights.
+    """
+
+    def __init__(self, *, most: int = 8) -> None:
+        self._most = most
+        self._values: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The value of these bytes, read-only; made where it is not kept."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        made = make()  # by two callers at once, at worst
+        made.flags.writeable = False
+        with self._lock:
+            self._values[key] = made
+            while len(self._values) > self._most:
+                self._values.popitem(last=False)
+        return made
+
+    def clear(self) -> None:
+        with self._lock:
+            self._values.clear()
+
+
+class UNetDenoiser:
+    """A UNet engine as a Denoiser: what it is told follows from the inputs of its network.
+
+    prompt, time   the engines of the networks of these names, where the UNet was split from them (`Family.split`)
+    prompts, times what they gave, kept from run to run: keys and values are computed once per context, the time table
+                   once per schedule
+
+    cond: `context` [N, T, C]; `negative_context` [N, T, C] turns guidance on (B = 2 N, the unconditional half first);
+    `extra` [N, 5, h, w] is the mask and masked image of a 9-channel inpainting network. Optional inputs that the
+    networks declare go by their names in the spec, a row per image, or per row of the batch where the spec says B;
+    those left out are zero, which is without effect.
+
+    Use it in a `with` block: it returns its buffers to the engines at the end. Raises InputError when an engine is
+    missing; begin() when `extra` does not fit the network, or cond holds what no network takes.
+    """
+
+    def __init__(
+        self, unet: Engine, *, prompt: Engine | None = None, time: Engine | None = None, prompts: Kept | None = None,
+        times: Kept | None = None,
+    ) -> None:  # fmt: skip
+        self._unet, self._prompt, self._time = unet, prompt, time
+        self._kept_prompts, self._kept_times = prompts or Kept(), times or Kept()
+        takes = {tensor.name for tensor in unet.network.inputs}
+        for name, engine, needed in (("prompt", prompt, "context_kv"), ("time", time, "time_rows")):
+            if (needed in takes) != (engine is not None):
+                rule = f"the engine {name} must be given when the UNet takes {needed}, and only then"
+                raise InputError("denoiser", rule, sorted(takes))
+        # With a shared prefix there is one sample and one time per image, whatever the halves.
+        self._shared = unet.network.inputs[0].shape[0] == "N"
+        self._context: Context | None = None
+        self._dims: dict[str, int] = {}
+        self.seconds = 0.0  # spent inside the engines since begin()
+
+    def __enter__(self) -> UNetDenoiser:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._release()
+
+    def begin(self, cond: Mapping[str, np.ndarray], table: StepTable, shape: tuple[int, ...]) -> None:
+        self._release()
+        self._check(cond, shape)
+        context, negative = cond["context"], cond.get("negative_context")
+        n, self._channels, h, w = shape
+        self._n, self._halves = n, 1 if negative is None else 2
+        self._dims = _used(self._unet.network, {
+            "N": n, "B": n * self._halves, "T": context.shape[1], **cells(h, w),
+            "Ti": cond["identity_kv"].shape[1] if "identity_kv" in cond else 1,
+        })  # fmt: skip
+        self._context = self._unet.contexts.acquire(**self._dims)
+        self.seconds = 0.0
+        self._c_in = table.c_in
+        inputs = self._context.inputs
+        rows = context if negative is None else np.concatenate([negative, context])
+        if self._prompt is None:
+            inputs["context"][:] = rows
+        else:
+            self._fill_keys(self._prompt, rows, inputs["context_kv"])
+        # [1 or N, E, ...]: what the UNet takes as time in row e, of every image when a condition tells them apart.
+        if self._time is None:
+            self._when, self._times = inputs["timestep"], table.timesteps[None]
+        else:
+            self._when = inputs["time_rows"]
+            self._times = self._time_table(self._time, table.timesteps, cond.get("timestep_cond"))
+        for tensor in _optional(self._unet.network):
+            inputs[tensor.name][:] = self._batched(tensor, cond[tensor.name]) if tensor.name in cond else 0
+        sample = inputs["sample"]
+        if "extra" in cond:
+            for first in range(0, len(sample), n):
+                sample[first : first + n, self._channels :] = cond["extra"]
+
+    def step(self, x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        assert self._context is not None, "begin() comes first"
+        n, sample, when = self._n, self._context.inputs["sample"], self._when
+        np.multiply(x, self._c_in[rows][:, None, None, None], out=sample[:n, : self._channels])
+        when[:n] = self._times[np.arange(n) % len(self._times), rows]
+        if len(sample) > n:
+            sample[n:, : self._channels] = sample[:n, : self._channels]
+            when[n:] = when[:n]
+        self._run(self._context)
+        out = self._context.outputs["out"]
+        return (out, None) if self._halves == 1 else (out[n:], out[:n])
+
+    def _check(self, cond: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None:
+        network = self._unet.network
+        given = shape[1] + (cond["extra"].shape[1] if "extra" in cond else 0)
+        takes = network.inputs[0].shape[1]
+        if given != takes:
+            raise InputError("denoiser", f"latents and extra channels together must be {takes}", given)
+        known = {"context", "negative_context", "extra", *(tensor.name for tensor in _optional(network))}
+        if self._time is not None:
+            known |= {tensor.name for tensor in _optional(self._time.network)}
+        if unknown := sorted(set(cond) - known):
+            raise InputError("denoiser", f"conditions must be among {sorted(known)}, as declared at export", unknown)
+
+    def _batched(self, tensor: Tensor, value: np.ndarray) -> np.ndarray:
+        """A row per image or per row of the batch -> what the input takes."""
+        rows = self._n if tensor.shape[0] == "N" else self._n * self._halves
+        if len(value) not in (self._n, rows):
+            raise InputError("denoiser", f"{tensor.name} must have {self._n} or {rows} rows", value.shape)
+        return np.concatenate([value] * (rows // len(value)))
+
+    def _fill_keys(self, engine: Engine, rows: np.ndarray, packed: np.ndarray) -> None:
+        """Contexts [B, T, C] -> packed [B, T, kv_width], each context once and alone: a run's other images must not
+        reach its last bits."""
+
+        def keys_of(row: np.ndarray) -> np.ndarray:
+            with engine.contexts.lease(B=1, T=rows.shape[1]) as context:
+                context.inputs["context"][0] = row
+                self._run(context)
+                return context.outputs["context_kv"][0].copy()
+
+        for i, row in enumerate(rows):
+            packed[i] = self._kept_prompts.get(row.tobytes(), partial(keys_of, row))
+
+    def _time_table(self, engine: Engine, timesteps: np.ndarray, cond: np.ndarray | None) -> np.ndarray:
+        """Timesteps [E] and an image's condition [N, D], if any -> [1 or N, E, time_width]."""
+
+        def table_of(image: np.ndarray | None) -> np.ndarray:
+            with engine.contexts.lease(B=len(timesteps)) as context:
+                context.inputs["timestep"][:] = timesteps
+                for tensor in _optional(engine.network):
+                    context.inputs[tensor.name][:] = 0 if image is None else image
+                self._run(context)
+                return context.outputs["time_rows"].copy()
+
+        images = [None] if cond is None else list(cond)
+        keys = [timesteps.tobytes() + (b"" if image is None else b"|" + image.tobytes()) for image in images]
+        return np.stack([
+            self._kept_times.get(key, partial(table_of, image)) for key, image in zip(keys, images, strict=True)
+        ])  # fmt: skip
+
+    def _run(self, context: Context) -> None:
+        began = time.perf_counter()
+        context.run()
+        self.seconds += time.perf_counter() - began
+
+    def _release(self) -> None:
+        if self._context is not None:
+            self._unet.contexts.release(self._context, **self._dims)
+            self._context = None
+
+
+def _optional(network: Network) -> list[Tensor]:
+    return [tensor for group in network.groups.values() for tensor in group]
+
+
+def _used(network: Network, dims: Mapping[str, int]) -> dict[str, int]:
+    """The symbols that the network's shapes have."""
+    symbols = {d for tensor in (*network.inputs, *network.outputs) for d in tensor.shape if isinstance(d, str)}
+    return {symbol: dims[symbol] for symbol in symbols}

@@ -1,0 +1,43 @@
+"""Pictures: files, sizes, crops and masks (`image`), and what a PNG tells of its making (`metadata`)."""
+
+from .image import (
+    LIMIT_PIXELS,
+    blur,
+    centre_crop,
+    contact_sheet,
+    encode,
+    from_array,
+    latent_mask,
+    letterbox,
+    mask_array,
+    mask_region,
+    open_image,
+    open_mask,
+    paste,
+    read_text,
+    resize,
+    save,
+    to_float,
+    to_rgb8,
+)
+
+__all__ = [
+    "LIMIT_PIXELS",
+    "blur",
+    "centre_crop",
+    "contact_sheet",
+    "encode",
+    "from_array",
+    "latent_mask",
+    "letterbox",
+    "mask_array",
+    "mask_region",
+    "open_image",
+    "open_mask",
+    "paste",
+    "read_text",
+    "resize",
+    "save",
+    "to_float",
+    "to_rgb8",
+]
