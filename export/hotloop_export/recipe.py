@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hotloop import samplers
+from hotloop.checks import check_integer, check_number
 from hotloop.engines import KINDS
 from hotloop.errors import InputError
-from hotloop.request import check_integer, check_number
 from hotloop.spec import GROUPS, REWRITES
 
 __all__ = ["CERTIFY", "DEFAULTS", "PRECISIONS", "Recipe", "Target", "mixes", "parse_batches", "parse_shapes",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING
 from .bundle import Bundle, Entry
 from .denoiser import LRUCache, UNetDenoiser
 from .engines import KINDS, Engine, open_engine
-from .selection import runs_in
+from .errors import BundleError
+from .selection import Choice, runs_in
 from .spec import Network
 
 if TYPE_CHECKING:
     from .denoiser.resident import ResidentLoop
 
-__all__ = ["ADAPTED", "COMPONENTS", "Networks"]
+__all__ = ["ADAPTED", "COMPONENTS", "Networks", "open_networks"]
 
 # network -> whose weights it holds
 COMPONENTS: Mapping[str, str] = {
@@ -93,3 +95,27 @@ class Networks:
                 decoder=self[decoder] if decoder else None, scaling=scaling,
             )  # fmt: skip
         return UNetDenoiser(unet, prompt=prompt, time=time, prompts=self._prompts, times=self._times)
+
+
+def open_networks(
+    bundle: Bundle, choices: Sequence[Choice], needed: Sequence[str], *, threads: int | None = None,
+    cache: Path | None = None, adapters: bool = False, given: Mapping[str, Engine] | None = None,
+) -> tuple[Networks, str]:  # fmt: skip
+    """The engines of the first choice whose networks `needed` all open, and why it was chosen.
+
+    A choice that does not work is warned of, never passed over in silence; the last one's BundleError is raised.
+    """
+    for choice, after in zip(choices, [*choices[1:], None], strict=True):
+        networks = Networks(
+            bundle, choice.entry, device=choice.device, threads=threads, cache=cache, adapters=adapters, given=given
+        )
+        try:
+            for name in needed:
+                networks[name]
+            return networks, choice.why
+        except BundleError as error:
+            if after is None:
+                raise
+            instead = f"running {after.entry.name} on {after.device} instead"
+            warnings.warn(f"{error}; {instead}", RuntimeWarning, stacklevel=4)
+    raise AssertionError("there is at least one choice")

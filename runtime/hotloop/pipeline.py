@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -16,18 +14,21 @@ import numpy as np
 from . import image as images
 from . import loop, samplers
 from .adapters import Adapters, Swap
+from .autoencoder import Autoencoder
 from .bundle import Bundle, Entry, builtin
-from .denoiser import DeviceDenoiser
+from .checks import check_finite, check_integer, check_number
+from .conditioning import Cond, Conditioning, TextEncoder
+from .denoiser import DeviceDenoiser, Inpaint
 from .engines import Engine
-from .errors import BundleError, InputError
+from .errors import InputError
 from .files import cache_folder
-from .networks import Networks
+from .image.canvas import Canvas, Frame
+from .networks import Networks, open_networks
 from .noise import SeededNoise
-from .request import MAX_IMAGES, Options, Request, check_finite, check_integer, check_number
+from .request import MAX_IMAGES, Options, Request, drawing_size
 from .samplers import StepTable
 from .samplers.schedule import Schedule
 from .selection import Choice, choose
-from .tokenizer import Tokenizer, apply_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -114,47 +115,20 @@ class Pipeline:
         if threads is not None:
             check_integer("load", "threads", threads, 1, 1024)
         self.bundle, self.family = bundle, bundle.family
-        self._vae = self._vae_prefix(vae or bundle.defaults.get("vae", "full"))
+        self.autoencoder = Autoencoder(bundle, vae or bundle.defaults.get("vae", "full"))
         choices = [choice] if choice else choose(bundle, engine, device)
         self.schedule = Schedule.from_config(bundle.scheduler_config, self.family.schedule)
-        self.tokenizer = Tokenizer.from_dir(bundle.path / "tokenizer")
-        networks, self.why = self._open(
-            choices if "auto" in (engine, device) else choices[:1], threads, given, keep_compiled, adapters
-        )
+        self.conditioning = Conditioning([TextEncoder.open(bundle)])
+        self.tokenizer = self.conditioning.encoders[0].tokenizer
+        networks, self.why = open_networks(
+            bundle, choices if "auto" in (engine, device) else choices[:1],
+            ("text_encoder", "unet", self.autoencoder.decoder), threads=threads, given=given, adapters=adapters,
+            cache=cache_folder() / "compiled" / bundle.id if keep_compiled else None,
+        )  # fmt: skip
         self.adapters = Adapters(networks)
-        self._grid = math.lcm(self.family.grid, self.entry.grid)
         # A schedule is fixed for the pipeline's life, so its compiled tables can be kept. The cache must not hold the
         # pipeline: gigabytes of engines would stay until the garbage collector looks.
         self._table = lru_cache(maxsize=64)(partial(_build_table, self.schedule))
-
-    def _open(
-        self, choices: Sequence[Choice], threads: int | None, given: Mapping[str, Engine] | None, keep_compiled: bool,
-        adapters: bool,
-    ) -> tuple[Networks, str]:  # fmt: skip
-        """Open what every call needs, on the first choice that works; never silently on another."""
-        for choice, after in zip(choices, [*choices[1:], None], strict=True):
-            networks = Networks(
-                self.bundle, choice.entry, device=choice.device, threads=threads, given=given, adapters=adapters,
-                cache=cache_folder() / "compiled" / self.bundle.id if keep_compiled else None,
-            )  # fmt: skip
-            try:
-                for name in ("text_encoder", "unet", self._vae + "vae_decoder"):
-                    networks[name]
-                return networks, choice.why
-            except BundleError as error:
-                if after is None:
-                    raise
-                instead = f"running {after.entry.name} on {after.device} instead"
-                warnings.warn(f"{error}; {instead}", RuntimeWarning, stacklevel=4)
-        raise AssertionError("there is at least one choice")
-
-    def _vae_prefix(self, vae: str) -> str:
-        """What the names of the VAE's networks begin with: nothing, or `tiny_`."""
-        if vae not in ("full", "tiny"):
-            raise InputError("load", "vae must be full or tiny", vae)
-        if vae == "tiny" and "tiny_vae" not in self.bundle.manifest["weights"]:
-            raise InputError("load", "this bundle carries no tiny VAE; export it with --vae", vae)
-        return "tiny_" if vae == "tiny" else ""
 
     @property
     def networks(self) -> Networks:
@@ -197,15 +171,12 @@ class Pipeline:
         call = self._begin("txt2img", prompt, negative_prompt, options)
         request = call.request
         self._refuse_inpainting_network(request.place)
-        width, height = self._size(request.place, width, height)
+        size = self._size(request.place, width, height)
         table = self.table(request.sampler, request.steps, options=request.options)
-        cond = self._encode_prompts(call)
-        call.clock.lap("text")
-        seeded = SeededNoise(request.seeds, request.rng)
-        shape = self._latent_shape(width, height)
-        noise = seeded.normal(shape) if latents is None else self._given_latents(latents, len(request.seeds), shape)
-        x = noise * np.float32(table.init_scale)
-        return self._finish(call, (width, height), table, x, cond, seeded)
+        cond = self._condition(call)
+        seeded, shape = SeededNoise(request.seeds, request.rng), self.autoencoder.latent_shape(*size)
+        noise = seeded.normal(shape) if latents is None else _given_latents(latents, (len(request.seeds), *shape))
+        return self._draw(call, size, table, noise * np.float32(table.init_scale), cond, seeded)
 
     def img2img(
         self,
@@ -232,18 +203,14 @@ class Pipeline:
         if resize_mode not in _RESIZE:
             raise InputError(request.place, "resize_mode must be one of " + ", ".join(_RESIZE), resize_mode)
         source = images.open_image(image)
-        width, height = self._size(request.place, width, height, source.size)
-        start = self._start(request, strength)
-        table = self.table(request.sampler, request.steps, start=start, options=request.options)
-        cond = self._encode_prompts(call)
-        call.clock.lap("text")
+        size = self._size(request.place, width, height, source.size)
+        table = self.table(request.sampler, request.steps, start=request.start(strength), options=request.options)
+        cond = self._condition(call)
         seeded = SeededNoise(request.seeds, request.rng)
-        shape = self._latent_shape(width, height)
-        pixels = images.to_float(_RESIZE[resize_mode](source, (width, height)))  # [1, 3, H, W]
-        known = self._encode_image(call, pixels, seeded, shape)
-        eps = seeded.normal(shape)
-        x = np.float32(table.start_img) * known + np.float32(table.start_eps) * eps
-        return self._finish(call, (width, height), table, x, cond, seeded)
+        pixels = images.to_float(_RESIZE[resize_mode](source, size))  # [1, 3, H, W]
+        known = self.autoencoder.encode(call.networks, pixels, seeded)
+        x = _noised(table, known, seeded.normal(known.shape[1:]))
+        return self._draw(call, size, table, x, cond, seeded)
 
     def inpaint(
         self,
@@ -272,53 +239,33 @@ class Pipeline:
         call = self._begin("inpaint", prompt, negative_prompt, options)
         request = call.request
         original = images.open_image(image)
-        mask = images.open_mask(mask_image, size=original.size)
         only_masked = padding_mask_crop is not None
-        width, height = self._size(request.place, width, height, None if only_masked else original.size)
-        if mask_blur is None:
-            mask_blur = original.width / 128 if paste else 0.0
-        check_number(request.place, "mask_blur", mask_blur, 0, 256)
-        mask = images.blur(mask, mask_blur)
-        region = None
+        size = self._size(request.place, width, height, None if only_masked else original.size)
+        blur = (original.width / 128 if paste else 0.0) if mask_blur is None else mask_blur
+        check_number(request.place, "mask_blur", blur, 0, 256)
+        if only_masked and not paste:
+            raise InputError(request.place, "padding_mask_crop needs paste=True", paste)
+        canvas = Canvas.open(original, mask_image, blur=blur)
         if padding_mask_crop is not None:
-            if not paste:
-                raise InputError(request.place, "padding_mask_crop needs paste=True", paste)
             check_integer(request.place, "padding_mask_crop", padding_mask_crop, 0, 4096)
-            region = images.mask_region(mask, padding=padding_mask_crop, aspect=width / height)
-        start = self._start(request, strength)
+            canvas = canvas.only_masked(padding_mask_crop, size)
+        start = request.start(strength)
         table = self.table(request.sampler, request.steps, start=start, options=request.options)
-        cond = self._encode_prompts(call)
-        call.clock.lap("text")
-
-        source, source_mask = (original, mask) if region is None else (original.crop(region), mask.crop(region))
-        pixels = images.to_float(images.resize(source, (width, height)))  # [1, 3, H, W]
-        pixel_mask = images.mask_array(images.resize(source_mask, (width, height)))  # [1, 1, H, W] of 0 and 1
-        latent_mask = images.latent_mask(pixel_mask, self.family.vae_factor)  # [1, 1, h, w]
-        if not latent_mask.any():
-            rule = f"mask_image must leave white to repaint after a blur of {mask_blur:g}, at {width} x {height} pixels"
-            raise InputError(request.place, rule, f"{int(np.sum(np.asarray(mask) >= 128))} white pixels")
+        cond = self._condition(call)
+        frame = canvas.frame(request.place, size, self.family.vae_factor)
         seeded = SeededNoise(request.seeds, request.rng)
-        shape = self._latent_shape(width, height)
-
-        # Draw order of the baseline: image posterior, noise, masked image posterior, then the steps.
-        blend = not self.family.inpaint_channels
-        known = self._encode_image(call, pixels, seeded, shape) if blend or start else None
-        eps = seeded.normal(shape)
-        masked = self._encode_image(call, pixels * (pixel_mask < 0.5), seeded, shape)
+        known, eps, masked = self._masked_latents(call, frame, seeded, needs_known=start > 0)
         # At full strength the baseline starts from pure noise, not from the image with the last step's noise on it.
-        if strength == 1.0 or known is None:
-            x = np.float32(table.init_scale) * eps
-        else:
-            x = np.float32(table.start_img) * known + np.float32(table.start_eps) * eps
-        constraint = None
-        if blend:
-            assert known is not None
-            constraint = loop.Inpaint(mask=np.repeat(latent_mask, len(x), axis=0), known=known, eps=eps)
-        else:
-            cond["extra"] = np.concatenate([np.repeat(latent_mask, len(x), axis=0), masked], axis=1)
-        result = self._finish(call, (width, height), table, x, cond, seeded, constraint)
+        x = np.float32(table.init_scale) * eps if strength == 1 or known is None else _noised(table, known, eps)
+        mask = np.repeat(frame.latent_mask, len(x), axis=0)
+        blend = None
+        if self.family.inpaint_channels:
+            cond["extra"] = np.concatenate([mask, masked], axis=1)
+        elif known is not None:
+            blend = Inpaint(mask=mask, known=known, eps=eps)
+        result = self._draw(call, size, table, x, cond, seeded, blend)
         if paste:
-            result.images[:] = [images.paste(original, drawn, mask, box=region) for drawn in result.images]
+            result.images[:] = [canvas.put_back(drawn) for drawn in result.images]
             call.clock.lap("paste")
         return result
 
@@ -333,16 +280,14 @@ class Pipeline:
         own sampler and number of steps (on which the buffers of a split UNet's time table depend)."""
         shapes = [self._size("warmup", *size) for size in sizes or [self.family.default_size]]
         counts = list(batches)
-        networks = self.networks
-        encoder, decoder = (networks[self._vae + name] for name in ("vae_encoder", "vae_decoder"))
         for n in counts:
             check_integer("warmup", "batch", n, 1, MAX_IMAGES)
+        networks = self.networks
         networks["text_encoder"].prepare([{"B": 1, "T": self.family.vocab_tokens}])
-        for width, height in shapes:
-            for engine, batch in [(encoder, 1), *((decoder, n) for n in counts)]:
-                engine.prepare([_pick(engine, self.family.dims(width=width, height=height, batch=batch))])
+        for size in shapes:
+            self.autoencoder.prepare(networks, *size, counts)
             for n in counts:
-                self._warm_loop(networks, (n, *self._latent_shape(width, height)), guidance=guidance)
+                self._warm_loop(networks, (n, *self.autoencoder.latent_shape(*size)), guidance=guidance)
 
     def _warm_loop(self, networks: Networks, shape: tuple[int, ...], *, guidance: bool) -> None:
         """One step of the loop on zeros: makes the contexts that calls of this shape use."""
@@ -384,180 +329,97 @@ class Pipeline:
         if latents.ndim != 4 or latents.shape[1] != self.family.latent_channels:
             rule = f"latents must be [N, {self.family.latent_channels}, h, w]"
             raise InputError("decode", rule, latents.shape)
-        return self._decode(self.networks, latents)
-
-    def _decode(self, networks: Networks, latents: np.ndarray) -> np.ndarray:
-        n, _, h, w = latents.shape
-        factor = self.family.vae_factor
-        dims = self.family.dims(width=w * factor, height=h * factor, batch=n)
-        engine = networks[self._vae + "vae_decoder"]
-        with engine.contexts.lease(**_pick(engine, dims)) as context:
-            np.divide(latents, self._scaling, out=context.inputs["latents"])
-            context.run()
-            pixels = context.outputs["image"]
-            check_finite("vae_decoder", "image", pixels)
-            return images.to_rgb8(pixels)
+        return self.autoencoder.decode(self.networks, latents)
 
     # Steps the pipelines share.
 
     def _begin(
-        self,
-        place: str,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None,
-        options: Options,
+        self, place: str, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None, options: Options
     ) -> _Call:
         clock = _Clock()
         request = Request.checked(
-            place,
-            prompt,
-            negative_prompt,
-            defaults=self.bundle.defaults,
-            most_steps=self.schedule.num_train_timesteps,
-            **options,
-        )
+            place, prompt, negative_prompt, defaults=self.bundle.defaults,
+            most_steps=self.schedule.num_train_timesteps, **options,
+        )  # fmt: skip
         return _Call(request, self.networks, clock)
 
-    def _finish(
-        self,
-        call: _Call,
-        size: tuple[int, int],
-        table: StepTable,
-        x: np.ndarray,
-        cond: dict[str, np.ndarray],
-        seeded: SeededNoise,
-        inpaint: loop.Inpaint | None = None,
-    ) -> Result:
-        """Draw the steps' noise, run the loop, decode."""
-        request, clock = call.request, call.clock
-        # All noise of a run is made before the loop starts.
-        draws = table.noises
-        noise = np.stack([seeded.normal(x.shape[1:]) for _ in range(draws)]) if draws else None
-        guidance = np.full(len(x), request.guidance, np.float32)
-        clock.lap("prepare")
-        decoder = self._vae + "vae_decoder"
-        with call.networks.denoiser(decoder=decoder, scaling=float(self._scaling)) as denoiser:
-            if request.callback is None:
-                latents = loop.run(denoiser, table, x, cond=cond, guidance=guidance, noise=noise, inpaint=inpaint)
-            else:
-                rows = loop.denoise(denoiser, table, x, cond=cond, guidance=guidance, noise=noise, inpaint=inpaint)
-                for progress in rows:
-                    request.callback(progress)
-                latents = progress.latents.copy()
-            clock.lap("loop")
-            clock.timings["engine"] = denoiser.seconds
-        check_finite(request.place, "latents", latents)
-        pixels = denoiser.pixels if isinstance(denoiser, DeviceDenoiser) else None
-        if pixels is None:
-            pixels = self._decode(call.networks, latents)
-        made = images.from_array(pixels)
-        clock.lap("vae")
-        settings = dict(
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance,
-            sampler=request.sampler,
-            width=size[0],
-            height=size[1],
-        )
-        return Result(made, request.seeds, clock.timings, settings, latents)
-
-    @property
-    def _scaling(self) -> np.float32:
-        """Latents of the loop / scaling are the VAE's; the tiny one was trained on the loop's own."""
-        return np.float32(1 if self._vae else self.family.scaling_factor)
-
-    def _encode_prompts(self, call: _Call) -> dict[str, np.ndarray]:
-        """Hidden states [N, chunks * T, C] of every prompt and, with guidance, of every negative prompt."""
-        request, engine = call.request, call.networks["text_encoder"]
-        texts = request.prompts if request.negatives is None else request.negatives + request.prompts
-        # Each text is encoded once, however many images share it.
-        unique = list(dict.fromkeys(texts))
-        if request.long_prompt == "chunk":
-            self._refuse_mixed_chunks(request)
-        tokens = self.tokenizer.encode(unique, syntax=request.syntax, long_prompt=request.long_prompt)
-        b, chunks, length = tokens.ids.shape
-        output = "penultimate_hidden_state" if request.clip_skip else "last_hidden_state"
-        hidden = np.empty((b, chunks, length, self.family.context_dim), np.float32)
-        with engine.contexts.lease(B=chunks, T=length) as context:
-            # One text at a time: what stands beside a prompt must not reach its last bits.
-            for i in range(b):
-                context.inputs["input_ids"][:] = tokens.ids[i]
-                context.run()
-                hidden[i] = context.outputs[output]
-        if np.any(tokens.weights != 1):
-            flat = hidden.reshape(b * chunks, length, -1)
-            hidden = apply_weights(flat, tokens.weights.reshape(b * chunks, length)).reshape(hidden.shape)
-        states = hidden.reshape(b, chunks * length, -1)
-        check_finite("text_encoder", "hidden states", states)
-        rows = states[[unique.index(text) for text in texts]]
-        n = len(request.prompts)
-        return {"context": rows} if request.negatives is None else {"negative_context": rows[:n], "context": rows[n:]}
-
-    def _refuse_mixed_chunks(self, request: Request) -> None:
-        """A batch shares one number of windows; a shorter prompt padded to it would not be its single run."""
-        pairs = set(zip(request.prompts, request.negatives or request.prompts, strict=True))
-        encode = partial(self.tokenizer.encode, syntax=request.syntax, long_prompt="chunk")
-        if len(counts := {encode(list(pair)).ids.shape[1] for pair in pairs}) > 1:
-            rule = "long_prompt='chunk' needs prompts of one number of 75-token windows per call"
-            raise InputError(request.place, rule, sorted(counts))
+    def _size(
+        self, place: str, width: int | None, height: int | None, source: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
+        grid, engine = self.entry.grid, self.engine
+        return drawing_size(place, self.family, width, height, source=source, grid=grid, engine=engine)
 
     def _refuse_inpainting_network(self, place: str) -> None:
         if self.family.inpaint_channels:
             rule = f"{self.family.name} takes mask and masked image as input: call inpaint"
             raise InputError(place, rule, f"{self.family.unet_channels} channels")
 
-    def _encode_image(self, call: _Call, pixels: np.ndarray, seeded: SeededNoise, shape: tuple[int, ...]) -> np.ndarray:
-        """Pixels [1, 3, H, W] -> a posterior sample per image, scaled: f32 [N, C, h, w]."""
-        _, _, height, width = pixels.shape
-        dims = self.family.dims(width=width, height=height, batch=1)
-        engine = call.networks[self._vae + "vae_encoder"]
-        with engine.contexts.lease(**_pick(engine, dims)) as context:
-            context.inputs["image"][:] = pixels
-            context.run()
-            mean, logvar = context.outputs["mean"].copy(), context.outputs["logvar"].copy()
-        check_finite("vae_encoder", "latents", mean)
-        deviation = np.exp(np.float32(0.5) * np.clip(logvar, -30, 20))
-        return (mean + deviation * seeded.normal(shape)) * self._scaling
+    def _condition(self, call: _Call) -> Cond:
+        cond = self.conditioning.encode(call.networks, call.request)
+        call.clock.lap("text")
+        return cond
 
-    def _start(self, request: Request, strength: float) -> int:
-        check_number(request.place, "strength", strength, 0, 1)
-        start = request.steps - min(int(request.steps * strength), request.steps)
-        if start == request.steps:
-            raise InputError(
-                request.place, f"strength times {request.steps} steps must leave at least one step", strength
-            )
-        return start
+    def _masked_latents(
+        self, call: _Call, frame: Frame, seeded: SeededNoise, *, needs_known: bool
+    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+        """The image, unit noise and the image without what the mask covers, each f32 [N, C, h, w].
 
-    def _latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        return self.family.latent_channels, height // self.family.vae_factor, width // self.family.vae_factor
+        Drawn in the baseline's order: image posterior, noise, masked image's posterior, then the steps. A network that
+        sees mask and image itself needs the first only to start from it.
+        """
+        encode = partial(self.autoencoder.encode, call.networks)
+        known = encode(frame.pixels, seeded) if needs_known or not self.family.inpaint_channels else None
+        eps = seeded.normal(self.autoencoder.latent_shape(*frame.size))
+        return known, eps, encode(frame.masked_pixels, seeded)
 
-    def _given_latents(self, latents: np.ndarray, n: int, shape: tuple[int, ...]) -> np.ndarray:
-        try:
-            latents = np.asarray(latents, np.float32)
-        except (TypeError, ValueError) as error:
-            raise InputError("txt2img", f"latents must be numbers of shape {(n, *shape)}", latents) from error
-        if latents.shape != (n, *shape):
-            raise InputError("txt2img", f"latents must have the shape {(n, *shape)}", latents.shape)
-        check_finite("txt2img", "latents", latents)
-        return latents
+    def _draw(
+        self, call: _Call, size: tuple[int, int], table: StepTable, x: np.ndarray, cond: Cond, seeded: SeededNoise,
+        inpaint: Inpaint | None = None,
+    ) -> Result:  # fmt: skip
+        """Draw the steps' noise, run the loop, decode."""
+        request, clock = call.request, call.clock
+        # All noise of a run is made before the loop starts.
+        draws = table.noises
+        noise = np.stack([seeded.normal(x.shape[1:]) for _ in range(draws)]) if draws else None
+        given: dict[str, Any] = dict(
+            cond=cond, guidance=np.full(len(x), request.guidance, np.float32), noise=noise, inpaint=inpaint
+        )
+        clock.lap("prepare")
+        vae = self.autoencoder
+        with call.networks.denoiser(decoder=vae.decoder, scaling=float(vae.scaling)) as denoiser:
+            if request.callback is None:
+                latents = loop.run(denoiser, table, x, **given)
+            else:
+                for progress in loop.denoise(denoiser, table, x, **given):
+                    request.callback(progress)
+                latents = progress.latents.copy()
+            clock.lap("loop")
+            clock.timings["engine"] = denoiser.seconds
+        check_finite(request.place, "latents", latents)
+        pixels = denoiser.pixels if isinstance(denoiser, DeviceDenoiser) else None
+        made = images.from_array(vae.decode(call.networks, latents) if pixels is None else pixels)
+        clock.lap("vae")
+        settings = dict(
+            num_inference_steps=request.steps, guidance_scale=request.guidance, sampler=request.sampler,
+            width=size[0], height=size[1],
+        )  # fmt: skip
+        return Result(made, request.seeds, clock.timings, settings, latents)
 
-    def _size(
-        self, place: str, width: int | None, height: int | None, source: tuple[int, int] | None = None
-    ) -> tuple[int, int]:
-        """The size to draw at: as asked, else the source's rounded down to the grid, else the family's default."""
-        grid, least, most = self._grid, self.family.min_cells * self.family.vae_factor, self.family.max_size
-        default = self.family.default_size if source is None else tuple(side - side % grid for side in source)
-        sides = []
-        for name, asked, fallback in (("width", width, default[0]), ("height", height, default[1])):
-            side = fallback if asked is None else asked
-            if asked is None and not least <= side <= most:
-                raise InputError(place, f"give width and height in {least}..{most} for an image of this size", source)
-            check_integer(place, name, side, least, most)
-            if side % grid:
-                reason = f" with {self.engine}" if grid != self.family.grid else ""
-                raise InputError(place, f"{name} must be a multiple of {grid}{reason}", side)
-            sides.append(int(side))
-        return sides[0], sides[1]
+
+def _noised(table: StepTable, known: np.ndarray, eps: np.ndarray) -> np.ndarray:
+    """An image's latents with the noise of the table's start on them."""
+    return np.float32(table.start_img) * known + np.float32(table.start_eps) * eps
+
+
+def _given_latents(latents: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        latents = np.asarray(latents, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError("txt2img", f"latents must be numbers of shape {shape}", latents) from error
+    if latents.shape != shape:
+        raise InputError("txt2img", f"latents must have the shape {shape}", latents.shape)
+    check_finite("txt2img", "latents", latents)
+    return latents
 
 
 def _build_table(
@@ -568,10 +430,3 @@ def _build_table(
         if name not in known:  # `start` and `steps` are the call's own, and no option can stand for them
             raise InputError("samplers", f"options of {sampler} must be among {', '.join(known)}", {name: value})
     return samplers.build(sampler, schedule, steps, start=start, **dict(options))
-
-
-def _pick(engine: Engine, dims: Mapping[str, int]) -> dict[str, int]:
-    """The symbols that this network's shapes use."""
-    tensors = (*engine.network.inputs, *engine.network.outputs)
-    used = {symbol for tensor in tensors for symbol in tensor.shape if isinstance(symbol, str)}
-    return {symbol: dims[symbol] for symbol in used}

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-import numpy as np
-
-from .errors import InputError, NonFiniteError
+from .checks import check_integer, check_number
+from .errors import InputError
 from .loop import Progress
 from .noise import RNGS, seeds_for
+from .spec import Family
 from .tokenizer import LONG_PROMPTS, MAX_CHARACTERS, SYNTAXES
 
-__all__ = [
-    "MAX_IMAGES",
-    "Callback",
-    "Options",
-    "Request",
-    "check_finite",
-    "check_integer",
-    "check_number",
-]
+__all__ = ["MAX_IMAGES", "Callback", "Options", "Request", "drawing_size"]
 
 MAX_IMAGES = 64  # per call: more are asked for in several calls, each reproducible from its own seeds
 
@@ -77,6 +70,16 @@ class Request:
     long_prompt: str
     clip_skip: int
     callback: Callback | None
+
+    def start(self, strength: float) -> int:
+        """The first step to run of a strength in (0, 1]: N - min(int(N strength), N). Raises InputError where none is
+        left."""
+        check_number(self.place, "strength", strength, 0, 1)
+        start = self.steps - min(int(self.steps * strength), self.steps)
+        if start == self.steps:
+            rule = f"strength times {self.steps} steps must leave at least one step"
+            raise InputError(self.place, rule, strength)
+        return start
 
     @classmethod
     def checked(
@@ -181,18 +184,26 @@ def _sampler_options(place: str, options: Mapping[str, Any] | None) -> dict[str,
     return frozen
 
 
-def check_integer(place: str, name: str, value: object, least: int, most: int) -> None:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value <= most:
-        raise InputError(place, f"{name} must be a whole number in {least}..{most}", value)
+def drawing_size(
+    place: str, family: Family, width: int | None, height: int | None, *, source: tuple[int, int] | None = None,
+    grid: int = 1, engine: str = "",
+) -> tuple[int, int]:  # fmt: skip
+    """(width, height) in pixels: as asked, else the source's rounded down to the grid, else the family's default.
 
-
-def check_number(place: str, name: str, value: object, least: float, most: float) -> None:
-    # NaN is in no range; Python compares integers of any size exactly.
-    if not isinstance(value, (int, float, np.integer, np.floating)) or not least <= value <= most:
-        raise InputError(place, f"{name} must be a number in {least:g}..{most:g}", value)
-
-
-def check_finite(place: str, name: str, array: np.ndarray) -> None:
-    """Raises NonFiniteError: a broken result is never shown as a black image."""
-    if broken := int(array.size - np.isfinite(array).sum()):
-        raise NonFiniteError(place, f"{name} must be finite; {broken} of {array.size} values are not")
+    grid: what the engine of that name asks for beyond the family's own rule.
+    Raises InputError for a side off the grid or outside the family's limits.
+    """
+    both = math.lcm(family.grid, grid)
+    least, most = family.min_cells * family.vae_factor, family.max_size
+    default = family.default_size if source is None else tuple(side - side % both for side in source)
+    sides = []
+    for name, asked, fallback in (("width", width, default[0]), ("height", height, default[1])):
+        side = fallback if asked is None else asked
+        if asked is None and not least <= side <= most:
+            raise InputError(place, f"give width and height in {least}..{most} for an image of this size", source)
+        check_integer(place, name, side, least, most)
+        if side % both:
+            reason = f" with {engine}" if both != family.grid else ""
+            raise InputError(place, f"{name} must be a multiple of {both}{reason}", side)
+        sides.append(int(side))
+    return sides[0], sides[1]

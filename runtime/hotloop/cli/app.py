@@ -336,10 +336,11 @@ def _draw(
     import secrets
 
     from .. import image as images
+    from ..checks import check_integer
     from ..image.metadata import KEY, StoredRequest, source
     from ..noise import seeds_for
     from ..pipeline import load
-    from ..request import MAX_IMAGES, check_integer
+    from ..request import MAX_IMAGES
 
     # Everything that can be refused is refused before the first picture is drawn.
     check_integer(command, "batches", batches, 1, MAX_BATCHES)

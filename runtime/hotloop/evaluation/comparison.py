@@ -27,10 +27,11 @@ import numpy as np
 from .. import image as images
 from .. import samplers
 from ..bundle import Bundle
+from ..checks import check_integer
 from ..errors import InputError
 from ..noise import seeds_for
 from ..pipeline import Pipeline
-from ..request import MAX_IMAGES, check_integer
+from ..request import MAX_IMAGES
 from ..samplers import StepTable
 from ..samplers.schedule import Schedule
 from ..selection import Choice, candidates, choose
