@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hotloop.cli.generate import scaled
 from hotloop.engines import KINDS
 from hotloop.errors import InputError
 from hotloop.spec import FAMILIES, GROUPS, REWRITES
@@ -61,7 +62,7 @@ def export(
         targets=tuple(parse_target(text, precision) for text in engine or []) or (Target("onnx", precision or "fp32"),),
         rewrites=REWRITES if rewrites == "all" else () if rewrites == "none" else tuple(_split(rewrites)),
         groups=tuple(_split(groups)),
-        loras=tuple(_scaled(text) for text in lora or []),
+        loras=tuple(scaled(text) for text in lora or []),
         embeddings=tuple(_named(text) for text in embedding or []),
         vae=vae, family=family, prediction=prediction, tokenizer=tokenizer, variant=variant,
         shapes=parse_shapes(shapes) if shapes else (),
@@ -109,15 +110,6 @@ def _bundle() -> ModuleType:
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _scaled(text: str) -> tuple[Path, float]:
-    """FILE or FILE:SCALE; a colon inside the file's name stays there."""
-    file, colon, scale = text.rpartition(":")
-    try:
-        return (Path(file), float(scale)) if colon and not Path(text).exists() else (Path(text), 1.0)
-    except ValueError:
-        return Path(text), 1.0
 
 
 def _named(text: str) -> tuple[Path, str | None]:

@@ -41,9 +41,9 @@ class TextEncoder:
     def encode(self, networks: Networks, request: Request, texts: list[str]) -> np.ndarray:
         """Texts [B] -> hidden states f32 [B, chunks * T, C], of the layer that clip_skip names, weighted."""
         engine = networks[self.network]
-        tokens = self.tokenizer.encode(texts, syntax=request.syntax, long_prompt=request.long_prompt)
+        tokens = self.tokenizer.encode(texts, syntax=request["prompt_syntax"], long_prompt=request["long_prompt"])
         b, chunks, length = tokens.ids.shape
-        output = _OUTPUTS[request.clip_skip]
+        output = _OUTPUTS[request["clip_skip"]]
         each = []
         with engine.contexts.lease(B=chunks, T=length) as context:
             # One text at a time: what stands beside a prompt must not reach its last bits.
@@ -62,7 +62,7 @@ class TextEncoder:
     def refuse_mixed_chunks(self, request: Request) -> None:
         """A batch shares one number of windows; a shorter prompt padded to it would not be its single run."""
         pairs = set(zip(request.prompts, request.negatives or request.prompts, strict=True))
-        encode = partial(self.tokenizer.encode, syntax=request.syntax, long_prompt="chunk")
+        encode = partial(self.tokenizer.encode, syntax=request["prompt_syntax"], long_prompt="chunk")
         if len(counts := {encode(list(pair)).ids.shape[1] for pair in pairs}) > 1:
             rule = "long_prompt='chunk' needs prompts of one number of 75-token windows per call"
             raise InputError(request.place, rule, sorted(counts))
@@ -88,7 +88,7 @@ def _words(encoders: list[TextEncoder], networks: Networks, request: Request) ->
     texts = request.prompts if request.negatives is None else request.negatives + request.prompts
     # Each text is encoded once, however many images share it.
     unique = list(dict.fromkeys(texts))
-    if request.long_prompt == "chunk":
+    if request["long_prompt"] == "chunk":
         for encoder in encoders:
             encoder.refuse_mixed_chunks(request)
     each = [encoder.encode(networks, request, unique) for encoder in encoders]

@@ -2,81 +2,32 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
 from . import image as images
-from . import loop, samplers
+from . import samplers
 from .adapters import Adapters, Swap
 from .autoencoder import Autoencoder
 from .bundle import Bundle, Entry, builtin
-from .checks import check_finite, check_integer, check_number
-from .conditioning import Cond, Conditioning, TextEncoder
-from .denoiser import DeviceDenoiser, Inpaint
+from .call import Call, Result, noised
+from .checks import check_integer
+from .conditioning import Conditioning, TextEncoder
 from .engines import Engine
 from .errors import InputError
 from .files import cache_folder
-from .image.canvas import Canvas, Frame
+from .image.canvas import RESIZE_MODES, Canvas
 from .networks import Networks, open_networks
-from .noise import SeededNoise
-from .request import MAX_IMAGES, Options, Request, drawing_size
+from .request import MAX_IMAGES, Img2Img, Inpaint, Request, Txt2Img, documented, drawing_size
 from .samplers import StepTable
 from .samplers.schedule import Schedule
 from .selection import Choice, choose
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 __all__ = ["Pipeline", "Result", "load"]
-
-_RESIZE = {"default": images.resize, "fill": images.letterbox, "crop": images.centre_crop}  # diffusers' names
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a call made.
-
-    images   PIL images, the prompts' in order, num_images_per_prompt of each
-    seeds    the seed of each image: alone, with that seed, it comes out the same
-    timings  seconds: text, prepare, loop (of which engine inside the UNet engine), vae, paste, total
-    settings what stood for the arguments left out: num_inference_steps, guidance_scale, sampler, width, height
-    latents  f32 [N, C, h, w], as they left the loop
-    """
-
-    images: list[Image]
-    seeds: list[int]
-    timings: dict[str, float]
-    settings: dict[str, Any]
-    latents: np.ndarray = field(repr=False)
-
-
-class _Clock:
-    """Seconds per named stage."""
-
-    def __init__(self) -> None:
-        self._begin = self._last = time.perf_counter()
-        self.timings: dict[str, float] = {}
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.timings[stage] = self.timings.get(stage, 0.0) + now - self._last
-        self.timings["total"] = now - self._begin
-        self._last = now
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What one call of a pipeline holds from its start to its end."""
-
-    request: Request
-    networks: Networks
-    clock: _Clock
 
 
 def load(
@@ -151,120 +102,57 @@ class Pipeline:
 
     # Pipelines.
 
+    @documented("txt2img")
     def txt2img(
-        self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None = None,
-        *,
-        width: int | None = None,
-        height: int | None = None,
-        latents: np.ndarray | None = None,
-        **options: Unpack[Options],
+        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None = None, **given: Unpack[Txt2Img]
     ) -> Result:
         """Draw images from words.
 
-        prompt, negative_prompt: text or a list of texts. width, height: pixels, multiples of the family's factor.
-        latents: f32 [N, C, h, w] of unit noise, in place of the seed's own.
-        options: as listed in `hotloop.request.Options`.
         Raises InputError for an argument out of range, NonFiniteError instead of returning a broken image.
         """
-        call = self._begin("txt2img", prompt, negative_prompt, options)
-        request = call.request
-        self._refuse_inpainting_network(request.place)
-        size = self._size(request.place, width, height)
-        table = self.table(request.sampler, request.steps, options=request.options)
-        cond = self._condition(call)
-        seeded, shape = SeededNoise(request.seeds, request.rng), self.autoencoder.latent_shape(*size)
-        noise = seeded.normal(shape) if latents is None else _given_latents(latents, (len(request.seeds), *shape))
-        return self._draw(call, size, table, noise * np.float32(table.init_scale), cond, seeded)
+        call = self._begin("txt2img", prompt, negative_prompt, given)
+        self._refuse_inpainting_network(call.request)
+        size = self._size(call.request)
+        table = self._table_of(call.request)
+        cond = call.condition(self.conditioning)
+        return call.draw(size, table, call.given_noise(size) * np.float32(table.init_scale), cond)
 
+    @documented("img2img")
     def img2img(
-        self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None = None,
-        *,
-        image: Any,
-        strength: float = 0.6,
-        width: int | None = None,
-        height: int | None = None,
-        resize_mode: str = "default",
-        **options: Unpack[Options],
+        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None = None, **given: Unpack[Img2Img]
     ) -> Result:
-        """Redraw an image after a prompt.
+        """Redraw an image after a prompt: brought to width x height, its own size rounded down to the grid by default.
 
-        image: path, PIL image or uint8 [H, W, 3]; brought to width x height (its own size rounded down to the grid by
-        default) as resize_mode says: "default" stretches, "fill" adds bars, "crop" takes the middle.
-        strength in (0, 1]: the share of the steps that is run, N - min(int(N * strength), N) are skipped.
-        Everything else as in `txt2img`.
+        Raises InputError and NonFiniteError as `txt2img` does.
         """
-        call = self._begin("img2img", prompt, negative_prompt, options)
+        call = self._begin("img2img", prompt, negative_prompt, given)
         request = call.request
-        self._refuse_inpainting_network(request.place)
-        if resize_mode not in _RESIZE:
-            raise InputError(request.place, "resize_mode must be one of " + ", ".join(_RESIZE), resize_mode)
-        source = images.open_image(image)
-        size = self._size(request.place, width, height, source.size)
-        table = self.table(request.sampler, request.steps, start=request.start(strength), options=request.options)
-        cond = self._condition(call)
-        seeded = SeededNoise(request.seeds, request.rng)
-        pixels = images.to_float(_RESIZE[resize_mode](source, size))  # [1, 3, H, W]
-        known = self.autoencoder.encode(call.networks, pixels, seeded)
-        x = _noised(table, known, seeded.normal(known.shape[1:]))
-        return self._draw(call, size, table, x, cond, seeded)
+        self._refuse_inpainting_network(request)
+        source = images.open_image(request["image"])
+        size = self._size(request, source.size)
+        table = self._table_of(request, start=request.start)
+        cond = call.condition(self.conditioning)
+        known = call.encode(images.to_float(RESIZE_MODES[request["resize_mode"]](source, size)))
+        return call.draw(size, table, noised(table, known, call.noise(size)), cond)
 
+    @documented("inpaint")
     def inpaint(
-        self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None = None,
-        *,
-        image: Any,
-        mask_image: Any,
-        strength: float = 1.0,
-        paste: bool = True,
-        mask_blur: float | None = None,
-        padding_mask_crop: int | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        **options: Unpack[Options],
+        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None = None, **given: Unpack[Inpaint]
     ) -> Result:
-        """Repaint the white part of a mask.
+        """Repaint the white part of a mask; a strength of 1 starts from pure noise.
 
-        image as in `img2img`; mask_image: path, PIL image or uint8 [H, W] of the image's size, white = repaint.
-        strength: 1 starts from pure noise. mask_blur: standard deviation in pixels of the image (default: 1/128 of
-        its width) by which the mask's edge is softened. paste: put the original back where the blurred mask is 0, bit
-        for bit; the result then has the original's size. padding_mask_crop: draw only the masked region, with that
-        many pixels around it, at width x height (the family's default size), and paste it back ("only masked").
+        With padding_mask_crop ("only masked") the region is drawn at width x height, by default the family's size.
         With a 4-channel UNet the known latents are blended in after every row; a 9-channel one sees them as input.
+        Raises InputError and NonFiniteError as `txt2img` does.
         """
-        call = self._begin("inpaint", prompt, negative_prompt, options)
+        call = self._begin("inpaint", prompt, negative_prompt, given)
         request = call.request
-        original = images.open_image(image)
-        only_masked = padding_mask_crop is not None
-        size = self._size(request.place, width, height, None if only_masked else original.size)
-        blur = (original.width / 128 if paste else 0.0) if mask_blur is None else mask_blur
-        check_number(request.place, "mask_blur", blur, 0, 256)
-        if only_masked and not paste:
-            raise InputError(request.place, "padding_mask_crop needs paste=True", paste)
-        canvas = Canvas.open(original, mask_image, blur=blur)
-        if padding_mask_crop is not None:
-            check_integer(request.place, "padding_mask_crop", padding_mask_crop, 0, 4096)
-            canvas = canvas.only_masked(padding_mask_crop, size)
-        start = request.start(strength)
-        table = self.table(request.sampler, request.steps, start=start, options=request.options)
-        cond = self._condition(call)
-        frame = canvas.frame(request.place, size, self.family.vae_factor)
-        seeded = SeededNoise(request.seeds, request.rng)
-        known, eps, masked = self._masked_latents(call, frame, seeded, needs_known=start > 0)
-        # At full strength the baseline starts from pure noise, not from the image with the last step's noise on it.
-        x = np.float32(table.init_scale) * eps if strength == 1 or known is None else _noised(table, known, eps)
-        mask = np.repeat(frame.latent_mask, len(x), axis=0)
-        blend = None
-        if self.family.inpaint_channels:
-            cond["extra"] = np.concatenate([mask, masked], axis=1)
-        elif known is not None:
-            blend = Inpaint(mask=mask, known=known, eps=eps)
-        result = self._draw(call, size, table, x, cond, seeded, blend)
-        if paste:
+        canvas, size = self._canvas(request)
+        table = self._table_of(request, start=request.start)
+        cond = call.condition(self.conditioning)
+        x, blend = call.repainted(canvas.frame(request.place, size, self.family.vae_factor), table, cond)
+        result = call.draw(size, table, x, cond, blend)
+        if request["paste"]:
             result.images[:] = [canvas.put_back(drawn) for drawn in result.images]
             call.clock.lap("paste")
         return result
@@ -278,7 +166,7 @@ class Pipeline:
     ) -> None:
         """Allocate buffers and run every network once for each (width, height) and number of images, for the bundle's
         own sampler and number of steps (on which the buffers of a split UNet's time table depend)."""
-        shapes = [self._size("warmup", *size) for size in sizes or [self.family.default_size]]
+        shapes = [self._sides("warmup", *size) for size in sizes or [self.family.default_size]]
         counts = list(batches)
         for n in counts:
             check_integer("warmup", "batch", n, 1, MAX_IMAGES)
@@ -334,92 +222,39 @@ class Pipeline:
     # Steps the pipelines share.
 
     def _begin(
-        self, place: str, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None, options: Options
-    ) -> _Call:
-        clock = _Clock()
-        request = Request.checked(
-            place, prompt, negative_prompt, defaults=self.bundle.defaults,
-            most_steps=self.schedule.num_train_timesteps, **options,
-        )  # fmt: skip
-        return _Call(request, self.networks, clock)
+        self, place: str, prompt: str | Sequence[str], negative: str | Sequence[str] | None, given: Mapping[str, Any]
+    ) -> Call:
+        words = {"prompt": prompt, "negative_prompt": negative}
+        request = Request.checked(place, {**words, **given}, self.bundle.defaults)
+        return Call(request, self.networks, self.autoencoder)
 
-    def _size(
+    def _refuse_inpainting_network(self, request: Request) -> None:
+        if self.family.inpaint_channels:
+            rule = f"{self.family.name} takes mask and masked image as input: call inpaint"
+            raise InputError(request.place, rule, f"{self.family.unet_channels} channels")
+
+    def _size(self, request: Request, source: tuple[int, int] | None = None) -> tuple[int, int]:
+        return self._sides(request.place, request["width"], request["height"], source)
+
+    def _sides(
         self, place: str, width: int | None, height: int | None, source: tuple[int, int] | None = None
     ) -> tuple[int, int]:
         grid, engine = self.entry.grid, self.engine
         return drawing_size(place, self.family, width, height, source=source, grid=grid, engine=engine)
 
-    def _refuse_inpainting_network(self, place: str) -> None:
-        if self.family.inpaint_channels:
-            rule = f"{self.family.name} takes mask and masked image as input: call inpaint"
-            raise InputError(place, rule, f"{self.family.unet_channels} channels")
+    def _table_of(self, request: Request, *, start: int = 0) -> StepTable:
+        steps, options = request["num_inference_steps"], request["sampler_options"]
+        return self.table(request["sampler"], steps, start=start, options=options)
 
-    def _condition(self, call: _Call) -> Cond:
-        cond = self.conditioning.encode(call.networks, call.request)
-        call.clock.lap("text")
-        return cond
-
-    def _masked_latents(
-        self, call: _Call, frame: Frame, seeded: SeededNoise, *, needs_known: bool
-    ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-        """The image, unit noise and the image without what the mask covers, each f32 [N, C, h, w].
-
-        Drawn in the baseline's order: image posterior, noise, masked image's posterior, then the steps. A network that
-        sees mask and image itself needs the first only to start from it.
-        """
-        encode = partial(self.autoencoder.encode, call.networks)
-        known = encode(frame.pixels, seeded) if needs_known or not self.family.inpaint_channels else None
-        eps = seeded.normal(self.autoencoder.latent_shape(*frame.size))
-        return known, eps, encode(frame.masked_pixels, seeded)
-
-    def _draw(
-        self, call: _Call, size: tuple[int, int], table: StepTable, x: np.ndarray, cond: Cond, seeded: SeededNoise,
-        inpaint: Inpaint | None = None,
-    ) -> Result:  # fmt: skip
-        """Draw the steps' noise, run the loop, decode."""
-        request, clock = call.request, call.clock
-        # All noise of a run is made before the loop starts.
-        draws = table.noises
-        noise = np.stack([seeded.normal(x.shape[1:]) for _ in range(draws)]) if draws else None
-        given: dict[str, Any] = dict(
-            cond=cond, guidance=np.full(len(x), request.guidance, np.float32), noise=noise, inpaint=inpaint
-        )
-        clock.lap("prepare")
-        vae = self.autoencoder
-        with call.networks.denoiser(decoder=vae.decoder, scaling=float(vae.scaling)) as denoiser:
-            if request.callback is None:
-                latents = loop.run(denoiser, table, x, **given)
-            else:
-                for progress in loop.denoise(denoiser, table, x, **given):
-                    request.callback(progress)
-                latents = progress.latents.copy()
-            clock.lap("loop")
-            clock.timings["engine"] = denoiser.seconds
-        check_finite(request.place, "latents", latents)
-        pixels = denoiser.pixels if isinstance(denoiser, DeviceDenoiser) else None
-        made = images.from_array(vae.decode(call.networks, latents) if pixels is None else pixels)
-        clock.lap("vae")
-        settings = dict(
-            num_inference_steps=request.steps, guidance_scale=request.guidance, sampler=request.sampler,
-            width=size[0], height=size[1],
-        )  # fmt: skip
-        return Result(made, request.seeds, clock.timings, settings, latents)
-
-
-def _noised(table: StepTable, known: np.ndarray, eps: np.ndarray) -> np.ndarray:
-    """An image's latents with the noise of the table's start on them."""
-    return np.float32(table.start_img) * known + np.float32(table.start_eps) * eps
-
-
-def _given_latents(latents: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        latents = np.asarray(latents, np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError("txt2img", f"latents must be numbers of shape {shape}", latents) from error
-    if latents.shape != shape:
-        raise InputError("txt2img", f"latents must have the shape {shape}", latents.shape)
-    check_finite("txt2img", "latents", latents)
-    return latents
+    def _canvas(self, request: Request) -> tuple[Canvas, tuple[int, int]]:
+        """The picture with its mask, and the size to draw at."""
+        original, paste, padding = images.open_image(request["image"]), request["paste"], request["padding_mask_crop"]
+        size = self._size(request, original.size if padding is None else None)
+        if padding is not None and not paste:
+            raise InputError(request.place, "padding_mask_crop needs paste=True", paste)
+        blur = (original.width / 128 if paste else 0.0) if request["mask_blur"] is None else request["mask_blur"]
+        canvas = Canvas.open(original, request["mask_image"], blur=blur)
+        return canvas if padding is None else canvas.only_masked(padding, size), size
 
 
 def _build_table(

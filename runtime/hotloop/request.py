@@ -1,187 +1,416 @@
-"""A call's arguments, checked at the border: everything behind it can trust them."""
+"""THE table of a request's fields, and a call's arguments checked by it: everything behind can trust them.
+
+A field is one line of `Words`, `Common`, `Txt2Img`, `Edit`, `Img2Img` or `Inpaint`: its name and type for Python, and
+the row (`Field`) that says what it takes, what stands for it when it is left out, and how the command line calls it. An
+`Alias` is another name of a field. Signatures, checks, help, the command line, stored requests and JSON schemas are all
+computed from these lines.
+"""
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Required, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
-from .checks import check_integer, check_number
+import numpy as np
+
+from .checks import check_integer
 from .errors import InputError
+from .fields import RANDOM, Alias, Choice, Field, Flag, Integer, Name, Number, Options, Picture, Seed, Text, Unchecked
+from .image.canvas import RESIZE_MODES
 from .loop import Progress
-from .noise import RNGS, seeds_for
+from .noise import RNGS, check_seed
+from .samplers.names import STOCK, resolve
 from .spec import Family
 from .tokenizer import LONG_PROMPTS, MAX_CHARACTERS, SYNTAXES
 
-__all__ = ["MAX_IMAGES", "Callback", "Options", "Request", "drawing_size"]
+if TYPE_CHECKING:
+    from .image.metadata import StoredRequest
+
+__all__ = [
+    "MAX_IMAGES", "PIPELINES", "Callback", "Img2Img", "Inpaint", "Request", "Txt2Img", "aliases", "canonical",
+    "check_stored", "documented", "drawing_size", "fields", "schema",
+]  # fmt: skip
 
 MAX_IMAGES = 64  # per call: more are asked for in several calls, each reproducible from its own seeds
+MAX_STEPS = 1000
 
 Callback = Callable[[Progress], object]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Options(TypedDict, total=False):
-    """The keyword arguments that all pipelines share.
+def _seed_of(generator: Any) -> Any:
+    """The seed of a generator as diffusers takes it: a number, an object with initial_seed(), or a list of them."""
+    if isinstance(generator, (list, tuple)):
+        return [_seed_of(one) for one in generator]
+    if isinstance(generator, (int, np.integer)):
+        return generator
+    place, device = "request.generator", getattr(getattr(generator, "device", None), "type", "cpu")
+    if not callable(getattr(generator, "initial_seed", None)):
+        raise InputError(place, "generator must be a seed, a torch.Generator or a list of them", generator)
+    if device != "cpu":
+        raise InputError(place, "generator must be one of the CPU: another device's numbers are not a seed's", device)
+    seed = generator.initial_seed()
+    if hasattr(generator, "clone_state"):
+        fresh = generator.clone_state()
+        fresh.manual_seed(seed)
+        if not bool((fresh.get_state() == generator.get_state()).all()):
+            raise InputError(place, "generator must be fresh: its first numbers have been drawn already", seed)
+    return [seed]  # one image's: of several, stock pipelines draw from a single one in turn
 
-    num_inference_steps    denoising steps [the bundle's own]
-    guidance_scale         at or below 1 guidance is off [the bundle's own]
-    sampler                a name of `hotloop.samplers.NAMES` [the bundle's own]
-    sampler_options        what that sampler takes: eta, spacing, sigmas...
-    seed                   image i has seed + i [a fresh one, told in the result]
-    num_images_per_prompt  images of each prompt; num_images is an alias [1]
-    rng                    "torch": the baseline's noise; "philox": counter-based, the same on every device ["torch"]
-    prompt_syntax          "a1111" reads (word:1.3), ((word)), [word]; "plain" takes the text as it is ["a1111"]
-    long_prompt            "truncate" warns and cuts at 75 tokens; "chunk" reads windows of 75, and then all prompts
-                           of one call must need the same number of windows ["truncate"]
-    clip_skip              0: the text encoder's last layer; 1: the last but one [0]
-    callback               called with a `loop.Progress` after every row; raise from it to cancel
-    """
 
-    num_inference_steps: int | None
-    guidance_scale: float | None
-    sampler: str | None
-    sampler_options: Mapping[str, Any] | None
-    seed: int | None
-    num_images_per_prompt: int | None
-    num_images: int | None
-    rng: str
-    prompt_syntax: str
-    long_prompt: str
-    clip_skip: int | None
-    callback: Callback | None
+def _option(name: str) -> Callable[[Any], dict[str, Any]]:
+    return lambda value: {name: value}
+
+
+def _sigmas(kind: str) -> Callable[[Any], dict[str, Any]]:
+    return lambda value: {"sigmas": kind} if value else {}
+
+
+# One line a field, whatever its length says to a formatter.
+# fmt: off
+class Words(TypedDict, total=False):
+    """What every pipeline takes by position."""
+
+    prompt: Required[Annotated[str | Sequence[str], Field(
+        Text(MAX_CHARACTERS), "what to draw: text, or a list of texts", flag="prompt", settled=True)]]
+    negative_prompt: Annotated[str | Sequence[str] | None, Field(
+        Text(MAX_CHARACTERS), "what to keep out: one text, or one for each prompt", "", flag="--negative")]
+
+
+class Common(TypedDict, total=False):
+    """What every pipeline takes by name."""
+
+    num_inference_steps: Annotated[int | None, Field(
+        Integer(1, MAX_STEPS), "denoising steps", 50, 50, bundle=True, flag="--steps", settled=True)]
+    guidance_scale: Annotated[float | None, Field(
+        Number(0, 1000), "at or below 1 guidance is off", 7.5, 7.5, bundle=True, flag="--guidance", settled=True)]
+    guidance_rescale: Annotated[float | None, Field(
+        Number(0, 1), "how far guided outputs are brought back to the spread of unguided ones, against overexposure",
+        0.0, flag="--guidance-rescale")]
+    sampler: Annotated[str | None, Field(
+        Name(), "one of `hotloop samplers`, diffusers' class or A1111's name for it", "plms", bundle=True,
+        flag="--sampler", settled=True)]
+    sampler_options: Annotated[Mapping[str, Any] | None, Field(
+        Options(), "what that sampler takes, NAME=VALUE on the command line", {}, flag="--sampler-option",
+        settled=True)]
+    seed: Annotated[int | Sequence[int] | None, Field(
+        Seed(), "image i has seed + i, or a list of one each; -1: a fresh one, told in the result", RANDOM,
+        flag="--seed", stored=False)]
+    num_images_per_prompt: Annotated[int | None, Field(
+        Integer(1, MAX_IMAGES), "images of each prompt", 1, flag="--num-images", stored=False)]
+    width: Annotated[int | None, Field(
+        Integer(1, 2**16), "pixels [default: the model's or the image's own]", flag="--width", settled=True)]
+    height: Annotated[int | None, Field(
+        Integer(1, 2**16), "pixels [default: the model's or the image's own]", flag="--height", settled=True)]
+    rng: Annotated[str | None, Field(
+        Choice(tuple(RNGS)), "torch: the baseline's noise; philox: counter-based, the same on every device", "torch",
+        flag="--rng")]
+    prompt_syntax: Annotated[str | None, Field(
+        Choice(SYNTAXES), "a1111 reads (word:1.3), ((word)), [word]; plain takes the text as it is", "a1111", "plain",
+        flag="--prompt-syntax")]
+    long_prompt: Annotated[str | None, Field(
+        Choice(LONG_PROMPTS), "truncate warns and cuts at 75 tokens; chunk reads windows of 75, and all prompts of a "
+        "call must need the same number of windows", "truncate", flag="--long-prompt")]
+    clip_skip: Annotated[int | None, Field(
+        Integer(0, 1), "0: the text encoder's last layer; 1: the last but one", 0, flag="--clip-skip")]
+    compatible: Annotated[str | None, Field(
+        Choice(("diffusers",)), "diffusers: what is left out is as in stock pipelines, and so is what samplers do "
+        "(`hotloop samplers` tells where they differ)", flag="--compatible")]
+    callback: Annotated[Callback | None, Field(
+        Unchecked("callable", callable), "called with a `loop.Progress` after every row; raise from it to cancel",
+        stored=False)]
+
+    num_images: Annotated[int | None, Alias("num_images_per_prompt", Integer(1, MAX_IMAGES))]
+    generator: Annotated[Any, Alias("seed", Unchecked(), _seed_of)]
+    eta: Annotated[float | None, Alias(
+        "sampler_options", Number(0, 1), _option("eta"), "noise in every step: ddim and tcd", "--eta")]
+    timestep_spacing: Annotated[str | None, Alias(
+        "sampler_options", Name(), _option("spacing"), "leading, linspace or trailing", "--spacing")]
+    rescale_betas_zero_snr: Annotated[bool | None, Alias(
+        "sampler_options", Flag(), _option("rescale_betas_zero_snr"), "no signal at the last timestep", "--zero-snr")]
+    use_karras_sigmas: Annotated[bool | None, Alias(
+        "sampler_options", Flag(), _sigmas("karras"), "Karras' spacing of the sigmas", "--karras")]
+    use_exponential_sigmas: Annotated[bool | None, Alias("sampler_options", Flag(), _sigmas("exponential"))]
+
+
+class Txt2Img(Common, total=False):
+    """What txt2img takes by name."""
+
+    latents: Annotated[np.ndarray | None, Field(
+        Unchecked(), "f32 [N, C, h, w] of unit noise, in place of the seed's own", stored=False)]
+
+
+class Edit(Common, total=False):
+    """What is common to the pipelines that begin with a picture."""
+
+    image: Required[Annotated[Any, Field(
+        Picture(), "the picture to start from: path, PIL image or uint8 [H, W, 3]", flag="--image", stored=False)]]
+    strength: Annotated[float | None, Field(
+        Number(0, 1), "share of the steps that is run, above 0 up to 1: N - min(int(N * strength), N) are skipped",
+        {"img2img": 0.6, "inpaint": 1.0}, {"img2img": 0.8, "inpaint": 1.0}, flag="--strength")]
+
+
+class Img2Img(Edit, total=False):
+    """What img2img takes by name."""
+
+    resize_mode: Annotated[str | None, Field(
+        Choice(tuple(RESIZE_MODES)), "to another shape: default stretches, fill adds bars, crop takes the middle",
+        "default", flag="--resize-mode")]
+
+
+class Inpaint(Edit, total=False):
+    """What inpaint takes by name."""
+
+    mask_image: Required[Annotated[Any, Field(
+        Picture(), "mask of the picture's size, white = repaint: path, PIL image or uint8 [H, W]", flag="--mask",
+        stored=False)]]
+    paste: Annotated[bool | None, Field(
+        Flag(), "put the original back where the blurred mask is 0, bit for bit, at the original's size", True, False,
+        flag="--paste")]
+    mask_blur: Annotated[float | None, Field(
+        Number(0, 256), "standard deviation, in pixels of the image, by which the mask's edge is softened "
+        "[default: 1/128 of its width with paste, else 0]", None, 0.0, flag="--mask-blur")]
+    padding_mask_crop: Annotated[int | None, Field(
+        Integer(0, 4096), "draw only the masked region with that many pixels around it, and paste it back",
+        flag="--only-masked")]
+# fmt: on
+
+
+PIPELINES: Mapping[str, type] = {"txt2img": Txt2Img, "img2img": Img2Img, "inpaint": Inpaint}
+
+
+# --- The table, read ---
+
+
+@dataclass(frozen=True)
+class _Row:
+    type: Any
+    row: Field | Alias
+    required: bool
+
+
+@cache
+def _rows(pipeline: str) -> dict[str, _Row]:
+    rows = {}
+    for table in (Words, PIPELINES[pipeline]):
+        for name, hint in get_type_hints(table, include_extras=True).items():
+            required = get_origin(hint) is Required
+            kind, row = get_args(get_args(hint)[0] if required else hint)[:2]
+            rows[name] = _Row(kind, row, required)
+    return rows
+
+
+@cache
+def fields(pipeline: str) -> Mapping[str, Field]:
+    """Of a pipeline: name -> row, in the table's order."""
+    return {name: one.row for name, one in _rows(pipeline).items() if isinstance(one.row, Field)}
+
+
+@cache
+def aliases(pipeline: str) -> Mapping[str, Alias]:
+    return {name: one.row for name, one in _rows(pipeline).items() if isinstance(one.row, Alias)}
+
+
+def required(pipeline: str) -> list[str]:
+    """The fields that must be given."""
+    return [name for name, one in _rows(pipeline).items() if one.required]
+
+
+def _of(pipeline: str, value: Any) -> Any:
+    """A default that may differ from pipeline to pipeline."""
+    return value.get(pipeline) if isinstance(value, Mapping) and set(value) & set(PIPELINES) else value
+
+
+def default_of(pipeline: str, name: str, *, stock: bool = False) -> Any:
+    """What stands for a field that is left out; None is what its help says."""
+    row = fields(pipeline)[name]
+    return _of(pipeline, row.stock if stock and row.stock is not None else row.default)
+
+
+def schema(pipeline: str) -> dict[str, Any]:
+    """A JSON Schema (2020-12) of a pipeline's request: its fields that JSON can carry."""
+    properties = {}
+    for name, row in fields(pipeline).items():
+        if (said := row.kind.schema()) is not None:
+            default = default_of(pipeline, name)
+            shown = {} if default is None or row.bundle else {"default": default}
+            properties[name] = said | {"description": row.help} | shown
+    return {
+        "type": "object", "properties": properties, "required": [n for n in properties if n in required(pipeline)],
+        "additionalProperties": False,
+    }  # fmt: skip
+
+
+def documented(pipeline: str) -> Callable[[Function], Function]:
+    """Gives a method of the pipeline the table's arguments as its signature, and their help below its docstring."""
+
+    def dress(method: Function) -> Function:
+        parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+        lines = []
+        for name, one in _rows(pipeline).items():
+            word, row = name in Words.__annotations__, one.row
+            place = inspect.Parameter.POSITIONAL_OR_KEYWORD if word else inspect.Parameter.KEYWORD_ONLY
+            default = inspect.Parameter.empty if one.required else None
+            parameters.append(inspect.Parameter(name, place, default=default, annotation=one.type))
+            if isinstance(row, Alias):
+                lines.append(f"{name:<23} another name for {row.of}")
+            else:
+                shown = default_of(pipeline, name)
+                own = "the bundle's own" if row.bundle else repr(shown)
+                lines.append(f"{name:<23} {row.help}" + (f" [{own}]" if shown is not None else ""))
+        signature = inspect.Signature(parameters, return_annotation="Result")
+        method.__signature__ = signature  # type: ignore[attr-defined]
+        method.__doc__ = inspect.cleandoc(method.__doc__ or "") + "\n\n" + "\n".join(lines) + "\n"
+        return method
+
+    return dress
+
+
+# --- A call's arguments ---
 
 
 @dataclass(frozen=True)
 class Request:
-    """A call's checked arguments; one prompt, negative prompt and seed per image."""
+    """A call's checked arguments, `request["strength"]`; one prompt, negative prompt and seed per image.
+
+    place  the pipeline; negatives: None where guidance is off: that half is neither encoded nor evaluated
+    """
 
     place: str
+    values: Mapping[str, Any]
     prompts: list[str]
     negatives: list[str] | None
     seeds: list[int]
-    steps: int
-    guidance: float
-    sampler: str
-    options: Mapping[str, Any]
-    rng: str
-    syntax: str
-    long_prompt: str
-    clip_skip: int
-    callback: Callback | None
 
-    def start(self, strength: float) -> int:
-        """The first step to run of a strength in (0, 1]: N - min(int(N strength), N). Raises InputError where none is
-        left."""
-        check_number(self.place, "strength", strength, 0, 1)
-        start = self.steps - min(int(self.steps * strength), self.steps)
-        if start == self.steps:
-            rule = f"strength times {self.steps} steps must leave at least one step"
-            raise InputError(self.place, rule, strength)
-        return start
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
 
     @classmethod
-    def checked(
-        cls,
-        place: str,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None,
-        *,
-        defaults: Mapping[str, Any],
-        most_steps: int,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        sampler: str | None = None,
-        sampler_options: Mapping[str, Any] | None = None,
-        seed: int | None = None,
-        num_images_per_prompt: int | None = None,
-        num_images: int | None = None,
-        rng: str = "torch",
-        prompt_syntax: str = "a1111",
-        long_prompt: str = "truncate",
-        clip_skip: int | None = None,
-        callback: Callback | None = None,
-    ) -> Request:
-        """The arguments that all pipelines share, with the bundle's `defaults` in place of None.
+    def checked(cls, pipeline: str, given: Mapping[str, Any], bundle: Mapping[str, Any]) -> Request:
+        """What a pipeline was given, with the bundle's defaults and the table's in place of what was left out.
 
-        Raises InputError naming `place` (the pipeline), the rule and the value.
+        Raises InputError naming the pipeline, the rule and the value.
         """
-        prompts = _texts(place, "prompt", prompt)
+        values = _settled(pipeline, canonical(pipeline, given), bundle)
+        prompts, negatives, each = values["prompt"], values["negative_prompt"], values["num_images_per_prompt"]
         if any(not text.strip() for text in prompts):
-            raise InputError(place, "prompt must not be empty", prompt)
-        if None not in (num_images, num_images_per_prompt) and num_images != num_images_per_prompt:
-            raise InputError(place, "num_images is an alias of num_images_per_prompt; give one", num_images)
-        each = next((n for n in (num_images_per_prompt, num_images) if n is not None), 1)
-        check_integer(place, "num_images_per_prompt", each, 1, MAX_IMAGES)
+            raise InputError(pipeline, "prompt must not be empty", prompts)
         if len(prompts) * each > MAX_IMAGES:
-            raise InputError(place, f"images per call must be at most {MAX_IMAGES}", len(prompts) * each)
-        steps = num_inference_steps if num_inference_steps is not None else defaults.get("num_inference_steps", 50)
-        check_integer(place, "num_inference_steps", steps, 1, most_steps)
-        guidance = guidance_scale if guidance_scale is not None else defaults.get("guidance_scale", 7.5)
-        check_number(place, "guidance_scale", guidance, 0, 1000)
-        negatives = _texts(place, "negative_prompt", "" if negative_prompt is None else negative_prompt)
+            raise InputError(pipeline, f"images per call must be at most {MAX_IMAGES}", len(prompts) * each)
         if len(negatives) not in (1, len(prompts)):
-            raise InputError(place, f"negative_prompt must be one text or {len(prompts)}", len(negatives))
+            raise InputError(pipeline, f"negative_prompt must be one text or {len(prompts)}", len(negatives))
         negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
-        first = secrets.randbelow(2**32) if seed is None else seed
-        skip = 0 if clip_skip is None else clip_skip
-        check_integer(place, "clip_skip", skip, 0, 1)
-        for name, value, allowed in (
-            ("prompt_syntax", prompt_syntax, SYNTAXES),
-            ("long_prompt", long_prompt, LONG_PROMPTS),
-            ("rng", rng, tuple(RNGS)),
-        ):
-            if value not in allowed:
-                raise InputError(place, f"{name} must be one of {', '.join(allowed)}", value)
-        sampler = sampler if sampler is not None else defaults.get("sampler", "plms")
-        if not isinstance(sampler, str):
-            raise InputError(place, "sampler must be a name", sampler)
-        if callback is not None and not callable(callback):
-            raise InputError(place, "callback must be callable", callback)
         return cls(
-            place=place,
-            prompts=[text for text in prompts for _ in range(each)],
-            # At or below 1 guidance is off: the unconditional half is neither encoded nor evaluated.
-            negatives=[text for text in negatives for _ in range(each)] if guidance > 1 else None,
-            seeds=seeds_for(first, len(prompts) * each),
-            steps=int(steps),
-            guidance=float(guidance),
-            sampler=sampler,
-            options=_sampler_options(place, sampler_options),
-            rng=rng,
-            syntax=prompt_syntax,
-            long_prompt=long_prompt,
-            clip_skip=skip,
-            callback=callback,
-        )
+            pipeline, values, [text for text in prompts for _ in range(each)],
+            [text for text in negatives for _ in range(each)] if values["guidance_scale"] > 1 else None,
+            seeds_of(pipeline, values["seed"], len(prompts) * each),
+        )  # fmt: skip
+
+    @property
+    def start(self) -> int:
+        """The first step to run: N - min(int(N strength), N). Raises InputError where none is left."""
+        steps, strength = self["num_inference_steps"], self["strength"]
+        start: int = steps - min(int(steps * strength), steps)
+        if start == steps:
+            raise InputError(self.place, f"strength times {steps} steps must leave at least one step", strength)
+        return start
+
+    def settings(self, size: tuple[int, int]) -> dict[str, Any]:
+        """What stood for every argument, words, pictures and seed apart, drawn at (width, height)."""
+        values = {**self.values, "width": size[0], "height": size[1]}
+        rows = fields(self.place).items()
+        names = [name for name, row in rows if row.stored and not isinstance(row.kind, Text)]
+        return {name: values[name] for name in names if values[name] is not None}
 
 
-def _texts(place: str, name: str, value: str | Sequence[str]) -> list[str]:
-    if not isinstance(value, Sequence):
-        raise InputError(place, f"{name} must be text or a list of texts", value)
-    texts = [value] if isinstance(value, str) else list(value)
-    if not texts:
-        raise InputError(place, f"{name} must not be an empty list", value)
-    for text in texts:
-        if not isinstance(text, str):
-            raise InputError(place, f"{name} must be text", text)
-        if len(text) > MAX_CHARACTERS:
-            raise InputError(place, f"{name} must have at most {MAX_CHARACTERS} characters", len(text))
-    return texts
+def canonical(pipeline: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given under the fields' own names, aliases resolved; None and what is left out are not in it.
+
+    Raises InputError for a name that is no argument, with the near miss, and for two values of one field.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name, value in given.items():
+        if name not in _rows(pipeline):
+            raise _unknown(pipeline, name, value)
+        if value is None:
+            continue
+        alias = aliases(pipeline).get(name)
+        own = alias.of if alias else name
+        kind = fields(pipeline)[own].kind
+        if alias:
+            value = alias.value(alias.kind.check(pipeline, name, value))
+        if isinstance(kind, Options):  # several names may give parts of it
+            value, before = kind.check(pipeline, own, value), values.get(own, {})
+            clash = any(before[key] != value[key] for key in set(before) & set(value))
+            value = {**before, **value}
+        else:
+            clash = own in values and values[own] != value
+        if clash:
+            raise InputError(pipeline, f"{name} and {origins[own]} must not both tell {own}; give one", given[name])
+        values[own], origins[own] = value, name
+    return values
 
 
-def _sampler_options(place: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy whose values can be the key of a cache: lists become tuples."""
-    if not isinstance(options, Mapping | None) or not all(isinstance(key, str) for key in options or {}):
-        raise InputError(place, "sampler_options must map names to values", options)
-    frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()}
-    for key, value in frozen.items():
-        try:
-            hash(value)
-        except TypeError:
-            raise InputError(place, f"sampler option {key} must be a number, a word or a list of them", value) from None
-    return frozen
+def _settled(pipeline: str, values: Mapping[str, Any], bundle: Mapping[str, Any]) -> dict[str, Any]:
+    """Every field checked, with what stands for those that were left out."""
+    settled: dict[str, Any] = {}
+    stock = values.get("compatible") == "diffusers"
+    only_masked = values.get("padding_mask_crop") is not None
+    for name, row in fields(pipeline).items():
+        value = values.get(name)
+        if value is None and name in required(pipeline):
+            raise InputError(pipeline, f"{name} must be given")
+        if value is None:
+            # Stock pipelines paste where they draw only the masked region, as ours do.
+            differs = stock and row.stock is not None and not (name == "paste" and only_masked)
+            value = default_of(pipeline, name, stock=differs)
+            if row.bundle and not differs:
+                value = bundle.get(name, value)
+        settled[name] = None if value is None else row.kind.check(pipeline, name, value)
+    sampler, own = resolve(settled["sampler"])
+    stocks = STOCK.get(sampler, {}) if stock else {}
+    settled |= {"sampler": sampler, "sampler_options": {**stocks, **own, **settled["sampler_options"]}}
+    return settled
+
+
+# Names of other programs' arguments, and what there is here instead.
+_INSTEAD = {
+    "callback_on_step_end": "callback", "scheduler": "sampler", "scheduler_name": "sampler", "sampler_name": "sampler",
+    "cfg_scale": "guidance_scale", "steps": "num_inference_steps", "denoising_strength": "strength",
+    "mask": "mask_image", "init_image": "image", "batch_size": "num_images_per_prompt",
+    "n_iter": "num_images_per_prompt",
+}  # fmt: skip
+
+
+def _unknown(pipeline: str, name: str, value: object) -> InputError:
+    """The near miss of a name that is no argument."""
+    known = _rows(pipeline)
+    flags = {row.flag.lstrip("-").replace("-", "_"): own for own, row in fields(pipeline).items() if row.flag}
+    near = _INSTEAD.get(name) or flags.get(name)
+    if near not in known:
+        near = next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
+    if near is not None:
+        return InputError(pipeline, f"{name} is no argument: did you mean {near}?")
+    if others := [other for other in PIPELINES if name in _rows(other)]:
+        return InputError(pipeline, f"{name} is no argument of {pipeline}, but of {', '.join(others)}")
+    return InputError(pipeline, f"{name} is no argument; there are {', '.join(fields(pipeline))}", value)
+
+
+def seeds_of(place: str, seed: int | list[int], n: int) -> list[int]:
+    """The seed of each of n images; RANDOM draws a fresh one. Raises InputError where one leaves 0 .. 2**64 - 1."""
+    if isinstance(seed, list):
+        if len(seed) != n:
+            raise InputError(place, f"seed must be one, or a list of {n}: one for each image", len(seed))
+        return [secrets.randbelow(2**32) if one == RANDOM else one for one in seed]
+    first = secrets.randbelow(2**32) if seed == RANDOM else seed
+    return [check_seed(first + i) for i in range(n)]
 
 
 def drawing_size(
@@ -207,3 +436,32 @@ def drawing_size(
             raise InputError(place, f"{name} must be a multiple of {both}{reason}", side)
         sides.append(int(side))
     return sides[0], sides[1]
+
+
+# --- Stored requests ---
+
+
+def check_stored(stored: StoredRequest) -> None:
+    """A stored request by the table. Raises InputError naming the argument, the rule and the value.
+
+    It may come from anyone: a prompt is one text, files are regular ones, and nothing is there that the table does not
+    list. Fields that are newer than the picture may be missing.
+    """
+    place = "rerun"
+    if stored.command not in PIPELINES:
+        raise InputError(place, f"command of the stored request must be one of {', '.join(PIPELINES)}", stored.command)
+    rows = fields(stored.command)
+    for name, value in stored.arguments.items():
+        if name not in rows or not rows[name].stored:
+            raise InputError(place, f"{stored.command} stores no argument of this name", name)
+        if isinstance(rows[name].kind, Text) and not isinstance(value, str):
+            raise InputError(place, f"{name} of the stored request must be text", value)
+        if value is not None:
+            rows[name].kind.check(place, name, value)
+    for name, row in rows.items():
+        if row.settled and stored.arguments.get(name) is None:
+            raise InputError(place, "the stored request must tell its argument", name)
+    pictures = {name for name, row in rows.items() if isinstance(row.kind, Picture)}
+    if set(stored.files) != pictures:
+        raise InputError(place, f"{stored.command} reads {sorted(pictures)}", sorted(stored.files))
+    check_seed(stored.seed)

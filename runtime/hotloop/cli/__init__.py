@@ -1,11 +1,5 @@
 """The `hotloop` command: a thin shell over the Python API."""
 
-from .app import (
-    app,
-    main,
-)
+from .app import app, main
 
-__all__ = [
-    "app",
-    "main",
-]
+__all__ = ["app", "main"]

@@ -8,13 +8,27 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import typer
+
 import hotloop_kernels
 
 from .. import engines
 from ..bundle import BUILT_NEVER_RUN, Bundle, builtin
 from ..errors import HotloopError
+from .shell import Json, print_json
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "doctor", "examine"]
+
+
+def doctor(json_: Json = False) -> None:
+    """Say which engines, kernels and models this machine has, and what to install for the rest."""
+    findings = examine()
+    if json_:
+        print_json([vars(finding) for finding in findings])
+    else:
+        for finding in findings:
+            advice = f"  ->  {finding.advice}" if finding.advice else ""
+            typer.echo(f"{'ok  ' if finding.ok else '--  '}{finding.name:<22}{finding.found}{advice}")
 
 
 @dataclass(frozen=True)

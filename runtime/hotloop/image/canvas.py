@@ -13,7 +13,10 @@ from . import image as images
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Canvas", "Frame"]
+__all__ = ["RESIZE_MODES", "Canvas", "Frame"]
+
+# diffusers' names of the ways to another shape
+RESIZE_MODES = {"default": images.resize, "fill": images.letterbox, "crop": images.centre_crop}
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,10 @@ from ..bundle import sha256
 from ..errors import InputError
 from .image import read_text
 
-__all__ = ["COMMANDS", "KEY", "StoredRequest", "source"]
+__all__ = ["KEY", "StoredRequest", "source"]
 
 KEY = "hotloop"
-_COMMON = (
-    "prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "sampler", "width", "height", "long_prompt",
-)  # fmt: skip
-# command -> (the arguments it stores, the files it reads)
-COMMANDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
-    "txt2img": (frozenset(_COMMON), frozenset()),
-    "img2img": (frozenset((*_COMMON, "strength", "resize_mode")), frozenset({"image"})),
-    "inpaint": (
-        frozenset((*_COMMON, "strength", "paste", "mask_blur", "padding_mask_crop")),
-        frozenset({"image", "mask_image"}),
-    ),
-}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -40,6 +30,7 @@ class StoredRequest:
     seed       of this image
     bundle     the id of the bundle that drew it; model: where that lay, None for the built-in one
     engine     the bundle's engine that drew it: another one's last bits differ
+    loras      {path, sha256, scale} of those that were merged, in order
     """
 
     command: str
@@ -49,6 +40,7 @@ class StoredRequest:
     bundle: str
     model: str | None
     engine: str
+    loras: Sequence[Mapping[str, Any]] = ()
     version: str = __version__
 
     def text(self) -> str:
@@ -56,7 +48,8 @@ class StoredRequest:
 
     @classmethod
     def read(cls, path: Path) -> StoredRequest:
-        """From a PNG. Raises InputError for a picture without a request, or one that is not whole."""
+        """From a PNG. Raises InputError for a picture without a request, or one that is not whole; what its arguments
+        may be, the table of a request's fields says (`request.check_stored`)."""
         text = read_text(path).get(KEY)
         if text is None:
             raise InputError("rerun", "the file must carry a hotloop request in its PNG text", str(path))
@@ -70,30 +63,31 @@ class StoredRequest:
         return request
 
     def _check(self) -> None:
-        if self.command not in COMMANDS:
-            raise ValueError(f"command is {self.command!r}")
-        arguments, files = COMMANDS[self.command]
-        if unknown := set(self.arguments) - arguments:
-            raise ValueError(f"{self.command} takes no {sorted(unknown)}")
-        if set(self.files) != files:
-            raise ValueError(f"{self.command} reads {sorted(files)}, not {sorted(self.files)}")
-        texts = [
-            self.bundle,
-            self.engine,
-            self.version,
-            *(value for file in self.files.values() for value in file.values()),
-        ]
-        if any(set(file) != {"path", "sha256"} for file in self.files.values()):
-            raise ValueError("a file is its path and sha256")
-        if not all(isinstance(text, str) for text in texts) or not isinstance(self.model, str | None):
-            raise ValueError("bundle, model and files are texts")
-        if not isinstance(self.seed, int):
+        texts = [self.command, self.bundle, self.engine, self.version, self.model or ""]
+        for file in [*self.files.values(), *self.loras]:
+            if set(file) - {"scale"} != {"path", "sha256"} or not _SHA256.fullmatch(file["sha256"]):
+                raise ValueError("a file is its path and sha256")
+            texts.append(file["path"])
+        for lora in self.loras:
+            if isinstance(lora.get("scale"), bool) or not isinstance(lora.get("scale"), (int, float)):
+                raise ValueError("a LoRA has a number as its scale")
+        if not all(isinstance(text, str) and "\0" not in text for text in texts):
+            raise ValueError("command, bundle, model, engine and files are texts")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"seed is {self.seed!r}")
+        if not isinstance(self.arguments, Mapping):
+            raise ValueError("arguments are names and values")
 
 
-def source(path: Path) -> dict[str, str]:
-    """A file as a request stores it. Raises InputError when it cannot be read."""
+def source(path: Path, place: str = "image") -> dict[str, str]:
+    """A file as a request stores it. Raises InputError when it cannot be read, or is no regular file: a device may
+    never end."""
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(place, "the file must be a regular one", str(path))
         return {"path": str(path), "sha256": sha256(path)}
-    except OSError as error:
-        raise InputError("image", f"the file must be readable: {error.strerror}", str(path)) from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(place, f"the file must be readable: {reason}", str(path)) from error

@@ -54,6 +54,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "sigmas": _one_of("default", "karras", "exponential"),
     "steps_offset": _whole(0, 1000),
     "eta": _within(0, 1),
+    "history": _one_of("own", "diffusers"),
     "order": _whole(1, 4),
     "solver_order": _whole(1, 3),
     "solver_type": _one_of("midpoint", "heun", "bh1", "bh2", "logrho"),

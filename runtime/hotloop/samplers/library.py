@@ -162,7 +162,7 @@ def ddpm(grid: Grid) -> Rows:
 class _PseudoNumerical:
     """What PLMS and PNDM share: the transfer part, and the timesteps left from the grid's start.
 
-    Image to image warms up at that start. (diffusers' pipelines do not: their step counter restarts on a sliced list.)
+    Image to image warms up at that start. With history="diffusers" it runs on as stock pipelines do (`resumed`).
     v is averaged raw and turned into eps at the end, as diffusers does; x_0 becomes eps at once.
     """
 
@@ -185,25 +185,55 @@ class _PseudoNumerical:
 
     def multistep(self, first: int, known: int) -> None:
         """Adams-Bashforth from step `first` on, order rising to 4; `known` of s_1..s_3 hold the latest outputs."""
-        weights = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
         for i in range(first, len(self.timesteps)):
             t = self.timesteps[i]
-            output = combine(weights[known], (D, S[1], S[2], S[3]))
+            output = combine(_ADAMS_BASHFORTH[known], (D, S[1], S[2], S[3]))
             self.add(i, t, self.transfer(X, output, t, t - self.grid.stride), {1: D, 2: S[1], 3: S[2]})
             known = min(known + 1, 3)
 
+    def resumed(self, told: list[int], warm_up: list[int]) -> Rows:
+        """What diffusers' scheduler makes of its own list of timesteps, `warm_up` and the rest, from the start on.
 
-@sampler("pndm", **_WHOLE, set_alpha_to_one=False)
+        It counts its calls, not the steps: whatever it is told first, it takes for the first of the warm-up.
+        """
+        r, known = self.grid.stride, 0
+        for count, t in enumerate(told):
+            if count < len(warm_up):
+                phase, at = count % 4, warm_up[count // 4 * 4]
+                x, output = (S[4], S[5] + D / 6) if phase == 3 else (S[4] if phase else X, D)
+                kept: dict[int, Vector] = {} if phase == 3 else {5: S[5] + D / 3}
+                if phase == 0:
+                    kept, known = {1: D, 2: S[1], 3: S[2], 4: X, 5: D / 6}, min(known + 1, 3)
+                self.add(count // 4, t, self.transfer(x, output, at, t - (0 if count % 2 else r // 2)), kept)
+            elif count == 1:
+                self.add(0, t, self.transfer(S[4], (D + S[1]) / 2, t + r, t), {})
+            else:
+                output = combine(_ADAMS_BASHFORTH[known], (D, S[1], S[2], S[3]))
+                kept = {1: D, 2: S[1], 3: S[2]} | ({4: X} if count == 0 else {})
+                step = count - 9 if warm_up else max(count - 1, 0)
+                self.add(step, t, self.transfer(X, output, t, t - r), kept)
+                known = min(known + 1, 3)
+        return self.rows
+
+
+_ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+@sampler("pndm", **_WHOLE, set_alpha_to_one=False, history="own")
 def pndm(grid: Grid) -> Rows:
     """F-PNDM, Liu et al. 2022 (arXiv 2202.09778), algorithm 2: three pseudo Runge-Kutta steps, then linear multistep.
 
     N steps take N + 9 evaluations; the warm-up needs at least four steps to run.
     """
     run = _PseudoNumerical(grid)
-    left = len(run.timesteps)
+    resumed, half = grid["history"] == "diffusers", grid.stride // 2
+    left = grid.steps if resumed else len(run.timesteps)
     if left < 4:
         raise grid.refuse("steps", "its warm-up needs at least 4 steps to run (plms does not)", left)
-    half = grid.stride // 2
+    if resumed:
+        whole = grid.timesteps()
+        warm_up = [t for i in range(3) for t in (whole[i], *[whole[i + 1] + half] * 2, whole[i + 1])]
+        return run.resumed([*warm_up, *whole[3:]][grid.start :], warm_up)
     for i in range(3):
         t, following = run.timesteps[i], run.timesteps[i + 1]
         middle = following + half
@@ -216,10 +246,13 @@ def pndm(grid: Grid) -> Rows:
     return run.rows
 
 
-@sampler("plms", **_WHOLE, set_alpha_to_one=False)
+@sampler("plms", **_WHOLE, set_alpha_to_one=False, history="own")
 def plms(grid: Grid) -> Rows:
     """PLMS, Liu et al. 2022 (arXiv 2202.09778), eq. 12 and 13, started by one improved Euler step (two evaluations)."""
     run = _PseudoNumerical(grid)
+    if grid["history"] == "diffusers":
+        whole = grid.timesteps()
+        return run.resumed([*whole[:2], *whole[1:]][grid.start :], [])
     t, r = run.timesteps[0], grid.stride
     run.add(0, t, run.transfer(X, D, t, t - r), {1: D, 4: X})
     if len(run.timesteps) > 1:
@@ -229,20 +262,22 @@ def plms(grid: Grid) -> Rows:
     return run.rows
 
 
-@sampler("lms", order=4, **_CONTINUOUS, sigmas="default")
+@sampler("lms", order=4, **_CONTINUOUS, sigmas="default", history="own")
 def lms(grid: Grid) -> Rows:
     """K-LMS: linear multistep in sigma (Crowson, k-diffusion), Adams-Bashforth for uneven steps.
 
-    Image to image warms up at its start. (diffusers' pipelines use order 4 at once, without the derivatives it needs.)
+    Image to image warms up at its start; with history="diffusers" it is of order 4 at once, as in stock pipelines,
+    without the derivatives it needs.
     The coefficient of derivative k is the exact integral of its Lagrange polynomial.
     """
     ve = grid.ve()
     rows = Rows(init_scale=ve.init_scale)
     for i in grid.indices:
-        order = min(grid["order"], i - grid.start + 1)
+        known = i - grid.start + 1  # derivatives, this row's among them
+        order = min(grid["order"], i + 1 if grid["history"] == "diffusers" else known)
         weights = _lagrange_integrals(ve.sigmas[i - order + 1 : i + 1][::-1], ve.sigmas[i], ve.sigmas[i + 1])
         history = (D, *S[1:])
-        x = X + combine(weights, history)
+        x = X + combine(weights[:known], history)
         save = {k: history[k - 1] for k in range(1, grid["order"])}
         rows.add(i, ve.timesteps[i], x, save=save, **ve.at(i))
     return rows
