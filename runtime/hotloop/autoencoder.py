@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 
 from . import image as images
 from .bundle import Bundle
 from .checks import check_finite
-from .engines import Engine
 from .errors import InputError
 from .networks import Networks
 from .noise import SeededNoise
@@ -48,7 +47,7 @@ class Autoencoder:
         _, _, height, width = pixels.shape
         engine = networks[self.encoder]
         dims = self.family.dims(width=width, height=height, batch=1)
-        with engine.contexts.lease(**_pick(engine, dims)) as context:
+        with engine.contexts.lease(**engine.network.pick(dims)) as context:
             context.inputs["image"][:] = pixels
             context.run()
             mean, logvar = context.outputs["mean"].copy(), context.outputs["logvar"].copy()
@@ -65,7 +64,7 @@ class Autoencoder:
         engine = networks[self.decoder]
         factor = self.family.vae_factor
         dims = self.family.dims(width=w * factor, height=h * factor, batch=n)
-        with engine.contexts.lease(**_pick(engine, dims)) as context:
+        with engine.contexts.lease(**engine.network.pick(dims)) as context:
             np.divide(latents, self.scaling, out=context.inputs["latents"])
             context.run()
             pixels = context.outputs["image"]
@@ -77,11 +76,4 @@ class Autoencoder:
         for name, batches in ((self.encoder, [1]), (self.decoder, counts)):
             engine = networks[name]
             for n in batches:
-                engine.prepare([_pick(engine, self.family.dims(width=width, height=height, batch=n))])
-
-
-def _pick(engine: Engine, dims: Mapping[str, int]) -> dict[str, int]:
-    """The symbols that this network's shapes use."""
-    tensors = (*engine.network.inputs, *engine.network.outputs)
-    used = {symbol for tensor in tensors for symbol in tensor.shape if isinstance(symbol, str)}
-    return {symbol: dims[symbol] for symbol in used}
+                engine.prepare([engine.network.pick(self.family.dims(width=width, height=height, batch=n))])
