@@ -16,7 +16,7 @@ STEPS = 10
 GUIDANCE = 4.0
 # The stock image pipelines mis-step these at strength < 1: PNDM's step counter restarts on a sliced list, and LMS takes
 # the order from the absolute step, so that fourth-order coefficients meet a history of one. test_samplers.py proves
-# our tables for them against the schedulers themselves.
+# our tables for them against the schedulers themselves; compatible="diffusers" mis-steps as they do.
 MISSTEPPED = {"plms", "pndm", "lms"}
 COMMON = dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE)
 PARITY = dict(prompt_syntax="plain")
@@ -111,6 +111,58 @@ def test_inpaint_equals_the_baseline(pipe: Any, stock: Any, sampler: str, streng
         eta=eta(sampler), height=64, width=64, **options,
     ).images.numpy()  # fmt: skip
     compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+
+
+@pytest.mark.parametrize("sampler", ["plms", "pndm", "lms", "tcd"])
+def test_compatible_draws_the_stock_picture_where_ours_differs_on_purpose(pipe: Any, stock: Any, sampler: str) -> None:
+    """Nothing else is told: eta, prompt syntax, paste and blur are then stock's own."""
+    given = dict(image=scene(), strength=0.6, **COMMON)
+    stock.use(sampler)
+    theirs = stock.img2img(
+        PROMPT, negative_prompt=NEGATIVE, generator=stock.generators([3]), output_type="latent", **given
+    ).images.numpy()
+    picture = stock_images(stock.txt2img, theirs)[0]
+    compare(pipe.img2img(PROMPT, NEGATIVE, sampler=sampler, seed=3, compatible="diffusers", **given), theirs, picture)
+    assert psnr(pipe.img2img(PROMPT, NEGATIVE, sampler=sampler, seed=3, **given, **PARITY).images[0], picture) < 45
+
+    given |= dict(mask_image=mask())
+    theirs = stock.inpaint(
+        PROMPT, generator=stock.generators([5]), output_type="latent", height=64, width=64, **given
+    ).images.numpy()
+    ours = pipe.inpaint(PROMPT, sampler=sampler, seed=5, compatible="diffusers", **given)
+    compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+
+
+def test_compatible_with_nothing_else_told_is_the_stock_picture(pipe: Any, stock: Any) -> None:
+    """Steps, guidance and strength too; emphasis in brackets is text there."""
+    prompt = "a (smiling:1.4) girl with [purple] hair"
+    ours = pipe.img2img(prompt, image=scene(), generator=stock.generators([3]), compatible="diffusers")
+    stock.use("plms")
+    theirs = stock.img2img(prompt, image=scene(), generator=stock.generators([3]), output_type="latent").images.numpy()
+    compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
+def test_guidance_rescale_equals_the_baseline(pipe: Any, stock: Any, sampler: str) -> None:
+    options = COMMON | dict(guidance_scale=7.5, guidance_rescale=0.7)
+    ours = pipe.txt2img(PROMPT, NEGATIVE, sampler=sampler, seed=2, num_images=2, **options, **PARITY)
+    stock.use(sampler)
+    theirs = stock.txt2img(
+        PROMPT, negative_prompt=NEGATIVE, generator=stock.generators([2, 3]), num_images_per_prompt=2,
+        output_type="latent", **options,
+    ).images.numpy()  # fmt: skip
+    compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+    plain = pipe.txt2img(PROMPT, NEGATIVE, sampler=sampler, seed=2, num_images=2, **COMMON | {"guidance_scale": 7.5})
+    assert psnr(plain.images[0], ours.images[0]) < 40
+
+
+def test_guidance_rescale_of_nothing_is_bit_for_bit_none(pipe: Any) -> None:
+    options = dict(seed=2, num_inference_steps=3)
+    zero = pipe.txt2img(PROMPT, guidance_scale=4.0, guidance_rescale=0.0, **options).latents
+    assert np.array_equal(zero, pipe.txt2img(PROMPT, guidance_scale=4.0, **options).latents)
+    # Without guidance there is nothing to bring back.
+    off = pipe.txt2img(PROMPT, guidance_scale=1.0, guidance_rescale=0.7, **options).latents
+    assert np.array_equal(off, pipe.txt2img(PROMPT, guidance_scale=1.0, **options).latents)
 
 
 def test_a_batch_equals_the_baseline_with_one_generator_per_image(pipe: Any, stock: Any) -> None:

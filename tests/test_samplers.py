@@ -232,18 +232,26 @@ def test_image_to_image_starts_where_the_reference_does(check, name, prediction,
     check(name, steps, start=start, prediction=prediction)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps, start", [(20, 8), (20, 1), (8, 2), (7, 5), (7, 0)])
 @pytest.mark.parametrize("name", sorted(RESTARTS_WRONG))
-def test_stock_image_to_image_missteps_where_the_table_does_not_follow_it(scheduler_for, name):
+def test_history_of_diffusers_missteps_as_stock_image_to_image_does(scheduler_for, name, steps, start, prediction):
     """The reason for the exception above, measured: running on from a sliced list gives another trajectory."""
-    steps, start = 20, 8
-    table = samplers.build(name, Schedule.from_config(SD15), steps, start=start)
-    scheduler, _ = scheduler_for(name, SD15, steps)
+    schedule = Schedule.from_config({**SD15, "prediction_type": prediction})
+    scheduler, _ = scheduler_for(name, SD15, steps, prediction=prediction)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
-    x = (table.start_img * KNOWN + table.start_eps * EPS).astype(np.float32)
-    mine, _ = ours(table, x)
-    theirs, _ = stock(name, scheduler, scheduler.timesteps[start:], x)
-    assert relative(mine[-1][1], theirs[-1][1]) > 0.01
+    follows = samplers.build(name, schedule, steps, start=start, history="diffusers")
+    x = (follows.start_img * KNOWN + follows.start_eps * EPS).astype(np.float32)
+    mine, _ = ours(follows, x, inpaint=True)
+    theirs, _ = stock(name, scheduler, scheduler.timesteps[start:], x, prediction, inpaint=True)
+    assert len(mine) == len(theirs) and follows.steps[-1] == steps - start - 1
+    for (t, latents), (t_stock, latents_stock) in zip(mine, theirs, strict=True):
+        assert abs(t - t_stock) < 2e-3
+        assert relative(latents, latents_stock) < TOLERANCE
+    if (steps, start) == (20, 8):
+        own = samplers.build(name, schedule, steps, start=start)
+        assert relative(ours(own, x, inpaint=True)[0][-1][1], theirs[-1][1]) > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("steps, start", [(7, 0), (7, 3), (20, 8)])

@@ -13,7 +13,7 @@ from . import loop
 from .autoencoder import Autoencoder
 from .checks import check_finite
 from .conditioning import Cond, Conditioning
-from .denoiser import DeviceDenoiser, Inpaint
+from .denoiser import Denoiser, DeviceDenoiser, Inpaint, Rescaled
 from .errors import InputError
 from .image.canvas import Frame
 from .networks import Networks
@@ -129,10 +129,12 @@ class Call:
         given: dict[str, Any] = dict(cond=cond, guidance=guidance, noise=noise, inpaint=inpaint)
         clock.lap("prepare")
         with self.networks.denoiser(decoder=vae.decoder, scaling=float(vae.scaling)) as denoiser:
+            phi = request["guidance_rescale"]
+            held: Denoiser = Rescaled(denoiser, guidance, phi) if phi else denoiser
             if (callback := request["callback"]) is None:
-                latents = loop.run(denoiser, table, x, **given)
+                latents = loop.run(held, table, x, **given)
             else:
-                for progress in loop.denoise(denoiser, table, x, **given):
+                for progress in loop.denoise(held, table, x, **given):
                     callback(progress)
                 latents = progress.latents.copy()
             clock.lap("loop")

@@ -1,7 +1,8 @@
-"""Denoisers, what the loop holds: the protocols, any engine's UNet, and the one whose state stays on its device."""
+"""Denoisers, what the loop holds: protocols, any engine's UNet, the one whose state stays on its device, a wrapper."""
 
 from .lru_cache import LRUCache
 from .protocols import Denoiser, DeviceDenoiser, Inpaint
+from .rescaled import Rescaled
 from .unet import UNetDenoiser
 
-__all__ = ["Denoiser", "DeviceDenoiser", "Inpaint", "LRUCache", "UNetDenoiser"]
+__all__ = ["Denoiser", "DeviceDenoiser", "Inpaint", "LRUCache", "Rescaled", "UNetDenoiser"]
