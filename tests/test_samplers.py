@@ -245,7 +245,7 @@ def test_history_of_diffusers_missteps_as_stock_image_to_image_does(scheduler_fo
     x = (follows.start_img * KNOWN + follows.start_eps * EPS).astype(np.float32)
     mine, _ = ours(follows, x, inpaint=True)
     theirs, _ = stock(name, scheduler, scheduler.timesteps[start:], x, prediction, inpaint=True)
-    assert len(mine) == len(theirs) and follows.steps[-1] == steps - start - 1
+    assert len(mine) == len(theirs)
     for (t, latents), (t_stock, latents_stock) in zip(mine, theirs, strict=True):
         assert abs(t - t_stock) < 2e-3
         assert relative(latents, latents_stock) < TOLERANCE
