@@ -16,10 +16,11 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from hotloop.adapters.embedding import MAX_VECTORS, Embedding, open_embedding
 from hotloop.bundle import builtin
 from hotloop.errors import BundleError, InputError, TruncationWarning
 from hotloop.tokenizer import Tokenizer
-from hotloop_export.embeddings import MAX_VECTORS, Embedding, add_embeddings, open_embedding
+from hotloop_export.embeddings import add_embeddings
 
 WIDTH = 12
 SOURCE = Path(builtin()) / "tokenizer"
@@ -209,6 +210,62 @@ def test_a_word_that_does_not_fit_is_cut_and_named(after: Path) -> None:
     assert tokens.ids[0, 0, 71:76].tolist() == whole[:5] and tokens.ids[0, 0, 76] == tokenizer.end
     chunks = tokenizer.encode("! " * 70 + "bad-hands-v2, more", long_prompt="chunk").ids[0]
     assert [*chunks[0, 71:76], *chunks[1, 1:8]] == whole
+
+
+# --- On a running pipeline ---
+
+
+def test_no_text_gives_a_spare_token() -> None:
+    tokenizer = Tokenizer.from_dir(SOURCE)
+    spare = set(tokenizer.spare())
+    assert len(spare) == 78
+    every = [chr(i) for i in range(0x11000) if not 0xD800 <= i < 0xE000]
+    texts = [between.join(every[i : i + 10_000]) for i in range(0, len(every), 10_000) for between in ("", " ")]
+    for text in [*texts, "ABC XYZ É \u212a"]:
+        assert not spare & set(tokenizer.encode(text, syntax="plain", long_prompt="chunk").ids.ravel().tolist())
+
+
+@pytest.mark.parametrize("engine", ["onnx", "native"])
+def test_a_word_on_a_running_pipeline_draws_what_stock_diffusers_draws(engine: str, stock: Any, tmp_path: Path) -> None:
+    import hotloop
+
+    width = stock.txt2img.text_encoder.config.hidden_size
+    scale = stock.txt2img.text_encoder.get_input_embeddings().weight.std()
+    file = saved(tmp_path / "a.safetensors", {"mystyle": vectors(3, width=width) * scale})
+    prompts, options = ["a mystyle girl with blue hair", "no trigger, mystyle_1"], dict(num_inference_steps=2)
+    pipe = hotloop.load(engine=engine)
+    before = pipe.txt2img(prompts, seed=1, prompt_syntax="plain", **options).latents
+    assert pipe.load_embedding(file) == "mystyle"
+    ours = pipe.txt2img(prompts, seed=1, prompt_syntax="plain", **options)
+    import copy
+
+    # A tokenizer and a token table of its own: the fixture is others' too.
+    theirs = type(stock.txt2img)(**stock.txt2img.components | {
+        "tokenizer": CLIP.from_pretrained(SOURCE), "text_encoder": copy.deepcopy(stock.txt2img.text_encoder),
+    }, requires_safety_checker=False)  # fmt: skip
+    theirs.set_progress_bar_config(disable=True)
+    theirs.load_textual_inversion(str(file))
+    stock.use(pipe.bundle.defaults["sampler"], theirs)
+    want = theirs(prompts, generator=stock.generators([1, 2]), output_type="latent",
+                  guidance_scale=pipe.bundle.defaults["guidance_scale"], **options).images.numpy()  # fmt: skip
+    assert np.abs(ours.latents - want).max() < 1e-3 < np.abs(before - want).max(axis=(1, 2, 3)).min()
+    # A prompt without it is untouched, bit for bit.
+    again = hotloop.load(engine=engine).txt2img("a girl", seed=1, **options).latents
+    assert np.array_equal(again, pipe.txt2img("a girl", seed=1, **options).latents)
+
+
+def test_a_word_that_a_running_pipeline_cannot_learn_is_refused_and_changes_nothing(pipe: Any, tmp_path: Path) -> None:
+    width = pipe.family.context_dim
+    refused = {
+        "must be for this model": ({"new": vectors(1, width=width + 1)}, None),
+        "must be new to the tokenizer": ({"girl": vectors(1, width=width)}, "!"),
+        "a token as one": ({"new": vectors(1, width=width)}, "a <|endoftext|>"),
+    }
+    networks = pipe.networks
+    for message, (tensors, token) in refused.items():
+        with pytest.raises(InputError, match=message):
+            pipe.load_embedding(saved(tmp_path / "a.safetensors", tensors), token=token)
+    assert pipe.networks is networks
 
 
 # --- Files ---

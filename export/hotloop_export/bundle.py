@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hotloop import __version__
+from hotloop.adapters.embedding import open_embedding
 from hotloop.adapters.lora import Lora, Scaled, merge
 from hotloop.bundle import SCHEMA_VERSION, Bundle, write_manifest
 from hotloop.errors import BundleError, InputError
@@ -28,7 +29,7 @@ from hotloop.spec import Family, ScheduleConstants
 from hotloop.spec import family as family_row
 from hotloop.weights import Weights
 
-from .embeddings import add_embeddings, open_embedding
+from .embeddings import add_embeddings
 from .engines import BUILDERS, Making
 from .hashes import file_sha256
 from .onnx import PARTS

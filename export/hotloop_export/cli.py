@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotloop.cli.generate import scaled
+from hotloop.cli.generate import named, scaled
 from hotloop.engines import KINDS
 from hotloop.errors import InputError
 from hotloop.spec import FAMILIES, GROUPS, REWRITES
@@ -63,7 +63,7 @@ def export(
         rewrites=REWRITES if rewrites == "all" else () if rewrites == "none" else tuple(_split(rewrites)),
         groups=tuple(_split(groups)),
         loras=tuple(scaled(text) for text in lora or []),
-        embeddings=tuple(_named(text) for text in embedding or []),
+        embeddings=tuple(named(text) for text in embedding or []),
         vae=vae, family=family, prediction=prediction, tokenizer=tokenizer, variant=variant,
         shapes=parse_shapes(shapes) if shapes else (),
         batches=parse_batches(batch),
@@ -110,12 +110,6 @@ def _bundle() -> ModuleType:
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _named(text: str) -> tuple[Path, str | None]:
-    """FILE or FILE:WORD; a colon inside the file's name stays there."""
-    file, colon, word = text.rpartition(":")
-    return (Path(file), word) if colon and word and not Path(text).exists() else (Path(text), None)
 
 
 def _say(line: str) -> None:

@@ -41,7 +41,7 @@ class TextEncoder:
     def encode(self, networks: Networks, request: Request, texts: list[str]) -> np.ndarray:
         """Texts [B] -> hidden states f32 [B, chunks * T, C], of the layer that clip_skip names, weighted."""
         engine = networks[self.network]
-        tokens = self.tokenizer.encode(texts, syntax=request["prompt_syntax"], long_prompt=request["long_prompt"])
+        tokens = self.reads(networks).encode(texts, syntax=request["prompt_syntax"], long_prompt=request["long_prompt"])
         b, chunks, length = tokens.ids.shape
         output = _OUTPUTS[request["clip_skip"]]
         each = []
@@ -59,10 +59,14 @@ class TextEncoder:
         check_finite(self.network, "hidden states", states)
         return states
 
-    def refuse_mixed_chunks(self, request: Request) -> None:
+    def reads(self, networks: Networks) -> Tokenizer:
+        """The tokenizer of these engines: with the words that were added to theirs."""
+        return networks.tokenizers.get(self.network, self.tokenizer)
+
+    def refuse_mixed_chunks(self, networks: Networks, request: Request) -> None:
         """A batch shares one number of windows; a shorter prompt padded to it would not be its single run."""
         pairs = set(zip(request.prompts, request.negatives or request.prompts, strict=True))
-        encode = partial(self.tokenizer.encode, syntax=request["prompt_syntax"], long_prompt="chunk")
+        encode = partial(self.reads(networks).encode, syntax=request["prompt_syntax"], long_prompt="chunk")
         if len(counts := {encode(list(pair)).ids.shape[1] for pair in pairs}) > 1:
             rule = "long_prompt='chunk' needs prompts of one number of 75-token windows per call"
             raise InputError(request.place, rule, sorted(counts))
@@ -90,7 +94,7 @@ def _words(encoders: list[TextEncoder], networks: Networks, request: Request) ->
     unique = list(dict.fromkeys(texts))
     if request["long_prompt"] == "chunk":
         for encoder in encoders:
-            encoder.refuse_mixed_chunks(request)
+            encoder.refuse_mixed_chunks(networks, request)
     each = [encoder.encode(networks, request, unique) for encoder in encoders]
     states = each[0] if len(each) == 1 else np.concatenate(each, axis=-1)
     rows = states[[unique.index(text) for text in texts]]

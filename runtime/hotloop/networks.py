@@ -15,6 +15,7 @@ from .engines import KINDS, Engine, open_engine
 from .errors import BundleError
 from .selection import Choice, runs_in
 from .spec import LORA_COMPONENTS, Network
+from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .denoiser.resident import ResidentLoop
@@ -36,6 +37,9 @@ class Networks:
         self.rows: Mapping[str, Network] = bundle.networks(entry)
         self._threads, self._cache, self._adapters = threads, cache, adapters
         self._open = dict(given or {})
+        self.tokenizers: Mapping[
+            str, Tokenizer
+        ] = {}  # network -> what reads for its token table, where words were added
         self._prompts, self._times = LRUCache(), LRUCache()
         self._lock = threading.Lock()
 
@@ -63,12 +67,14 @@ class Networks:
         self._prompts.clear()
         self._times.clear()
 
-    def replaced(self, engines: Mapping[str, Engine]) -> Networks:
-        """Others like these with some engines replaced; the rest is shared."""
-        return Networks(
+    def replaced(self, engines: Mapping[str, Engine], tokenizers: Mapping[str, Tokenizer] | None = None) -> Networks:
+        """Others like these with some engines replaced, and the tokenizers that go with them; the rest is shared."""
+        made = Networks(
             self.bundle, self.entry, device=self.device, threads=self._threads, cache=self._cache,
             adapters=self._adapters, given=self.opened() | dict(engines),
         )  # fmt: skip
+        made.tokenizers = self.tokenizers if tokenizers is None else tokenizers
+        return made
 
     def denoiser(self, *, decoder: str | None = None, scaling: float = 1.0) -> UNetDenoiser:
         """What the loop holds: the UNet with the networks that were split from it.

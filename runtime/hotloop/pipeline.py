@@ -212,6 +212,17 @@ class Pipeline:
         """Take a LoRA away. Without any, images are again what they were, bit for bit."""
         return self.adapters.unload(name).result()
 
+    def load_embedding(self, file: str | Path, *, token: str | None = None) -> str:
+        """Learn a word, which it returns, from a textual inversion (diffusers' or A1111's safetensors): prompts know it
+        from the next call on.
+
+        token  what prompts call it, by default the file's own name for it
+
+        Raises InputError for a file that is none, another model's, a word that exists, or more vectors than there is
+        room for (78 in all, where the vocabulary is whole); then nothing has changed.
+        """
+        return self.adapters.embed(Path(file), token, self.tokenizer).result()
+
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents f32 [N, C, h, w] as they leave the loop -> pixels uint8 [N, H, W, 3]; one launch of the decoder."""
         if latents.ndim != 4 or latents.shape[1] != self.family.latent_channels:

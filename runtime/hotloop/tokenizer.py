@@ -112,6 +112,23 @@ class Tokenizer:
         """Every token's id; without those that were added to the model's own, if told so."""
         return self._backend.get_vocab(with_added_tokens=added)
 
+    def spare(self) -> list[int]:
+        """The ids of tokens that no text can give: of capitals, which are lowered first, and of bytes that UTF-8 never
+        has (C0, C1, F5 .. FF), alone and at a word's end; 78 in a whole vocabulary."""
+        known = self.vocabulary(added=False)
+        bytes_ = [*range(ord("A"), ord("Z") + 1), 0xC0, 0xC1, *range(0xF5, 0x100)]
+        return [known[name] for byte in bytes_ for name in (chr(byte), chr(byte) + "</w>") if name in known]
+
+    def with_words(self, words: Mapping[str, Sequence[int]]) -> Tokenizer:
+        """Another tokenizer that also reads these words, in any case of letters, each as the tokens of these ids."""
+        from tokenizers import AddedToken
+
+        backend = type(self._backend).from_str(self._backend.to_str())
+        backend.add_tokens([AddedToken(word, normalized=True) for word in words])
+        known = backend.get_vocab(with_added_tokens=True)
+        parts = self._series | {known[word]: ids for word, ids in words.items()}
+        return Tokenizer(backend, self.begin, self.end, self.pad, length=self.length, series=parts)
+
     def encode(self, text: str | Sequence[str], *, syntax: str = "a1111", long_prompt: str = "truncate") -> Tokens:
         """Prompts -> Tokens; ids and weights [B, chunks, 77].
 

@@ -20,12 +20,15 @@ import numpy as np
 from ..errors import InputError
 from ..networks import Networks
 from ..spec import LORA_COMPONENTS
+from ..tokenizer import Tokenizer
 from ..weights import Weights
 from ..weights.derived import derive
+from .embedding import TOKEN_TABLE, Embedding, open_embedding, place_words
 from .lora import Lora, Scaled, merge
 
 __all__ = ["Adapters", "Swap", "per_network"]
 
+_ENCODER = "text_encoder"
 # Weights that a rewrite moves out of the UNet: rewrite -> (network, the keys).
 _MOVED = {
     "kv": ("prompt", re.compile(r".*\.attn2\.to_[kv]\.weight")),
@@ -68,6 +71,7 @@ class Adapters:
     def __init__(self, base: Networks) -> None:
         self._base = self.networks = base
         self._loras: Mapping[str, Scaled] = {}
+        self._words: list[Embedding] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hotloop-adapters")
 
     @property
@@ -103,6 +107,28 @@ class Adapters:
             del loras[name]
 
         return self._worker.submit(self._swap, change)
+
+    def embed(self, file: Path, token: str | None, tokenizer: Tokenizer) -> Future[str]:
+        """Learn a word on top of the others, for prompts of all later calls; tokenizer: the bundle's own. The Future's
+        result is the word."""
+        return self._worker.submit(self._embed, file, token, tokenizer)
+
+    def _embed(self, file: Path, token: str | None, tokenizer: Tokenizer) -> str:
+        words = [*self._words, open_embedding(file, token=token)]
+        table = np.asarray(self._weights[_ENCODER][TOKEN_TABLE], np.float32)
+        reads, table = place_words(tokenizer, table, words)
+        own = self._base[_ENCODER]
+        encoder = own.patched({TOKEN_TABLE: table})
+        encoder.prepare(own.contexts.shapes())
+        # LoRAs are merged on top of it, and what is unloaded leaves it.
+        before, self._base = self._base, self._base.replaced({_ENCODER: encoder}, {_ENCODER: reads})
+        try:
+            self._swap(lambda loras: None)
+        except BaseException:
+            self._base = before
+            raise
+        self._words = words
+        return words[-1].token
 
     @cached_property
     def _weights(self) -> dict[str, Weights]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..loop import Progress
     from ..pipeline import Pipeline, Result
 
-__all__ = ["PIPELINE_COMMANDS", "rerun", "samplers", "scaled"]
+__all__ = ["PIPELINE_COMMANDS", "named", "rerun", "samplers", "scaled"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_BATCHES = 10_000
@@ -42,6 +42,8 @@ class Way:
     threads: Annotated[int | None, typer.Option(help="Engine threads [default: all usable cores].")] = None
     lora: Annotated[list[str] | None, typer.Option(
         help="FILE or FILE:SCALE, merged before the first picture. Repeatable.")] = None  # fmt: skip
+    embedding: Annotated[list[str] | None, typer.Option(
+        help="A textual inversion, a word for prompts: FILE or FILE:WORD. Repeatable.")] = None  # fmt: skip
     out: Annotated[Path, typer.Option(
         help="A picture's name (.png, .jpg, .webp), or a directory. Only PNG carries its request."
     )] = Path("out")  # fmt: skip
@@ -55,6 +57,12 @@ def scaled(text: str) -> tuple[Path, float]:
         return (Path(file), float(scale)) if colon and not Path(text).exists() else (Path(text), 1.0)
     except ValueError:
         return Path(text), 1.0
+
+
+def named(text: str) -> tuple[Path, str | None]:
+    """FILE or FILE:WORD; a colon inside the file's name stays there."""
+    file, colon, word = text.rpartition(":")
+    return (Path(file), word) if colon and word and not Path(text).exists() else (Path(text), None)
 
 
 # --- Commands from the table ---
@@ -151,6 +159,7 @@ def rerun(
     way = Way(
         model=found(stored.model) if stored.model else None, engine=stored.engine,
         lora=[f"{the_same('lora', entry)}:{entry['scale']!r}" for entry in stored.loras],
+        embedding=[f"{the_same('embedding', entry)}:{entry['token']}" for entry in stored.embeddings],
         out=out or file.with_name(f"{file.stem}-rerun.png"), json_=json_,
     )  # fmt: skip
     _draw(stored.command, {**stored.arguments, "seed": stored.seed}, files, way, stored=stored)
@@ -204,12 +213,16 @@ def _draw(
     sources = stored.files if stored else {name: source(path) for name, path in files.items()}
     loras = [scaled(text) for text in way.lora or []]
     merged = [{**source(path, "lora"), "scale": scale} for path, scale in loras]
+    embeddings = [named(text) for text in way.embedding or []]
+    learned = [{**source(path, "embedding"), "token": word} for path, word in embeddings]
     table.Request.checked(command, {**arguments, **files}, {})
     pipe = load(way.model, engine=way.engine, threads=way.threads)
     if stored is not None and stored.bundle != pipe.bundle.id:
         raise InputError(command, "the picture was made with another version of the model", stored.bundle[:12] + "…")
     for path, scale in loras:
         pipe.load_lora(path, scale)
+    for entry, (path, word) in zip(learned, embeddings, strict=True):
+        entry["token"] = pipe.load_embedding(path, token=word)
     model = stored.model if stored else str(way.model) if way.model else None
     words = {name: arguments.get(name, "") for name in ("prompt", "negative_prompt")}
     timings = []
@@ -219,7 +232,7 @@ def _draw(
         result = _drawn(pipe, command, given, f"{command} {batch + 1}/{batches}")
         for drawn, seed, target in zip(result.images, result.seeds, targets[own], strict=True):
             request = StoredRequest(
-                command, words | result.settings, sources, seed, pipe.bundle.id, model, pipe.engine, merged
+                command, words | result.settings, sources, seed, pipe.bundle.id, model, pipe.engine, merged, learned
             )
             save(drawn, target, text={KEY: request.text()})
         timings.append(result.timings)

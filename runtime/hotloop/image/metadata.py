@@ -31,6 +31,7 @@ class StoredRequest:
     bundle     the id of the bundle that drew it; model: where that lay, None for the built-in one
     engine     the bundle's engine that drew it: another one's last bits differ
     loras      {path, sha256, scale} of those that were merged, in order
+    embeddings {path, sha256, token} of the words that were learned, in order
     """
 
     command: str
@@ -41,6 +42,7 @@ class StoredRequest:
     model: str | None
     engine: str
     loras: Sequence[Mapping[str, Any]] = ()
+    embeddings: Sequence[Mapping[str, Any]] = ()
     version: str = __version__
 
     def text(self) -> str:
@@ -64,10 +66,11 @@ class StoredRequest:
 
     def _check(self) -> None:
         texts = [self.command, self.bundle, self.engine, self.version, self.model or ""]
-        for file in [*self.files.values(), *self.loras]:
-            if set(file) - {"scale"} != {"path", "sha256"} or not _SHA256.fullmatch(file["sha256"]):
-                raise ValueError("a file is its path and sha256")
-            texts.append(file["path"])
+        for files, more in ((self.files.values(), set()), (self.loras, {"scale"}), (self.embeddings, {"token"})):
+            for file in files:
+                if set(file) != {"path", "sha256", *more} or not _SHA256.fullmatch(file["sha256"]):
+                    raise ValueError(f"a file is its {', '.join(['path', 'sha256', *more])}")
+                texts += [file["path"], file.get("token", "")]
         for lora in self.loras:
             if isinstance(lora.get("scale"), bool) or not isinstance(lora.get("scale"), (int, float)):
                 raise ValueError("a LoRA has a number as its scale")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InputError
-from .library import NAMES
+from .face import NAMES
 from .schedulers import SAMPLERS
 
 __all__ = ["DIFFERENCES", "STOCK", "resolve"]
