@@ -64,6 +64,40 @@ def test_rerun_of_img2img_and_inpaint_is_byte_for_byte(drawn: Path, tmp_path: Pa
         assert (tmp_path / f"{name}.png").read_bytes() == (tmp_path / f"{name}-2.png").read_bytes()
 
 
+def test_words_loras_and_sampler_options_reach_the_picture_and_its_rerun(pipe: object, tmp_path: Path) -> None:
+    import hotloop as package
+    from hotloop.weights import save
+
+    rng = np.random.default_rng(0)
+    save({"mystyle": rng.normal(size=(2, 128)).astype(np.float32)}, tmp_path / "word.safetensors")
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    factors = {
+        f"{layer}.lora_down.weight": rng.normal(size=(2, 96)),
+        f"{layer}.lora_up.weight": rng.normal(size=(96, 2)),
+    }
+    save({key: factor.astype(np.float32) for key, factor in factors.items()}, tmp_path / "lora.safetensors")
+    prompt, given = "a mystyle girl", ["--sampler", "DPM++ 2M Karras", "--clip-skip", "1", "--threads", "1"]
+    done = hotloop(
+        "txt2img", prompt, *given, "--sampler-option", "solver_type=heun", "--seed", "7", "--lora",
+        "lora.safetensors:0.5", "--embedding", "word.safetensors", "--out", "a.png", *QUICK, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    own = package.load(threads=1)
+    own.load_lora(tmp_path / "lora.safetensors", 0.5)
+    own.load_embedding(tmp_path / "word.safetensors")
+    result = own.txt2img(
+        prompt, seed=7, num_inference_steps=3, guidance_scale=4.0, clip_skip=1, sampler="dpmpp_2m",
+        sampler_options={"sigmas": "karras", "solver_type": "heun"},
+    )  # fmt: skip
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(result.images[0]))
+    assert hotloop("rerun", "a.png", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "a-rerun.png").read_bytes()
+    (tmp_path / "lora.safetensors").write_bytes(b"another")
+    refused = hotloop("rerun", "a.png", "--out", "b.png", cwd=tmp_path)
+    assert refused.returncode == 2 and "lora must be the file" in refused.stderr
+    assert not (tmp_path / "b.png").exists()
+
+
 def test_rerun_finds_the_sources_beside_the_picture(drawn: Path, tmp_path: Path) -> None:
     Image.open(drawn).save(tmp_path / "source.png")
     hotloop("img2img", "a boy", "--image", "source.png", "--seed", "3", "--out", "made.png", *QUICK, cwd=tmp_path)
@@ -122,6 +156,12 @@ BAD: list[tuple[list[str], str]] = [
     (["txt2img", "a girl", "--model", "nowhere"], "nowhere"),
     (["txt2img", "a girl", "--colour", "red"], "colour"),
     (["txt2img"], "prompt"),
+    (["txt2img", "a girl", "--sampler-option", "eta"], "NAME=VALUE"),
+    (["txt2img", "a girl", "--sampler", "euler", "--eta", "0.3"], "options of euler"),
+    (["txt2img", "a girl", "--clip-skip", "2"], "clip_skip"),
+    (["txt2img", "a girl", "--threads", "0"], "threads"),
+    (["txt2img", "a girl", "--lora", "missing.safetensors"], "missing.safetensors"),
+    (["txt2img", "a girl", "--embedding", "text.png"], "text.png"),
     (["img2img", "a girl", "--image", "missing.png"], "missing.png"),
     (["img2img", "a girl", "--image", "cut.png"], "cut.png"),
     (["img2img", "a girl", "--image", "gigantic.png"], "pixels"),

@@ -214,7 +214,7 @@ def _draw(
     loras = [scaled(text) for text in way.lora or []]
     merged = [{**source(path, "lora"), "scale": scale} for path, scale in loras]
     embeddings = [named(text) for text in way.embedding or []]
-    learned = [{**source(path, "embedding"), "token": word} for path, word in embeddings]
+    learned: list[dict[str, Any]] = [source(path, "embedding") for path, _ in embeddings]
     table.Request.checked(command, {**arguments, **files}, {})
     pipe = load(way.model, engine=way.engine, threads=way.threads)
     if stored is not None and stored.bundle != pipe.bundle.id:
