@@ -163,7 +163,7 @@ def _versions(targets: Sequence[Target]) -> dict[str, str]:
         try:
             found[tool] = version(tool).split("+")[0]
         except PackageNotFoundError as error:
-            raise InputError("export", f"{tool} is not installed: pip install 'hotloop[{extra}]'") from error
+            raise InputError("export", f"{tool} is not installed: pip install '.[{extra}]' in hotloop's folder") from error
     return found
 
 

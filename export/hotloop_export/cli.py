@@ -102,7 +102,7 @@ def _bundle() -> ModuleType:
     try:
         from . import bundle
     except ImportError as error:
-        rule = f"needs packages that are not installed: pip install 'hotloop[export]' ({error})"
+        rule = f"needs packages that are not installed: pip install '.[export]' in hotloop's folder ({error})"
         raise InputError("export", rule) from error
     return bundle
 
