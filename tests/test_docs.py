@@ -12,6 +12,7 @@ The blocks of a page run in order, in one empty folder; its Python blocks share 
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import shutil
@@ -20,7 +21,8 @@ import subprocess
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,20 @@ def hotloop(arguments: list[str], place: str, monkeypatch: pytest.MonkeyPatch) -
     assert left.value.code == 0, f"{place}: hotloop {shlex.join(arguments)} left with {left.value.code}"
 
 
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Engines opened here have one thread: small networks gain little from more."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, long: bool) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -172,7 +188,8 @@ RUNNABLE = [page for page in PAGES if any(block.language in ("python", "sh") for
 def test_the_blocks_of_a_page_run_as_written(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(page, tmp_path, monkeypatch, long=False)
+    with one_core():
+        run(page, tmp_path, monkeypatch, long=False)
     # What a comment says is printed is printed.
     said = "".join(capsys.readouterr())
     told = [line for block in blocks(page) for line in re.findall(r"print\(.*\)  # (\[.*)", block.code)]
@@ -242,6 +259,17 @@ def test_command_lines_name_what_there_is() -> None:
 # What is told.
 
 
+def test_the_architecture_page_shows_the_tree_as_it_is() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    tree = page.split("```text\n")[1].split("```")[0]
+    runtime = tree.split("export/hotloop_export/")[0].splitlines()[1:]
+    shown = {word.rstrip("/").split("/")[0] for line in runtime for word in re.findall(r"[a-z_]+\.py|[a-z-]+/", line)}
+    there = {path.name for path in (ROOT / "runtime" / "hotloop").iterdir()} - {"__pycache__", "py.typed"}
+    assert there <= shown | {"__init__.py"}, f"docs/architecture.md lacks {sorted(there - shown)}"
+    for name in re.findall(r"`([\w/]+(?:\.py|/))`", page.split("## The contracts")[1]):
+        assert any((ROOT / at / name).exists() for at in ("runtime/hotloop", "")), name
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
@@ -273,7 +301,7 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     pages = {path.stem for path in (tmp_path / "site").glob("*.html")}
-    assert {page.stem for page in PAGES if page.parent.name == "docs"} <= pages
+    assert {page.stem for page in PAGES if page.parent == ROOT / "docs"} <= pages
     api = (tmp_path / "site" / "api.html").read_text()
     import hotloop
 

@@ -164,7 +164,8 @@ def _versions(targets: Sequence[Target]) -> dict[str, str]:
         try:
             found[tool] = version(tool).split("+")[0]
         except PackageNotFoundError as error:
-            raise InputError("export", f"{tool} is not installed: pip install '.[{extra}]' in hotloop's folder") from error
+            rule = f"{tool} is not installed: pip install '.[{extra}]' in hotloop's folder"
+            raise InputError("export", rule) from error
     return found
 
 
