@@ -109,7 +109,9 @@ def _speed(lines: Sequence[Line], folder: Path) -> str:
     links = ", ".join(f"[{path.stem}]({_relative(path, folder)})" for path in dict.fromkeys(line.path for line in used))
     told = [f"{'; '.join(places)}; {span([_date(line)[:10] for line in used])}; records: {links}."]
     if differ:
-        told += [f"int8's pictures are other ones, to the baseline of the run: {', '.join(differ)}."]
+        told += [
+            f"int8, beside the fastest peer in floating point, draws close but other pictures: {', '.join(differ)}."
+        ]
     return "\n\n".join([as_markdown(Table("Speed", columns, tuple(rows))), " ".join(told)])
 
 
