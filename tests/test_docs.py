@@ -12,6 +12,7 @@ The blocks of a page run in order, in one empty folder; its Python blocks share 
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -32,7 +33,7 @@ import pytest
 import typer
 from PIL import Image
 
-from hotloop.bundle import builtin
+from hotloop.bundle import builtin, write_manifest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -122,11 +123,19 @@ def checkpoint(path: Path) -> None:
     shutil.copytree(builtin(), path, ignore=ours)
 
 
+def exported(path: Path) -> None:
+    """What `hotloop export checkpoint --out my-avatar` makes: the built-in bundle with ONNX Runtime's engine alone."""
+    shutil.copytree(builtin(), path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["engines"] = [entry for entry in manifest["engines"] if entry["kind"] == "onnx"]
+    write_manifest(path, manifest)
+
+
 GIVEN: dict[str, Callable[[Path], object]] = {
     "hair.png": hair,
     "style.safetensors": style,
     "checkpoint": checkpoint,
-    "my-avatar": lambda path: shutil.copytree(builtin(), path),
+    "my-avatar": exported,
 }
 
 
