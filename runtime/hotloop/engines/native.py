@@ -75,7 +75,7 @@ class NativeEngine:
 
     path       the network's folder in a bundle (config.json and the weights), or a file in it; the network's own
                `rewrites` decide what is made of them
-    threads    of torch, set while a network runs; its own choice by default
+    threads    of torch, set while a network runs; by default its own choice, at most the usable cores
     precision  "fp32", or "bf16" or "fp16" with norms and the time embedding in float32
     adapters   changes nothing: `patched` is quick without
     tunings    of `nets.tunings.TUNINGS`; by default those that make a network faster on this device
@@ -213,7 +213,8 @@ def settings(count: int | None) -> Iterator[None]:
     """Threads of torch and of the fused operators are the process's: they are set for the run and set back. So is
     cuDNN: it tries its algorithms at a shape's first run, and float32 is not cut to TF32."""
     torch = import_library()
-    before, wanted = torch.get_num_threads(), count or torch.get_num_threads()
+    before = torch.get_num_threads()
+    wanted = count or min(before, hotloop_kernels.usable_cores())  # torch knows nothing of a container's quota
     operators = hotloop_kernels.threads()
     if wanted != before:
         torch.set_num_threads(wanted)

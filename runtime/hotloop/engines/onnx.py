@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
@@ -21,6 +20,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from hotloop_kernels import usable_cores
 
 from ..errors import BundleError, InputError
 from ..spec import Network, Tensor, resolve
@@ -49,10 +50,6 @@ def devices() -> list[str]:
     return [device for device in ("cuda", "cpu") if _PROVIDERS[device] in present]
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Graph:
     """The graph's file and the sessions made from it: an engine and its patched ones share them."""
 
@@ -60,7 +57,7 @@ class _Graph:
         self, path: Path, network: Network, device: str, threads: int | None, precision: str, spread: bool
     ) -> None:
         self.path, self.network, self.device, self.precision = path, network, device, precision
-        self._threads, self._spread = threads or _cores(), spread
+        self._threads, self._spread = threads or usable_cores(), spread
         self._lock = threading.RLock()
         self._file: OnnxFile | None = None
         self._weights: dict[str, np.ndarray] = {}

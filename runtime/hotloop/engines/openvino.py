@@ -20,7 +20,6 @@ import hashlib
 import inspect
 import json
 import math
-import os
 import shutil
 import tempfile
 import threading
@@ -34,6 +33,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from hotloop_kernels import usable_cores
 
 from ..errors import BundleError, InputError
 from ..spec import Network, resolve
@@ -140,10 +141,6 @@ def _core() -> Any:
         return _made[0]
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Graph:
     """The graph as read from the file and all that was compiled from it: an engine and its patched ones share it."""
 
@@ -159,7 +156,7 @@ class _Graph:
         self._config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[hint], "PERFORMANCE_HINT": "LATENCY"}
         if device == "cpu":
             # Threads stay where the system puts them: the machine is shared with capture, encoding and a game.
-            self._config |= {"INFERENCE_NUM_THREADS": threads or _cores(), "ENABLE_CPU_PINNING": False}
+            self._config |= {"INFERENCE_NUM_THREADS": threads or usable_cores(), "ENABLE_CPU_PINNING": False}
         self._cache = cache
         self._lock = threading.RLock()
         self._weights: Mapping[str, Any] | None = None
@@ -180,7 +177,7 @@ class _Graph:
                 expected = [f"{tensor.name} {tensor.dtype}" for tensor in want]
                 raise BundleError(_PLACE, f"{rule} of {path.name} must be {expected}", [" ".join(one) for one in found])
         self.small = sum(math.prod(node.get_output_shape(0)) for node in _constants(self._model)) < _SMALL
-        self._side_by_side = (threads or _cores()) if spread and self.small and device == "cpu" else 1
+        self._side_by_side = (threads or usable_cores()) if spread and self.small and device == "cpu" else 1
         self._half = hint == "bf16"
         self.fixes = device == "cpu" and network.name == "unet" and not self.small
         # Small graphs go without: a call through Python takes some 30 us. A VAE's decoder gained less than 2 %.
