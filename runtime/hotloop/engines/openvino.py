@@ -37,6 +37,7 @@ import numpy as np
 from hotloop_kernels import usable_cores
 
 from ..errors import BundleError, InputError
+from ..process import Origin, keep_in_children
 from ..spec import Network, resolve
 from ..weights.keys import LORA_TARGETS
 from . import ContextPool
@@ -127,18 +128,24 @@ def _operators() -> ModuleType:
 
 
 _lock = threading.Lock()
-_made: list[Any] = []
+_made: list[tuple[Any, Origin]] = []
 
 
 def _core() -> Any:
-    """The one Core of the process: it holds the plugins and their threads."""
+    """The one Core of the process: it holds the plugins and their threads, which live as long as the process does.
+
+    Raises InputError in a child of the process that made it: another Core there waits for the same threads.
+    """
+    if _made:  # before the lock, which a fork may have caught
+        _made[0][1].check(_PLACE, library="openvino")
     with _lock:
         if not _made:
             core = import_library().Core()
             for operator in (_operators().Attention, _operators().GroupNorm):  # for compiled models that hold them
                 core.add_extension(operator)
-            _made.append(core)
-        return _made[0]
+            keep_in_children(core)
+            _made.append((core, Origin()))
+        return _made[0][0]
 
 
 class _Graph:
@@ -350,7 +357,7 @@ class OpenVinoContext:
 
     def __init__(self, engine: OpenVinoEngine, dims: Mapping[str, int]) -> None:
         network = engine.network
-        self._name = network.name
+        self._name, self._origin = network.name, Origin()
         self.inputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.inputs}
         self.outputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.outputs}
         count = engine.parts(dims)
@@ -362,6 +369,7 @@ class OpenVinoContext:
                 request.set_tensor(name, _tensor(array))
 
     def run(self, stream: int | None = None) -> None:
+        self._origin.check(_PLACE)
         graph, fused = self._held[0], _operators()
         failed = len(fused.failures)
         try:
