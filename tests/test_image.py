@@ -110,6 +110,25 @@ def test_mask_region_equals_diffusers_crop_region(padding: int, aspect: tuple[in
         assert images.mask_region(mask, padding=padding, aspect=aspect[0] / aspect[1]) == want
 
 
+@pytest.mark.parametrize("target", [(64, 64), (64, 40), (16, 72), (24, 96)])
+@pytest.mark.parametrize("size", [(64, 48), (23, 71), (50, 50), (120, 9), (7, 90)])
+def test_fill_equals_diffusers_fill(size: tuple[int, int], target: tuple[int, int]) -> None:
+    image = picture().resize(size)
+    assert same(images.fill(image, target), PROCESSOR.resize(image, target[1], target[0], resize_mode="fill"))
+    mask = image.convert("L")
+    want = PROCESSOR.resize(mask, target[1], target[0], resize_mode="fill").convert("L")
+    assert same(images.fill(mask, target), want)
+
+
+def test_paste_into_a_box_of_other_proportions_looks_as_diffusers_overlay() -> None:
+    original, generated, box = picture(), picture(seed=5).resize((40, 64)), (3, 5, 60, 41)
+    mask = Image.new("L", original.size)
+    mask.paste(255, (6, 8, 58, 40))
+    want = np.asarray(PROCESSOR.apply_overlay(mask, original, generated, box), int)
+    got = np.asarray(images.paste(original, generated, mask, box=box), int)
+    assert np.abs(got - want).max() <= 2
+
+
 def test_blur_equals_diffusers_blur_and_radius_0_changes_nothing() -> None:
     mask = ramp_mask()
     assert same(images.blur(mask, 4), PROCESSOR.blur(mask, 4))

@@ -23,7 +23,7 @@ from hotloop_kernels import rgb
 from ..errors import InputError
 
 __all__ = [
-    "LIMIT_PIXELS", "blur", "centre_crop", "contact_sheet", "encode", "from_array", "latent_mask", "letterbox",
+    "LIMIT_PIXELS", "blur", "centre_crop", "contact_sheet", "encode", "fill", "from_array", "latent_mask", "letterbox",
     "mask_array", "mask_region", "open_image", "open_mask", "paste", "read_text", "resize", "save", "to_float",
     "to_rgb8",
 ]  # fmt: skip
@@ -208,6 +208,27 @@ def letterbox(image: Image.Image, size: Size, *, fill: tuple[int, int, int] = (2
     return out
 
 
+def fill(image: Image.Image, size: Size) -> Image.Image:
+    """The whole picture (RGB or L) in the middle of `size` (width, height), proportions kept, its outermost rows or
+    columns repeated where it does not reach: diffusers' resize_mode="fill"."""
+    width, height = size
+    wide = image.width * height > width * image.height
+    inner = (width, image.height * width // image.width) if wide else (image.width * height // image.height, height)
+    middle = resize(image, (max(1, inner[0]), max(1, inner[1])))
+    left, top = width // 2 - middle.width // 2, height // 2 - middle.height // 2
+    out = Image.new(image.mode, size)
+    out.paste(middle, (left, top))
+    # A box without width or height is the edge itself.
+    right, bottom = middle.size
+    if wide and top:
+        out.paste(middle.resize((width, top), box=(0, 0, right, 0)), (0, 0))
+        out.paste(middle.resize((width, top), box=(0, bottom, right, bottom)), (0, top + bottom))
+    elif left:
+        out.paste(middle.resize((left, height), box=(0, 0, 0, bottom)), (0, 0))
+        out.paste(middle.resize((left, height), box=(right, 0, right, bottom)), (left + right, 0))
+    return out
+
+
 def centre_crop(image: Image.Image, size: Size) -> Image.Image:
     """The middle of the picture, filling `size` (width, height), proportions kept: diffusers' resize_mode="crop"."""
     width, height = size
@@ -259,11 +280,13 @@ def paste(original: Image.Image, generated: Image.Image, mask: Image.Image, *, b
     """`generated` over `original` through `mask` (L, the original's size; blurred or not).
 
     Pixels where the mask is 0 stay the original's, bit for bit; where it is 255 they are the generated ones.
-    box: where `generated` belongs in the original (mask_region's answer); it is resized to it. None: all of it.
+    box: where `generated` belongs in the original (mask_region's answer), the middle of it where proportions differ, as
+    `fill` leaves them. None: all of the original, to whose size it is resized.
     """
     left, top, right, bottom = box or (0, 0, *original.size)
     if generated.size != (right - left, bottom - top):
-        generated = resize(generated, (right - left, bottom - top))
+        shaped = resize if box is None else centre_crop
+        generated = shaped(generated, (right - left, bottom - top))
     canvas = original.copy()
     canvas.paste(generated, (left, top))
     return Image.composite(canvas, original, mask)
