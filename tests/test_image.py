@@ -195,6 +195,68 @@ def test_lossy_files_read_back_closely(tmp_path: Path, suffix: str) -> None:
     assert np.abs(got - np.asarray(smooth)).mean() < 4
 
 
+def chunk(kind: bytes, data: bytes, *, crc: int | None = None) -> bytes:
+    check = zlib.crc32(kind + data) if crc is None else crc
+    return len(data).to_bytes(4) + kind + data + check.to_bytes(4)
+
+
+BROKEN_EXIF = b"Exif\0\0II*\0\xff\xff\xff\x7f"  # the directory lies beyond the end
+HUGE_TEXT = b"a\0\0" + zlib.compress(bytes(70 << 20))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # PIL's own, which may stay
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("exif", [BROKEN_EXIF, b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\xff\xff", b"nonsense", b"\0"])
+def test_broken_exif_counts_as_none(tmp_path: Path, kind: str, exif: bytes) -> None:
+    whole = write(picture(), tmp_path / f"whole.{kind.lower()}")
+    path = write(picture(), tmp_path / f"broken.{kind.lower()}", exif=exif)
+    assert same(images.open_image(path), images.open_image(whole))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    "broken",
+    [
+        chunk(b"eXIf", BROKEN_EXIF[6:]), chunk(b"tEXt", b"a\0b", crc=7), chunk(b"zTXt", HUGE_TEXT),
+        chunk(b"iCCP", b"a\0\0not deflated"), chunk(b"iTXt", b"a\0\1\0\0\0nothing"), chunk(b"pHYs", b"\0"),
+        chunk(b"gAMA", b""), chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta tiff:Orientation='99'"),
+    ],
+    ids=["exif", "crc", "bomb", "icc", "itxt", "phys", "gama", "xmp"],
+)  # fmt: skip
+@pytest.mark.parametrize("before", [True, False])
+def test_a_png_whose_metadata_is_broken_is_read(tmp_path: Path, broken: bytes, before: bool) -> None:
+    path = write(picture(), tmp_path / "a.png")
+    data = path.read_bytes()
+    at = data.index(b"IDAT" if before else b"IEND") - 4
+    path.write_bytes(data[:at] + broken + data[at:])
+    assert same(images.open_image(path), picture())
+
+
+def test_a_png_whose_pixels_are_cut_short_is_still_refused(tmp_path: Path) -> None:
+    path = write(picture(), tmp_path / "a.png")
+    data = path.read_bytes()
+    at = data.index(b"IDAT") - 4
+    path.write_bytes((data[:at] + chunk(b"tEXt", b"a\0b", crc=7) + data[at:])[: len(data) // 2])
+    with pytest.raises(InputError, match=r"image must be readable") as told:
+        images.open_image(path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int64, np.bool_, np.float32])
+def test_arrays_of_0_and_1_are_masks_as_in_diffusers(kind: Any) -> None:
+    array = np.zeros((48, 64), kind)
+    array[10:20, 30:50] = 1
+    want = MASK_PROCESSOR.preprocess(array.astype(np.float32), height=48, width=64).numpy()
+    np.testing.assert_array_equal(images.mask_array(images.open_mask(array)), want)
+
+
+def test_a_mask_file_of_0_and_1_is_told_its_greatest_value(tmp_path: Path) -> None:
+    path = write(Image.fromarray(np.eye(8, dtype=np.uint8)), tmp_path / "a.png")
+    for source in (path, Image.open(path)):
+        with pytest.raises(InputError, match=r"\[mask_image\] mask must be white, 255, .*, got 'greatest value is 1'"):
+            images.open_mask(source)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
