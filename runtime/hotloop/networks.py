@@ -84,8 +84,9 @@ class Networks:
         """
         unet = self["unet"]
         prompt, time = (self[name] if name in self.rows else None for name in ("prompt", "time"))
-        if (where := KINDS[self.entry.kind].denoiser) and unet.kind == self.entry.kind:
-            module, cls = where.split(":")
+        kind = KINDS.get(unet.kind)  # an engine given in place of the entry's may be of a kind of its own
+        if kind and kind.denoiser:
+            module, cls = kind.denoiser.split(":")
             resident: type[ResidentLoop] = getattr(import_module(module), cls)
             return resident(
                 unet, prompt=prompt, time=time, prompts=self._prompts, times=self._times,
