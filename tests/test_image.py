@@ -320,7 +320,7 @@ def test_dark_16_bit_files_stay_dark(tmp_path: Path) -> None:
     dark = Image.fromarray(np.full((2, 2), 255, np.uint16))
     assert dark.mode == "I;16"
     for source in (dark, *(write(dark, tmp_path / f"dark.{suffix}") for suffix in ("png", "tiff", "ppm"))):
-        assert np.asarray(images.open_mask(source)).max() == 1
+        assert np.asarray(images.open_image(source)).max() == 1
 
 
 @pytest.mark.parametrize("values", [[[0, 70_000]], [[-1, 255]]])
@@ -524,7 +524,7 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_no_part(tmp_path: Path, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     assert "No space left on device" in refused(picture(seed=3), path, reader=images.save)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
@@ -535,7 +535,7 @@ def test_an_interrupted_save_leaves_no_part(tmp_path: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     if at == "replace":
-        monkeypatch.setattr(images.os, "replace", interrupt)
+        monkeypatch.setattr("os.replace", interrupt)
     else:
         monkeypatch.setattr(Path, "write_bytes", lambda self, data: (self.touch(), interrupt()))
     with pytest.raises(KeyboardInterrupt):

@@ -93,7 +93,7 @@ def open_mask(
 
 
 def _range(array: npt.NDArray[np.generic]) -> tuple[int, int]:
-    return int(array.min()), int(array.max())  # type: ignore[attr-defined]
+    return int(array.min()), int(array.max())
 
 
 def _open(source: Source, mode: str, matte: int, limit_pixels: int, place: str) -> Image.Image:
