@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import hotloop
@@ -17,9 +16,6 @@ copyright = "the hotloop authors, Apache-2.0"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["build"]
-if not (Path(__file__).parents[1] / "SECURITY.md").exists():  # the page is that file
-    exclude_patterns.append("security.md")
-    suppress_warnings = ["toc.excluded"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 default_role = "code"  # docstrings write `name` for code
