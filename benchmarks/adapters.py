@@ -41,7 +41,7 @@ def write_lora(bundle: hotloop.Bundle, path: Path) -> Path:
 
     weights = Weights.open(bundle.file(bundle.manifest["weights"]["unet"]["path"]))
     tensors: dict[str, np.ndarray] = {}
-    for key in filter(keys.ADAPTED.fullmatch, weights):
+    for key in filter(keys.LORA_TARGETS.fullmatch, weights):
         out, inner, *one = weights.shape(key)
         stem = f"unet.{key.removesuffix('.weight')}"
         tensors[f"{stem}.lora_A.weight"] = noise(RANK, inner, *one)

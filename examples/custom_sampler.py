@@ -9,17 +9,17 @@ derivative), Z unit noise. This one is Euler's method that adds a little noise a
 from __future__ import annotations
 
 import hotloop
-from hotloop.samplers import D, Plan, Rows, X, Z, sampler
+from hotloop.samplers import D, Grid, Rows, X, Z, sampler
 
 
 @sampler("noisy_euler", spacing="linspace", sigmas="default", steps_offset=0, churn=0.05)
-def noisy_euler(plan: Plan) -> Rows:
+def noisy_euler(grid: Grid) -> Rows:
     """Euler's method with `churn` times the next noise level added."""
-    ve = plan.ve()
+    ve = grid.ve()
     rows = Rows(init_scale=ve.init_scale)
-    for i in plan.indices:
+    for i in grid.indices:
         dt = ve.sigmas[i + 1] - ve.sigmas[i]
-        rows.add(i, ve.timesteps[i], X + dt * D + plan["churn"] * ve.sigmas[i + 1] * Z, draws=True, **ve.at(i))
+        rows.add(i, ve.timesteps[i], X + dt * D + grid["churn"] * ve.sigmas[i + 1] * Z, draws=True, **ve.at(i))
     return rows
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hotloop import samplers
-from hotloop.denoiser import Kept, UNetDenoiser
+from hotloop.denoiser import LRUCache, UNetDenoiser
 from hotloop.engines.native import NativeContext, NativeEngine
 from hotloop.errors import InputError
 from hotloop.nets.rewrites import constants
@@ -76,7 +76,7 @@ def near(a: np.ndarray | None, b: np.ndarray | None) -> bool:
 
 
 def test_a_prompt_and_a_schedule_are_computed_once_for_all_runs(unet: Any, table: StepTable, monkeypatch: Any) -> None:
-    made, kept = engines(unet, REWRITES), {"prompts": Kept(most=2), "times": Kept()}
+    made, kept = engines(unet, REWRITES), {"prompts": LRUCache(most=2), "times": LRUCache()}
     ran: list[str] = []
     first = NativeContext.run
 

@@ -12,7 +12,7 @@ import hotloop
 import hotloop_kernels as kernels
 from hotloop import loop, samplers
 from hotloop.bundle import builtin
-from hotloop.denoiser.resident import ResidentLoop
+from hotloop.denoiser.resident import ResidentLoop, captured_runs
 from hotloop.engines import devices, open_engine
 from hotloop.errors import DeviceMemoryError
 from hotloop.loop import Inpaint
@@ -112,7 +112,7 @@ def test_prompt_seed_guidance_table_and_mask_need_no_capture(made: Any, monkeypa
         return first(work)
 
     monkeypatch.setattr(resident, "_captured", counted)
-    made["unet"].plans.clear()
+    captured_runs(made["unet"]).clear()
     runs = [given(name, seed=seed, inpaint=True) for name, seed in (("euler", 0), ("euler", 20), ("ddim", 40))]
     for run in (*runs, runs[0]):
         run["guidance"] = run["guidance"] + np.float32(0.5)
@@ -140,7 +140,7 @@ def test_too_little_memory_is_one_line_and_the_engine_goes_on(made: Any) -> None
 
     run = given("euler")
     want = drawn(made, run)[0]
-    made["unet"].plans.clear()
+    captured_runs(made["unet"]).clear()
     free = torch.cuda.mem_get_info()[0]
     hog = torch.empty(free - (64 << 20), dtype=torch.uint8, device="cuda")
     big = given("euler")

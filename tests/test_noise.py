@@ -30,7 +30,7 @@ def test_the_torch_stream_equals_torch_randn(seed: int, shape: tuple[int, ...]) 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_successive_draws_of_mixed_sizes_equal_one_torch_generator(seed: int) -> None:
-    generator, stream = torch_generator(seed), noise.Stream(seed)
+    generator, stream = torch_generator(seed), noise.NoiseSource(seed)
     sizes = np.random.default_rng(seed % 1000).choice([0, 1, 2, 3, 7, 15, 16, 17, 31, 64, 100, 1024, 16384], 60)
     for size in sizes.tolist():
         want = torch.randn(size, generator=generator).numpy()
@@ -68,7 +68,7 @@ def test_philox4x32_10_gives_the_published_random123_vectors(
 
 
 def test_any_philox_element_can_be_made_alone() -> None:
-    stream = noise.Stream(2**40 + 3, "philox")
+    stream = noise.NoiseSource(2**40 + 3, "philox")
     draws = [stream.normal((4, 7, 5)).reshape(-1) for _ in range(3)]
     for draw, whole in enumerate(draws):
         picked = np.array([139, 0, 1, 2, 3, 77, 76, 0])
@@ -86,7 +86,7 @@ def test_philox_follows_its_documented_layout_written_out_for_one_element() -> N
 
 
 def test_philox_uses_all_64_bits_of_the_seed_and_every_draw_differs() -> None:
-    stream = noise.Stream(5, "philox")
+    stream = noise.NoiseSource(5, "philox")
     first, second = stream.normal((64,)), stream.normal((64,))
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, noise.normal(2**32 + 5, (64,), rng="philox"))
@@ -105,8 +105,8 @@ def test_the_numbers_are_standard_normal(rng: str) -> None:
 @pytest.mark.parametrize("rng", list(noise.RNGS))
 def test_image_i_of_a_batch_is_the_single_run_with_seed_plus_i(rng: str) -> None:
     seeds = noise.seeds_for(11, 3)
-    batch = noise.Streams(seeds, rng)
-    singles = [noise.Stream(11 + i, rng) for i in range(3)]
+    batch = noise.SeededNoise(seeds, rng)
+    singles = [noise.NoiseSource(11 + i, rng) for i in range(3)]
     assert len(batch) == 3
     for shape in [(4, 16, 16), (1, 3), (4, 16, 16)]:
         got = batch.normal(shape)

@@ -21,7 +21,7 @@ from peers.work import SAMPLERS, Setup, Work
 
 from hotloop import samplers
 from hotloop.bundle import builtin
-from hotloop.noise import Streams
+from hotloop.noise import SeededNoise
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -348,7 +348,7 @@ def test_an_environment_is_built_once_until_its_requirements_change(monkeypatch,
 @pytest.mark.long
 def test_diffusers_and_hotloop_draw_the_built_in_model_alike_through_their_processes(tmp_path: Path):
     peers = [replace(PEERS["diffusers eager fp32"], environment=None), hotloop("onnx-fp32")]
-    noise = Streams((7, 8)).normal((4, 16, 16))
+    noise = SeededNoise((7, 8)).normal((4, 16, 16))
     setup = Setup(builtin(), threads=1, cache=tmp_path, size=(64, 64), batch=2)
     for sampler in SAMPLERS:
         asked = Work("a smiling girl", noise, (7, 8), "blurry", sampler, 4, 4.0, (64, 64))

@@ -19,7 +19,7 @@ import hotloop
 import hotloop_kernels as kernels
 from hotloop import loop, samplers
 from hotloop.bundle import builtin
-from hotloop.denoiser import Resident, UNetDenoiser, resident
+from hotloop.denoiser import DeviceDenoiser, UNetDenoiser, resident
 from hotloop.denoiser.resident import ResidentLoop
 from hotloop.engines.native import NativeEngine
 from hotloop.errors import DeviceMemoryError, InputError, NonFiniteError
@@ -149,13 +149,13 @@ def test_nine_channels_and_optional_inputs_end_as_on_the_host(tmp_path: Path) ->
 def test_only_what_must_be_is_captured_anew(unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompt, seed, guidance scale, table and sampler are uploads: one plan serves them all."""
     made, plans = engines(unet), []
-    first = resident._Plan.__init__
+    first = resident._CapturedRun.__init__
 
     def counted(self: Any, *arguments: Any, **named: Any) -> None:
         plans.append(named)
         first(self, *arguments, **named)
 
-    monkeypatch.setattr(resident._Plan, "__init__", counted)
+    monkeypatch.setattr(resident._CapturedRun, "__init__", counted)
     runs = [given(table_of("euler"), seed=seed) for seed in (0, 20)]
     runs += [given(table_of("ddim", eta=0.0), seed=40), given(table_of("dpmpp_2m"), seed=60)]
     for run in (*runs, runs[0]):
@@ -193,7 +193,7 @@ def test_the_update_in_torch_is_cfg_step(unet: Any, sampler: str, inpaint: bool,
 def test_residual_guidance_in_torch_is_cfg_step() -> None:
     rng = np.random.default_rng(0)
     e, shape = 3, (N, 4, 6, 4)
-    plan = copy.copy(object.__new__(resident._Plan))
+    plan = copy.copy(object.__new__(resident._CapturedRun))
     columns = rng.standard_normal((K + 3, *shape)).astype(np.float32)
     tables = {name: rng.standard_normal(e).astype(np.float32) for name in ("p_x", "p_m", "k_img", "k_eps")}
     update = rng.standard_normal((e, K + 1, K + 3)).astype(np.float32)
@@ -235,7 +235,7 @@ def test_a_run_reads_nothing_from_its_device(guided: bool, inpaint: bool) -> Non
         on_meta(NativeEngine(builtin() / folder, networks[name], tunings=("channels_last", "qkv")))
         for folder, name in (("unet", "unet"), ("vae", "vae_decoder"))
     )
-    plan = resident._Plan(
+    plan = resident._CapturedRun(
         unet, decoder=decoder, scaling=0.18, rows=3, images=2, shape=(2, 4, 8, 8), noise=True, inpaint=inpaint,
         dims=tuple({"N": 2, "B": 4 if guided else 2, "T": 77, "h": 8, "w": 8}.items()), residual=False, extra=0,
         times=1, graphs=False,
@@ -257,7 +257,7 @@ QUICK = dict(num_inference_steps=3, seed=3, sampler="euler")
 
 def test_a_pipeline_draws_in_one_run_with_its_decoder(pipe: Any) -> None:
     with pipe.networks.denoiser(decoder="vae_decoder", scaling=pipe.family.scaling_factor) as denoiser:
-        assert isinstance(denoiser, Resident)
+        assert isinstance(denoiser, DeviceDenoiser)
     drawn = pipe.txt2img("a girl", **QUICK)
     assert np.array_equal(np.asarray(drawn.images[0]), pipe.decode(drawn.latents)[0])
     seen: list[np.ndarray] = []
@@ -273,7 +273,7 @@ def test_too_little_memory_is_one_line_and_the_pipeline_goes_on(pipe: Any, monke
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
     with monkeypatch.context() as patch:
-        patch.setattr(resident._Plan, "row", full)
+        patch.setattr(resident._CapturedRun, "row", full)
         with pytest.raises(DeviceMemoryError, match=r"fewer or smaller images.*2\.00 GiB") as error:
             pipe.txt2img("a girl", **QUICK)
     assert "\n" not in str(error.value)

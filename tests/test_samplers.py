@@ -10,7 +10,7 @@ import torch
 from hotloop import samplers
 from hotloop.errors import InputError
 from hotloop.loop import Inpaint, denoise
-from hotloop.samplers import D, Plan, Rows, X, Z
+from hotloop.samplers import D, Grid, Rows, X, Z
 from hotloop.samplers.schedule import Schedule
 
 # diffusers' own, about NumPy 2.
@@ -396,13 +396,13 @@ def test_tables_are_float32_read_only_and_of_one_state_size(name):
 
 def test_a_sampler_is_registered_with_one_decorator():
     @samplers.sampler("churned_euler", spacing="linspace", sigmas="default", steps_offset=0, churn=0.0)
-    def churned_euler(plan: Plan) -> Rows:
+    def churned_euler(grid: Grid) -> Rows:
         """Euler with noise added back."""
-        ve = plan.ve()
+        ve = grid.ve()
         rows = Rows(init_scale=ve.init_scale)
-        for i in plan.indices:
+        for i in grid.indices:
             dt = ve.sigmas[i + 1] - ve.sigmas[i]
-            rows.add(i, ve.timesteps[i], X + dt * D + plan["churn"] * ve.sigmas[i + 1] * Z, draws=True, **ve.at(i))
+            rows.add(i, ve.timesteps[i], X + dt * D + grid["churn"] * ve.sigmas[i + 1] * Z, draws=True, **ve.at(i))
         return rows
 
     try:
@@ -413,7 +413,7 @@ def test_a_sampler_is_registered_with_one_decorator():
         assert churned_euler(schedule, 7, churn=0.5).update[0, 0, -1] > 0
         assert churned_euler.__doc__ == "Euler with noise added back."
         with pytest.raises(InputError, match="taken"):
-            samplers.sampler("churned_euler")(lambda plan: Rows())
+            samplers.sampler("churned_euler")(lambda grid: Rows())
     finally:
         del samplers._REGISTRY["churned_euler"]
 

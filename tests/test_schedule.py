@@ -8,7 +8,7 @@ import torch
 from hotloop.errors import InputError
 from hotloop.samplers import schedule
 from hotloop.samplers.schedule import Schedule
-from hotloop.spec import Schedule as Constants
+from hotloop.spec import ScheduleConstants
 
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -38,7 +38,7 @@ def test_sigmas_are_the_noise_to_signal_ratio():
 
 
 def test_what_the_file_does_not_name_is_the_familys():
-    family = Constants(prediction_type="v_prediction", beta_end=0.02)
+    family = ScheduleConstants(prediction_type="v_prediction", beta_end=0.02)
     mine = Schedule.from_config({"beta_start": 0.001}, family)
     same = Schedule.from_config({**SD15, "beta_start": 0.001, "beta_end": 0.02})
     assert mine.prediction_type == "v_prediction" and np.array_equal(mine.alphas_cumprod, same.alphas_cumprod)

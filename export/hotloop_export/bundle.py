@@ -23,7 +23,7 @@ from hotloop.nets.base import Net
 from hotloop.nets.clip import CLIPText
 from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL, TinyVAE
-from hotloop.spec import Family, Schedule
+from hotloop.spec import Family, ScheduleConstants
 from hotloop.spec import family as family_row
 from hotloop.weights import Weights
 
@@ -336,7 +336,9 @@ def _constants(nets: Mapping[str, Net], source: Source) -> tuple[Family, dict[st
         "scaling_factor": vae.config.get("scaling_factor", row.scaling_factor),
         "vocab_tokens": text.tokens,
         **rewrites.constants(unet),
-        "schedule": {key: source.scheduler[key] for key in Schedule.__dataclass_fields__ if key in source.scheduler},
+        "schedule": {
+            key: source.scheduler[key] for key in ScheduleConstants.__dataclass_fields__ if key in source.scheduler
+        },
     }
     if cells := unet.config.get("sample_size"):
         height, width = (cells, cells) if isinstance(cells, int) else cells

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hotloop.errors import BundleError
-from hotloop.spec import Schedule
+from hotloop.spec import ScheduleConstants
 from hotloop.weights.keys import TEXT_PREFIX
 
 __all__ = ["autoencoder", "index", "scheduler", "text_encoder", "tiny_autoencoder", "unet"]
@@ -157,7 +157,7 @@ def text_encoder(shapes: Shapes, *, open_clip: bool) -> dict[str, Any]:
     }
 
 
-def scheduler(schedule: Schedule) -> dict[str, Any]:
+def scheduler(schedule: ScheduleConstants) -> dict[str, Any]:
     """The scheduler that the family was published with."""
     v_prediction = schedule.prediction_type == "v_prediction"
     return {

@@ -62,7 +62,7 @@ class Progress:
 
 
 def resident() -> int:
-    """Resident memory of this process, bytes, without the pages of mapped files that the kernel can drop."""
+    """DeviceDenoiser memory of this process, bytes, without the pages of mapped files that the kernel can drop."""
     try:
         fields = Path("/proc/self/statm").read_text("ascii").split()
         return (int(fields[1]) - int(fields[2])) * resource.getpagesize()

@@ -11,25 +11,13 @@ from numpy.typing import NDArray
 
 from hotloop_kernels import cfg_step
 
-from .denoiser import Denoiser, Resident
+from .denoiser import Denoiser, DeviceDenoiser, Inpaint
 from .errors import InputError
 from .samplers.table import K, StepTable
 
 __all__ = ["Inpaint", "Progress", "denoise", "run"]
 
 F32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
-class Inpaint:
-    """Keep the known image where the mask is 0.
-
-    mask f32 [N, 1, h, w] (1 = repaint), known f32 [N, C, h, w] (clean latents), eps f32 [N, C, h, w] (its noise).
-    """
-
-    mask: F32
-    known: F32
-    eps: F32
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +67,7 @@ def run(
 ) -> F32:  # fmt: skip
     """The same rows without a consumer, bit for bit: f32 [N, C, h, w]. Arguments and errors as for `denoise`."""
     rows = denoise(denoiser, table, x, cond=cond, guidance=guidance, noise=noise, inpaint=inpaint)
-    if isinstance(denoiser, Resident):
+    if isinstance(denoiser, DeviceDenoiser):
         denoiser.begin(cond, table, x.shape)
         denoiser.start(x, guidance=guidance, noise=noise, inpaint=inpaint)
         return denoiser.run()
@@ -93,7 +81,7 @@ def _rows(
     noise: F32 | None, inpaint: Inpaint | None,
 ) -> Iterator[Progress]:  # fmt: skip
     count, steps = len(table), int(table.steps[-1]) + 1
-    if isinstance(denoiser, Resident):
+    if isinstance(denoiser, DeviceDenoiser):
         denoiser.begin(cond, table, x.shape)
         denoiser.start(x, guidance=guidance, noise=noise, inpaint=inpaint)
         for e in range(count):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .bundle import Bundle, Entry
-from .denoiser import Kept, UNetDenoiser
-from .engines import Engine, Hosting, open_engine
+from .denoiser import LRUCache, UNetDenoiser
+from .engines import KINDS, Engine, open_engine
 from .selection import runs_in
 from .spec import Network
+
+if TYPE_CHECKING:
+    from .denoiser.resident import ResidentLoop
 
 __all__ = ["ADAPTED", "COMPONENTS", "Networks"]
 
@@ -39,7 +43,7 @@ class Networks:
         self.rows: Mapping[str, Network] = bundle.networks(entry)
         self._threads, self._cache, self._adapters = threads, cache, adapters
         self._open = dict(given or {})
-        self._kept: dict[str, Any] = {"prompts": Kept(), "times": Kept()}
+        self._prompts, self._times = LRUCache(), LRUCache()
         self._lock = threading.Lock()
 
     def __getitem__(self, name: str) -> Engine:
@@ -63,8 +67,8 @@ class Networks:
 
     def forget(self) -> None:
         """What the networks split from the UNet gave for prompts and schedules: the next run asks them again."""
-        for kept in self._kept.values():
-            kept.clear()
+        self._prompts.clear()
+        self._times.clear()
 
     def replaced(self, engines: Mapping[str, Engine]) -> Networks:
         """Others like these with some engines replaced; the rest is shared."""
@@ -80,8 +84,12 @@ class Networks:
         makes it part of a run.
         """
         unet = self["unet"]
-        parts: dict[str, Any] = {name: self[name] for name in ("prompt", "time") if name in self.rows}
-        if isinstance(unet, Hosting):
-            given = {"decoder": self[decoder], "scaling": scaling} if decoder else {}
-            return unet.denoiser(**parts, **given, **self._kept)
-        return UNetDenoiser(unet, **parts, **self._kept)
+        prompt, time = (self[name] if name in self.rows else None for name in ("prompt", "time"))
+        if (where := KINDS[self.entry.kind].denoiser) and unet.kind == self.entry.kind:
+            module, cls = where.split(":")
+            resident: type[ResidentLoop] = getattr(import_module(module), cls)
+            return resident(
+                unet, prompt=prompt, time=time, prompts=self._prompts, times=self._times,
+                decoder=self[decoder] if decoder else None, scaling=scaling,
+            )  # fmt: skip
+        return UNetDenoiser(unet, prompt=prompt, time=time, prompts=self._prompts, times=self._times)

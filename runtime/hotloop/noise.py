@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .errors import InputError
 
-__all__ = ["RNGS", "Stream", "Streams", "check_seed", "normal", "philox4x32", "philox_normal", "seeds_for"]
+__all__ = ["RNGS", "NoiseSource", "SeededNoise", "check_seed", "normal", "philox4x32", "philox_normal", "seeds_for"]
 
 MAX_SEED = 2**64 - 1
 
@@ -166,7 +166,7 @@ class PhiloxNormal:
 RNGS: dict[str, Callable[[int], _Source]] = {"torch": TorchNormal, "philox": PhiloxNormal}
 
 
-class Stream:
+class NoiseSource:
     """One image's noise: successive draws from one seed, as one `torch.Generator` would give them.
 
     Raises InputError for a seed outside 0 .. 2**64 - 1 or an unknown rng.
@@ -183,23 +183,23 @@ class Stream:
         return self._source.normal(math.prod(shape)).reshape(tuple(shape))
 
 
-class Streams:
+class SeededNoise:
     """The noise of a batch: one stream per image, so that image i is the single run with its seed."""
 
     def __init__(self, seeds: Sequence[int], rng: str = "torch") -> None:
-        self._streams = [Stream(seed, rng) for seed in seeds]
+        self._sources = [NoiseSource(seed, rng) for seed in seeds]
 
     def __len__(self) -> int:
-        return len(self._streams)
+        return len(self._sources)
 
     def normal(self, shape_per_image: Sequence[int]) -> F32:
         """The next draw of every image: f32[N, *shape_per_image]."""
-        out = np.empty((len(self._streams), *shape_per_image), np.float32)
-        for image, stream in zip(out, self._streams, strict=True):
+        out = np.empty((len(self._sources), *shape_per_image), np.float32)
+        for image, stream in zip(out, self._sources, strict=True):
             image[...] = stream.normal(shape_per_image)
         return out
 
 
 def normal(seed: int, shape: Sequence[int], *, rng: str = "torch") -> F32:
-    """The first draw of a seed: f32 of `shape`. Raises InputError as Stream does."""
-    return Stream(seed, rng).normal(shape)
+    """The first draw of a seed: f32 of `shape`. Raises InputError as NoiseSource does."""
+    return NoiseSource(seed, rng).normal(shape)

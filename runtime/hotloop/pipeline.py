@@ -17,12 +17,12 @@ from . import image as images
 from . import loop, samplers
 from .adapters import Adapters, Swap
 from .bundle import Bundle, Entry, builtin
-from .denoiser import Resident
+from .denoiser import DeviceDenoiser
 from .engines import Engine
 from .errors import BundleError, InputError
 from .files import cache_folder
 from .networks import Networks
-from .noise import Streams
+from .noise import SeededNoise
 from .request import MAX_IMAGES, Options, Request, check_finite, check_integer, check_number
 from .samplers import StepTable
 from .samplers.schedule import Schedule
@@ -201,11 +201,11 @@ class Pipeline:
         table = self.table(request.sampler, request.steps, options=request.options)
         cond = self._encode_prompts(call)
         call.clock.lap("text")
-        streams = Streams(request.seeds, request.rng)
+        seeded = SeededNoise(request.seeds, request.rng)
         shape = self._latent_shape(width, height)
-        noise = streams.normal(shape) if latents is None else self._given_latents(latents, len(request.seeds), shape)
+        noise = seeded.normal(shape) if latents is None else self._given_latents(latents, len(request.seeds), shape)
         x = noise * np.float32(table.init_scale)
-        return self._finish(call, (width, height), table, x, cond, streams)
+        return self._finish(call, (width, height), table, x, cond, seeded)
 
     def img2img(
         self,
@@ -237,13 +237,13 @@ class Pipeline:
         table = self.table(request.sampler, request.steps, start=start, options=request.options)
         cond = self._encode_prompts(call)
         call.clock.lap("text")
-        streams = Streams(request.seeds, request.rng)
+        seeded = SeededNoise(request.seeds, request.rng)
         shape = self._latent_shape(width, height)
         pixels = images.to_float(_RESIZE[resize_mode](source, (width, height)))  # [1, 3, H, W]
-        known = self._encode_image(call, pixels, streams, shape)
-        eps = streams.normal(shape)
+        known = self._encode_image(call, pixels, seeded, shape)
+        eps = seeded.normal(shape)
         x = np.float32(table.start_img) * known + np.float32(table.start_eps) * eps
-        return self._finish(call, (width, height), table, x, cond, streams)
+        return self._finish(call, (width, height), table, x, cond, seeded)
 
     def inpaint(
         self,
@@ -297,14 +297,14 @@ class Pipeline:
         if not latent_mask.any():
             rule = f"mask_image must leave white to repaint after a blur of {mask_blur:g}, at {width} x {height} pixels"
             raise InputError(request.place, rule, f"{int(np.sum(np.asarray(mask) >= 128))} white pixels")
-        streams = Streams(request.seeds, request.rng)
+        seeded = SeededNoise(request.seeds, request.rng)
         shape = self._latent_shape(width, height)
 
         # Draw order of the baseline: image posterior, noise, masked image posterior, then the steps.
         blend = not self.family.inpaint_channels
-        known = self._encode_image(call, pixels, streams, shape) if blend or start else None
-        eps = streams.normal(shape)
-        masked = self._encode_image(call, pixels * (pixel_mask < 0.5), streams, shape)
+        known = self._encode_image(call, pixels, seeded, shape) if blend or start else None
+        eps = seeded.normal(shape)
+        masked = self._encode_image(call, pixels * (pixel_mask < 0.5), seeded, shape)
         # At full strength the baseline starts from pure noise, not from the image with the last step's noise on it.
         if strength == 1.0 or known is None:
             x = np.float32(table.init_scale) * eps
@@ -316,7 +316,7 @@ class Pipeline:
             constraint = loop.Inpaint(mask=np.repeat(latent_mask, len(x), axis=0), known=known, eps=eps)
         else:
             cond["extra"] = np.concatenate([np.repeat(latent_mask, len(x), axis=0), masked], axis=1)
-        result = self._finish(call, (width, height), table, x, cond, streams, constraint)
+        result = self._finish(call, (width, height), table, x, cond, seeded, constraint)
         if paste:
             result.images[:] = [images.paste(original, drawn, mask, box=region) for drawn in result.images]
             call.clock.lap("paste")
@@ -425,14 +425,14 @@ class Pipeline:
         table: StepTable,
         x: np.ndarray,
         cond: dict[str, np.ndarray],
-        streams: Streams,
+        seeded: SeededNoise,
         inpaint: loop.Inpaint | None = None,
     ) -> Result:
         """Draw the steps' noise, run the loop, decode."""
         request, clock = call.request, call.clock
         # All noise of a run is made before the loop starts.
         draws = table.noises
-        noise = np.stack([streams.normal(x.shape[1:]) for _ in range(draws)]) if draws else None
+        noise = np.stack([seeded.normal(x.shape[1:]) for _ in range(draws)]) if draws else None
         guidance = np.full(len(x), request.guidance, np.float32)
         clock.lap("prepare")
         decoder = self._vae + "vae_decoder"
@@ -447,7 +447,7 @@ class Pipeline:
             clock.lap("loop")
             clock.timings["engine"] = denoiser.seconds
         check_finite(request.place, "latents", latents)
-        pixels = denoiser.pixels if isinstance(denoiser, Resident) else None
+        pixels = denoiser.pixels if isinstance(denoiser, DeviceDenoiser) else None
         if pixels is None:
             pixels = self._decode(call.networks, latents)
         made = images.from_array(pixels)
@@ -506,7 +506,7 @@ class Pipeline:
             rule = f"{self.family.name} takes mask and masked image as input: call inpaint"
             raise InputError(place, rule, f"{self.family.unet_channels} channels")
 
-    def _encode_image(self, call: _Call, pixels: np.ndarray, streams: Streams, shape: tuple[int, ...]) -> np.ndarray:
+    def _encode_image(self, call: _Call, pixels: np.ndarray, seeded: SeededNoise, shape: tuple[int, ...]) -> np.ndarray:
         """Pixels [1, 3, H, W] -> a posterior sample per image, scaled: f32 [N, C, h, w]."""
         _, _, height, width = pixels.shape
         dims = self.family.dims(width=width, height=height, batch=1)
@@ -517,7 +517,7 @@ class Pipeline:
             mean, logvar = context.outputs["mean"].copy(), context.outputs["logvar"].copy()
         check_finite("vae_encoder", "latents", mean)
         deviation = np.exp(np.float32(0.5) * np.clip(logvar, -30, 20))
-        return (mean + deviation * streams.normal(shape)) * self._scaling
+        return (mean + deviation * seeded.normal(shape)) * self._scaling
 
     def _start(self, request: Request, strength: float) -> int:
         check_number(request.place, "strength", strength, 0, 1)

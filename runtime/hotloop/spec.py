@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from .errors import InputError
 
 __all__ = [
-    "FAMILIES", "GROUPS", "REWRITES", "Family", "Network", "Schedule", "Tensor", "cells", "family", "phase_grid",
-    "resolve",
+    "FAMILIES", "GROUPS", "REWRITES", "Family", "Network", "ScheduleConstants", "Tensor", "cells", "family",
+    "phase_grid", "resolve",
 ]  # fmt: skip
 
 Dim = int | str
@@ -50,7 +50,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class ScheduleConstants:
     """Training schedule constants, named as in diffusers' scheduler configuration."""
 
     num_train_timesteps: int = 1000
@@ -90,7 +90,7 @@ class Family:
     context_dim: int
     vocab_tokens: int
     default_size: tuple[int, int]
-    schedule: Schedule
+    schedule: ScheduleConstants
     image_channels: int = 3
     min_cells: int = 8
     max_size: int = 2048
@@ -228,7 +228,7 @@ class Family:
         return replace(self, schedule=replace(self.schedule, **its), **own)  # type: ignore[arg-type]
 
 
-def _alike(place: str, row: Family | Schedule, name: str, value: object) -> object:
+def _alike(place: str, row: Family | ScheduleConstants, name: str, value: object) -> object:
     """The value, if it may stand where the row has its own: same type, positive."""
     known = sorted(field for field in row.__dataclass_fields__ if field != "schedule")
     if name not in known:
@@ -277,7 +277,7 @@ def resolve(shape: tuple[Dim, ...], dims: Mapping[str, int]) -> tuple[int, ...]:
 
 _SD15 = Family(
     name="sd15", latent_channels=4, unet_channels=4, vae_factor=8, scaling_factor=0.18215, grid=8, context_dim=768,
-    vocab_tokens=77, default_size=(512, 512), schedule=Schedule(),
+    vocab_tokens=77, default_size=(512, 512), schedule=ScheduleConstants(),
 )  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
@@ -287,7 +287,7 @@ FAMILIES: dict[str, Family] = {
         replace(_SD15, name="sd15-inpaint", unet_channels=9),
         replace(_SD15, name="sd21", context_dim=1024),
         replace(_SD15, name="sd21-v", context_dim=1024, default_size=(768, 768),
-                schedule=Schedule(prediction_type="v_prediction")),
+                schedule=ScheduleConstants(prediction_type="v_prediction")),
         replace(_SD15, name="avatar-tiny", vae_factor=4, scaling_factor=1.0, grid=4, context_dim=128,
                 default_size=(64, 64), max_size=1024,
                 unet_widths=(64, 96, 96), unet_layers=1, kv_width=1152, time_width=960),

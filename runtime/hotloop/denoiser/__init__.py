@@ -1,15 +1,7 @@
-"""Denoisers: what the loop holds."""
+"""Denoisers, what the loop holds: the protocols, any engine's UNet, and the one whose state stays on its device."""
 
-from .unet import (
-    Denoiser,
-    Kept,
-    Resident,
-    UNetDenoiser,
-)
+from .lru_cache import LRUCache
+from .protocols import Denoiser, DeviceDenoiser, Inpaint
+from .unet import UNetDenoiser
 
-__all__ = [
-    "Denoiser",
-    "Kept",
-    "Resident",
-    "UNetDenoiser",
-]
+__all__ = ["Denoiser", "DeviceDenoiser", "Inpaint", "LRUCache", "UNetDenoiser"]

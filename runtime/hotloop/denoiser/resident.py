@@ -32,14 +32,15 @@ from hotloop_kernels import cfg_step, rgb
 from ..engines import Engine
 from ..engines.native import NativeEngine, settings
 from ..errors import DeviceMemoryError, InputError, NonFiniteError
-from ..loop import Inpaint
 from ..nets.cuda_stream import stream_of
 from ..nets.tunings import operators_at_hand
 from ..samplers.table import K, StepTable
 from ..spec import resolve
-from .unet import Kept, UNetDenoiser
+from .lru_cache import LRUCache
+from .protocols import Inpaint
+from .unet import UNetDenoiser
 
-__all__ = ["Plans", "ResidentLoop", "fused_pack", "fused_step", "pack", "update_step"]
+__all__ = ["CapturedRuns", "ResidentLoop", "captured_runs", "fused_pack", "fused_step", "pack", "update_step"]
 
 F32 = np.ndarray
 
@@ -55,7 +56,7 @@ class _Run:
 
 
 class ResidentLoop(UNetDenoiser):
-    """A UNetDenoiser over native engines that also keeps the state (`denoiser.Resident`).
+    """A UNetDenoiser over native engines that also keeps the state (`denoiser.DeviceDenoiser`).
 
     decoder  the VAE decoder's engine: its work becomes part of a run; scaling: latents / scaling are what it takes
     graphs   whether CUDA runs are captured; on the CPU there is nothing to capture
@@ -65,7 +66,7 @@ class ResidentLoop(UNetDenoiser):
 
     def __init__(
         self, unet: Engine, *, prompt: Engine | None = None, time: Engine | None = None, decoder: Engine | None = None,
-        scaling: float = 1.0, graphs: bool = True, prompts: Kept | None = None, times: Kept | None = None,
+        scaling: float = 1.0, graphs: bool = True, prompts: LRUCache | None = None, times: LRUCache | None = None,
     ) -> None:  # fmt: skip
         super().__init__(unet, prompt=prompt, time=time, prompts=prompts, times=times)
         for engine in (unet, decoder):
@@ -76,7 +77,8 @@ class ResidentLoop(UNetDenoiser):
         assert isinstance(unet, NativeEngine)
         self._engine, self._decoder, self._scaling = unet, decoder, scaling
         self._graphs = graphs and unet.device == "cuda"
-        self._plan: _Plan | None = None
+        self._runs = captured_runs(unet)
+        self._captured_run: _CapturedRun | None = None
         self._key: dict[str, Any] = {}
         self.pixels: np.ndarray | None = None
 
@@ -98,8 +100,8 @@ class ResidentLoop(UNetDenoiser):
             graphs=self._graphs, decoder=self._decoder, scaling=self._scaling,
             shape=self._shape, dims=tuple(sorted(self._dims.items())),
         )  # fmt: skip
-        with _memory(self._engine.plans):
-            self._plan, self._key = self._engine.plans.acquire(**key), key
+        with _memory(self._runs):
+            self._captured_run, self._key = self._runs.acquire(**key), key
             self._upload()
 
     def advance(self) -> F32:
@@ -110,34 +112,34 @@ class ResidentLoop(UNetDenoiser):
         """All rows, and the decoder where there is one; the latents. Raises NonFiniteError for a broken image."""
         latents = self._work("run")
         if self._decoder is not None:
-            assert self._plan is not None
-            if not bool(self._plan.finite):
+            assert self._captured_run is not None
+            if not bool(self._captured_run.finite):
                 what = "image" if np.isfinite(latents).all() else "latents"
                 raise NonFiniteError("native", f"{what} must be finite")
-            self.pixels = self._plan.pixels.cpu().numpy()
+            self.pixels = self._captured_run.pixels.cpu().numpy()
         return latents
 
     def _work(self, name: str) -> F32:
-        """Do the plan's "row" or "run", captured where graphs are on; the latents after it."""
-        assert self._plan is not None, "start() comes first"
-        with self._timed(), _memory(self._engine.plans):
-            work = getattr(self._plan, name)
+        """Do the captured run's "row" or "run", captured where graphs are on; the latents after it."""
+        assert self._captured_run is not None, "start() comes first"
+        with self._timed(), _memory(self._runs):
+            work = getattr(self._captured_run, name)
             if not self._graphs:
                 work()
             else:
-                if name not in self._plan.graphs:
+                if name not in self._captured_run.graphs:
                     # Warming up before the capture runs the work.
-                    kept = self._plan.state.clone(), self._plan.rows.clone()
-                    self._plan.graphs[name] = _captured(work)
-                    self._plan.state.copy_(kept[0])
-                    self._plan.rows.copy_(kept[1])
-                self._plan.graphs[name].replay()
-            return self._plan.state[0].cpu().numpy().copy()
+                    kept = self._captured_run.state.clone(), self._captured_run.rows.clone()
+                    self._captured_run.graphs[name] = _captured(work)
+                    self._captured_run.state.copy_(kept[0])
+                    self._captured_run.rows.copy_(kept[1])
+                self._captured_run.graphs[name].replay()
+            return self._captured_run.state[0].cpu().numpy().copy()
 
     def _upload(self) -> None:
-        assert self._plan is not None and self._context is not None
+        assert self._captured_run is not None and self._context is not None
         inputs = self._context.inputs
-        self._plan.upload(self._table, self._run_of, self._times, inputs, self._extra)
+        self._captured_run.upload(self._table, self._run_of, self._times, inputs, self._extra)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -147,16 +149,16 @@ class ResidentLoop(UNetDenoiser):
         self.seconds += time.perf_counter() - began
 
     def _return(self) -> None:
-        if self._plan is not None:
-            self._engine.plans.release(self._plan, **self._key)
-            self._plan = None
+        if self._captured_run is not None:
+            self._runs.release(self._captured_run, **self._key)
+            self._captured_run = None
 
     def _release(self) -> None:
         self._return()
         super()._release()
 
 
-class _Plan:
+class _CapturedRun:
     """The tensors of one shape on the device, at fixed addresses, and the work on them."""
 
     def __init__(
@@ -260,34 +262,34 @@ class _Plan:
         self.pixels, self.finite = self._pack(image)
 
 
-def update_step(plan: _Plan, m_c: Tensor, m_u: Tensor | None) -> None:
+def update_step(run: _CapturedRun, m_c: Tensor, m_u: Tensor | None) -> None:
     """`cfg_step` in torch, for all images in one product: columns [K + 3, N, ...] times the rows' matrices."""
-    rows, x = plan.rows, plan.state[0]
+    rows, x = run.rows, run.state[0]
 
     def of_row(table: Tensor) -> Tensor:
         return table.index_select(0, rows)[:, None, None, None]
 
-    columns = plan.columns.flatten(2).transpose(0, 1)  # [N, K + 3, C h w]
-    if plan.residual is not None:
-        weights = plan.residual.index_select(0, rows)[:, None]  # [N, 1, K + 1]
+    columns = run.columns.flatten(2).transpose(0, 1)  # [N, K + 3, C h w]
+    if run.residual is not None:
+        weights = run.residual.index_select(0, rows)[:, None]  # [N, 1, K + 1]
         m_u = torch.bmm(weights, columns[:, : K + 1]).view_as(x)
-    m = m_c if m_u is None else m_u + plan.guidance[:, None, None, None] * (m_c - m_u)
-    plan.columns[K + 1] = of_row(plan.p_x) * x + of_row(plan.p_m) * m
-    new = torch.bmm(plan.update.index_select(0, rows), columns)  # [N, K + 1, C h w]
-    plan.state.copy_(new.transpose(0, 1).view_as(plan.state))
-    if plan.mask is not None and plan.known is not None and plan.eps is not None:
-        again = of_row(plan.k_img) * plan.known + of_row(plan.k_eps) * plan.eps
-        plan.state[0] = plan.mask * x + (1 - plan.mask) * again
+    m = m_c if m_u is None else m_u + run.guidance[:, None, None, None] * (m_c - m_u)
+    run.columns[K + 1] = of_row(run.p_x) * x + of_row(run.p_m) * m
+    new = torch.bmm(run.update.index_select(0, rows), columns)  # [N, K + 1, C h w]
+    run.state.copy_(new.transpose(0, 1).view_as(run.state))
+    if run.mask is not None and run.known is not None and run.eps is not None:
+        again = of_row(run.k_img) * run.known + of_row(run.k_eps) * run.eps
+        run.state[0] = run.mask * x + (1 - run.mask) * again
 
 
-def fused_step(plan: _Plan, m_c: Tensor, m_u: Tensor | None) -> None:
+def fused_step(run: _CapturedRun, m_c: Tensor, m_u: Tensor | None) -> None:
     """`cfg_step` as one operator."""
-    blend: dict[str, Any] = {} if plan.mask is None else {
-        "mask": plan.mask, "known": plan.known, "eps": plan.eps, "k_img": plan.k_img, "k_eps": plan.k_eps,
+    blend: dict[str, Any] = {} if run.mask is None else {
+        "mask": run.mask, "known": run.known, "eps": run.eps, "k_img": run.k_img, "k_eps": run.k_eps,
     }  # fmt: skip
     cfg_step(
-        plan.state, m_c.contiguous(), None if m_u is None else m_u.contiguous(), plan.rows, plan.guidance,
-        plan.update, plan.p_x, plan.p_m, z=plan.columns[-1], residual=plan.residual, stream=stream_of(plan.state),
+        run.state, m_c.contiguous(), None if m_u is None else m_u.contiguous(), run.rows, run.guidance,
+        run.update, run.p_x, run.p_m, z=run.columns[-1], residual=run.residual, stream=stream_of(run.state),
         **blend,
     )  # fmt: skip
 
@@ -307,23 +309,23 @@ def fused_pack(image: Tensor) -> tuple[Tensor, Tensor]:
     return rgb.pack(image, bad=bad, stream=stream_of(image)), bad[0] == 0
 
 
-class Plans:
-    """Idle plans of one engine by what they were made for; the least recently used go first. Safe across threads."""
+class CapturedRuns:
+    """Idle captured runs of one engine by what they were made for, the last few used. Safe across threads."""
 
     def __init__(self, engine: NativeEngine, *, kept: int = 4) -> None:
-        self._engine, self._kept = weakref.proxy(engine), kept  # the engine holds this
-        self._idle: OrderedDict[frozenset[Any], list[_Plan]] = OrderedDict()
+        self._engine, self._kept = weakref.proxy(engine), kept  # what an engine's death ends must not keep it alive
+        self._idle: OrderedDict[frozenset[Any], list[_CapturedRun]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def acquire(self, **key: Any) -> _Plan:
+    def acquire(self, **key: Any) -> _CapturedRun:
         with self._lock:
             if idle := self._idle.get(frozenset(key.items())):
                 return idle.pop()
-        return _Plan(self._engine, **key)
+        return _CapturedRun(self._engine, **key)
 
-    def release(self, plan: _Plan, **key: Any) -> None:
+    def release(self, run: _CapturedRun, **key: Any) -> None:
         with self._lock:
-            self._idle.setdefault(frozenset(key.items()), []).append(plan)
+            self._idle.setdefault(frozenset(key.items()), []).append(run)
             self._idle.move_to_end(frozenset(key.items()))
             while len(self._idle) > self._kept:
                 self._idle.popitem(last=False)
@@ -332,6 +334,16 @@ class Plans:
         """Forget the idle ones and their memory."""
         with self._lock:
             self._idle.clear()
+
+
+_RUNS: weakref.WeakKeyDictionary[NativeEngine, CapturedRuns] = weakref.WeakKeyDictionary()
+_RUNS_LOCK = threading.Lock()
+
+
+def captured_runs(engine: NativeEngine) -> CapturedRuns:
+    """Those of an engine, as long as it lives."""
+    with _RUNS_LOCK:
+        return _RUNS.setdefault(engine, CapturedRuns(engine))
 
 
 def _captured(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -349,12 +361,12 @@ def _captured(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
 
 
 @contextmanager
-def _memory(plans: Plans) -> Iterator[None]:
-    """Out of device memory: idle plans are given up, and one line says what to do. The pipeline stays usable."""
+def _memory(runs: CapturedRuns) -> Iterator[None]:
+    """Out of device memory: idle runs are given up, and one line says what to do. The pipeline stays usable."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        plans.clear()
+        runs.clear()
         torch.cuda.empty_cache()
         rule = "the device must have memory for this run: draw fewer or smaller images"
         raise DeviceMemoryError("native", rule, str(error).splitlines()[0]) from error

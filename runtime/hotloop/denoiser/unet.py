@@ -1,14 +1,11 @@
-"""Denoisers: what the loop holds. The one here runs an engine's UNet, plain or split, both halves in one batch."""
+"""The denoiser of an engine's UNet, plain or split: both halves of guidance in one batch."""
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,72 +13,9 @@ from ..engines import Context, Engine
 from ..errors import InputError
 from ..samplers import StepTable
 from ..spec import Network, Tensor, cells
+from .lru_cache import LRUCache
 
-if TYPE_CHECKING:
-    from ..loop import Inpaint
-
-__all__ = ["Denoiser", "Kept", "Resident", "UNetDenoiser"]
-
-
-class Denoiser(Protocol):
-    """begin() once per run, then step() once per table row."""
-
-    def begin(self, cond: Mapping[str, np.ndarray], table: StepTable, shape: tuple[int, ...]) -> None:
-        """Take the run's conditions (a batch row per image), its table and the latents' shape [N, C, h, w]."""
-
-    def step(self, x: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """One evaluation: x [N, C, h, w], rows [N] -> (m_c, m_u) [N, C, h, w]; m_u is None without guidance.
-        Both are valid until the next step."""
-
-
-@runtime_checkable
-class Resident(Denoiser, Protocol):
-    """A Denoiser that keeps the state too, where its network is: the loop hands it whole runs.
-
-    After begin(), start() takes what the loop was given; then advance() does a row, or run() all of them at once; both
-    give the latents f32 [N, C, h, w], bit for bit the same.
-    pixels: uint8 [N, H, W, C] of the last run(), where the decoder's work is part of it.
-    """
-
-    pixels: np.ndarray | None
-
-    def start(
-        self, x: np.ndarray, *, guidance: np.ndarray, noise: np.ndarray | None, inpaint: Inpaint | None
-    ) -> None: ...
-
-    def advance(self) -> np.ndarray: ...
-
-    def run(self) -> np.ndarray: ...
-
-
-class Kept:
-    """What the networks split from a UNet gave for a prompt or a schedule, the last few of each. Safe across threads.
-
-    It belongs to one set of weights.
-    """
-
-    def __init__(self, *, most: int = 8) -> None:
-        self._most = most
-        self._values: OrderedDict[bytes, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: bytes, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The value of these bytes, read-only; made where it is not kept."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        made = make()  # by two callers at once, at worst
-        made.flags.writeable = False
-        with self._lock:
-            self._values[key] = made
-            while len(self._values) > self._most:
-                self._values.popitem(last=False)
-        return made
-
-    def clear(self) -> None:
-        with self._lock:
-            self._values.clear()
+__all__ = ["UNetDenoiser"]
 
 
 class UNetDenoiser:
@@ -101,11 +35,11 @@ class UNetDenoiser:
     """
 
     def __init__(
-        self, unet: Engine, *, prompt: Engine | None = None, time: Engine | None = None, prompts: Kept | None = None,
-        times: Kept | None = None,
+        self, unet: Engine, *, prompt: Engine | None = None, time: Engine | None = None,
+        prompts: LRUCache | None = None, times: LRUCache | None = None,
     ) -> None:  # fmt: skip
         self._unet, self._prompt, self._time = unet, prompt, time
-        self._kept_prompts, self._kept_times = prompts or Kept(), times or Kept()
+        self._kept_prompts, self._kept_times = prompts or LRUCache(), times or LRUCache()
         takes = {tensor.name for tensor in unet.network.inputs}
         for name, engine, needed in (("prompt", prompt, "context_kv"), ("time", time, "time_rows")):
             if (needed in takes) != (engine is not None):

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 from weakref import proxy
 
 import numpy as np
@@ -27,17 +27,22 @@ import numpy as np
 from ..errors import InputError
 from ..spec import Network
 
-__all__ = ["KINDS", "Context", "ContextPool", "Engine", "Hosting", "Kind", "available", "devices", "open_engine",
+__all__ = ["KINDS", "Context", "ContextPool", "Engine", "Kind", "available", "devices", "open_engine",
            "precisions", "speeds", "version"]  # fmt: skip
 
 
 class Kind(NamedTuple):
-    """Where an engine kind's class is, the package it stands on, and what installs that."""
+    """Where an engine kind's class is, the package it stands on, and what installs that.
+
+    denoiser: "module:class" of the denoiser that keeps the loop's state where these engines run; by default the state
+    is the loop's (`hotloop.denoiser.UNetDenoiser`).
+    """
 
     module: str
     cls: str
     package: str
     install: str
+    denoiser: str | None = None
 
 
 KINDS: dict[str, Kind] = {
@@ -45,7 +50,9 @@ KINDS: dict[str, Kind] = {
     "openvino": Kind(".openvino", "OpenVinoEngine", "openvino", "pip install openvino"),
     "tensorrt": Kind(".tensorrt", "TensorRtEngine", "tensorrt", "pip install tensorrt cuda-python"),
     "tensorrt_rtx": Kind(".tensorrt", "TensorRtRtxEngine", "tensorrt_rtx", "pip install tensorrt_rtx cuda-python"),
-    "native": Kind(".native", "NativeEngine", "torch", "pip install torch"),
+    "native": Kind(
+        ".native", "NativeEngine", "torch", "pip install torch", denoiser="hotloop.denoiser.resident:ResidentLoop"
+    ),
 }
 
 
@@ -84,14 +91,6 @@ class Engine(Protocol):
 
         The first stays as it is, bit for bit. Raises InputError for a weight that this engine cannot change.
         """
-
-
-@runtime_checkable
-class Hosting(Protocol):
-    """An engine whose UNet comes with a denoiser of its own: the loop then runs on the engine's device."""
-
-    def denoiser(self, **parts: Any) -> Any:
-        """prompt, time: engines of the networks split from the UNet; decoder, scaling: as `Networks.denoiser` has."""
 
 
 class ContextPool:
@@ -184,8 +183,8 @@ def open_engine(
 
     precision: what the arithmetic runs in: "fp32", "bf16", "fp16" or "int8"; cache: a folder where the engine may
     keep what it compiles; adapters: open it so that `patched` is quick for the weights that LoRAs usually change
-    (`keys.ADAPTED`), at the cost that the engine's module states. Raises InputError for an unknown kind, a missing
-    library or a precision it does not have.
+    (`weights.keys.LORA_TARGETS`), at the cost that the engine's module states. Raises InputError for an unknown kind,
+    a missing library or a precision it does not have.
     """
     cls = _checked(kind)
     try:

@@ -7,10 +7,10 @@ import ctypes
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from . import ContextPool
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..denoiser.resident import Plans, ResidentLoop
     from ..nets.base import Net
     from ..nets.parts import Call
 
@@ -138,21 +137,7 @@ class NativeEngine:
                 changed.add(parent)
         _repack(other.call, changed)
         other.contexts = ContextPool(other)
-        vars(other).pop("plans", None)
         return other
-
-    @cached_property
-    def plans(self) -> Plans:
-        """What runs of this UNet on its own device are done with."""
-        from ..denoiser.resident import Plans
-
-        return Plans(self)
-
-    def denoiser(self, **parts: Any) -> ResidentLoop:
-        """A denoiser that keeps the state on this engine's device: `resident.ResidentLoop` of this UNet."""
-        from ..denoiser.resident import ResidentLoop
-
-        return ResidentLoop(self, **parts)
 
 
 def default_tunings(device: str) -> list[str]:

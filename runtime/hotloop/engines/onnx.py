@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import BundleError, InputError
 from ..spec import Network, Tensor, resolve
-from ..weights.keys import ADAPTED
+from ..weights.keys import LORA_TARGETS
 from . import Context, ContextPool
 from .batch_split import SMALL, cut, parts, side_by_side
 from .onnx_file import OnnxFile
@@ -84,7 +84,8 @@ class _Graph:
         """The weights that LoRAs usually change, as far as they can be live here."""
         if self.device != "cpu" or self.precision == "int8":
             return frozenset()
-        return frozenset(name for name, one in self.file.initializers.items() if ADAPTED.fullmatch(name) and one.dtype)
+        known = self.file.initializers.items()
+        return frozenset(name for name, one in known if LORA_TARGETS.fullmatch(name) and one.dtype)
 
     def weight(self, name: str) -> np.ndarray:
         """A live weight's own value in float32, widened once."""

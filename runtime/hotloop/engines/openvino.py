@@ -37,7 +37,7 @@ import numpy as np
 
 from ..errors import BundleError, InputError
 from ..spec import Network, resolve
-from ..weights.keys import ADAPTED
+from ..weights.keys import LORA_TARGETS
 from . import ContextPool
 from .batch_split import SMALL, cut, part_of, parts
 
@@ -250,7 +250,7 @@ class _Graph:
 
     def usual(self) -> frozenset[str]:
         """The weights that LoRAs usually change."""
-        return frozenset() if self.precision == "int8" else frozenset(filter(ADAPTED.fullmatch, self.weights))
+        return frozenset() if self.precision == "int8" else frozenset(filter(LORA_TARGETS.fullmatch, self.weights))
 
     def live(self, names: frozenset[str]) -> frozenset[str]:
         """The smallest set of live weights that holds `names` and is compiled already; else with all the usual ones."""

@@ -189,15 +189,15 @@ def certify(pipe: Pipeline) -> dict[str, Any]:
         networks[name] = asdict(compare(evaluate(pipe, name, inputs, dims), want))
     if not networks or "images" not in files or "images" not in stored:
         raise BundleError("parity", "bundle must hold reference outputs", str(pipe.bundle.path))
-    plan = Images.read(stored["images"])
+    asked = Images.read(stored["images"])
     images = Weights.open(pipe.bundle.file(files["images"]))
-    width, height = plan.size
-    for i in range(len(plan.prompts)):
+    width, height = asked.size
+    for i in range(len(asked.prompts)):
         if str(i) not in images or images.shape(str(i)) != (height, width, 3):
             raise BundleError("parity", f"{files['images']} must hold an image of {width} x {height} named", str(i))
     for name in networks:  # images have another shape: what was compiled for the first would stand beside it in memory
         pipe.networks[name].contexts.clear()
-    drawn = [np.asarray(result.images[0]) for result in plan.draw(pipe)]
+    drawn = [np.asarray(result.images[0]) for result in asked.draw(pipe)]
     values = [min(_EQUAL, psnr(image, images[str(i)])) for i, image in enumerate(drawn)]
     return {"networks": networks, "psnr": [round(value, 2) for value in values], "device": pipe.device}
 

@@ -3,9 +3,9 @@
 from .library import (
     NAMES,
     D,
+    Grid,
     K,
     Level,
-    Plan,
     Rows,
     S,
     StepTable,
@@ -22,9 +22,9 @@ from .library import (
 __all__ = [
     "NAMES",
     "D",
+    "Grid",
     "K",
     "Level",
-    "Plan",
     "Rows",
     "S",
     "StepTable",

@@ -19,7 +19,7 @@ from ..errors import InputError
 from .schedule import SPACINGS, Schedule, exponential, karras, noise_levels, sigma_to_t, spaced, zero_terminal_snr
 from .table import Level, Vector, X, outputs
 
-__all__ = ["VE", "Plan", "Solver", "checked"]
+__all__ = ["VE", "Grid", "Solver", "checked"]
 
 
 def _one_of(*allowed: object) -> tuple[str, Callable[[Any], bool]]:
@@ -120,8 +120,8 @@ class Solver:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """What a sampler compiles from: schedule, N = steps, start, and its options: `plan["eta"]`."""
+class Grid:
+    """What a sampler compiles from: schedule, N = steps, start, and its options: `grid["eta"]`."""
 
     sampler: str
     schedule: Schedule
@@ -227,7 +227,7 @@ class Plan:
 
 def checked(
     name: str, schedule: Schedule, steps: int, start: int, defaults: Mapping[str, Any], given: Mapping[str, Any]
-) -> Plan:
+) -> Grid:
     """Checks everything a caller can get wrong and settles every option."""
     place, last = f"samplers.{name}", schedule.num_train_timesteps
     if not _integer(steps) or not 1 <= steps <= last:
@@ -244,7 +244,7 @@ def checked(
         rule, holds = _RULES.get(key, ("", lambda _: True))
         if not holds(value):
             raise InputError(f"{place}.{key}", rule, value)
-    return Plan(name, schedule, operator.index(steps), operator.index(start), settled)
+    return Grid(name, schedule, operator.index(steps), operator.index(start), settled)
 
 
 def _configured(config: Mapping[str, Any], key: str, default: object) -> object:

@@ -19,13 +19,27 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..errors import InputError
-from .grids import Plan, Solver, checked
+from .grids import Grid, Solver, checked
 from .schedule import Schedule, sigma_to_t
 from .table import D, K, Level, Rows, S, StepTable, Vector, X, Z, combine, outputs
 
 __all__ = [
-    "NAMES", "D", "K", "Level", "Plan", "Rows", "S", "StepTable", "X", "Z", "build", "combine", "get", "options",
-    "outputs", "sampler",
+    "NAMES",
+    "D",
+    "Grid",
+    "K",
+    "Level",
+    "Rows",
+    "S",
+    "StepTable",
+    "X",
+    "Z",
+    "build",
+    "combine",
+    "get",
+    "options",
+    "outputs",
+    "sampler",
 ]  # fmt: skip
 
 
@@ -44,21 +58,21 @@ _REGISTRY: dict[str, _Entry] = {}
 NAMES = _REGISTRY.keys()  # a live view: samplers registered later appear in it
 
 
-def sampler(name: str, **defaults: Any) -> Callable[[Callable[[Plan], Rows]], Sampler]:
+def sampler(name: str, **defaults: Any) -> Callable[[Callable[[Grid], Rows]], Sampler]:
     """Registers a sampler. `defaults` are its options with their default values.
 
-    The decorated function gets a Plan (schedule, steps, start, options `plan["eta"]`, grids and helpers) and returns
+    The decorated function gets a Grid (schedule, steps, start, options `grid["eta"]`, grids and helpers) and returns
     Rows. Its public form is `(schedule, steps, *, start=0, **options) -> StepTable`, with the checks done:
 
-        from hotloop.samplers import D, Plan, Rows, X, Z, sampler
+        from hotloop.samplers import D, Grid, Rows, X, Z, sampler
 
         @sampler("churned_euler", spacing="linspace", sigmas="default", steps_offset=0, churn=0.0)
-        def churned_euler(plan: Plan) -> Rows:
-            ve = plan.ve()
+        def churned_euler(grid: Grid) -> Rows:
+            ve = grid.ve()
             rows = Rows(init_scale=ve.init_scale)
-            for i in plan.indices:
+            for i in grid.indices:
                 dt = ve.sigmas[i + 1] - ve.sigmas[i]
-                rows.add(i, ve.timesteps[i], X + dt * D + plan["churn"] * ve.sigmas[i + 1] * Z, draws=True, **ve.at(i))
+                rows.add(i, ve.timesteps[i], X + dt * D + grid["churn"] * ve.sigmas[i + 1] * Z, draws=True, **ve.at(i))
             return rows
 
         pipe.txt2img("a face", sampler="churned_euler")
@@ -66,14 +80,14 @@ def sampler(name: str, **defaults: Any) -> Callable[[Callable[[Plan], Rows]], Sa
     Raises InputError when the name is taken.
     """
 
-    def register(rows: Callable[[Plan], Rows]) -> Sampler:
+    def register(rows: Callable[[Grid], Rows]) -> Sampler:
         if name in _REGISTRY:
             raise InputError("samplers", "name must not be taken", name)
 
         def public(schedule: Schedule, steps: int, *, start: int = 0, **options: Any) -> StepTable:
-            plan = checked(name, schedule, steps, start, defaults, options)
+            grid = checked(name, schedule, steps, start, defaults, options)
             with np.errstate(all="ignore"):  # what is not finite, the table refuses
-                return rows(plan).table(name)
+                return rows(grid).table(name)
 
         public.__name__ = public.__qualname__ = name
         public.__doc__, public.__module__ = rows.__doc__, rows.__module__
@@ -114,60 +128,60 @@ _CONTINUOUS: dict[str, Any] = {"spacing": "linspace", "steps_offset": 0}
 @sampler(
     "ddim", eta=0.0, **_WHOLE, set_alpha_to_one=True, rescale_betas_zero_snr=False, clip_sample=True, thresholding=False
 )
-def ddim(plan: Plan) -> Rows:
+def ddim(grid: Grid) -> Rows:
     """DDIM, Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16. eta = 0: deterministic; eta = 1: ancestral."""
-    eta, timesteps, rows = plan["eta"], plan.timesteps(), Rows()
-    for i in plan.indices:
-        t, prev = timesteps[i], timesteps[i] - plan.stride
-        x0, eps = outputs(plan.schedule.prediction_type, plan.level(t))
-        a, a_prev = plan.alpha_cumprod(t), plan.alpha_cumprod(prev, final=plan.final_alpha)
+    eta, timesteps, rows = grid["eta"], grid.timesteps(), Rows()
+    for i in grid.indices:
+        t, prev = timesteps[i], timesteps[i] - grid.stride
+        x0, eps = outputs(grid.schedule.prediction_type, grid.level(t))
+        a, a_prev = grid.alpha_cumprod(t), grid.alpha_cumprod(prev, final=grid.final_alpha)
         std = eta * math.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
         x = math.sqrt(a_prev) * x0 + math.sqrt(max(1 - a_prev - std**2, 0)) * eps + std * Z
-        rows.add(i, t, x, level=plan.level(t), draws=eta > 0)
+        rows.add(i, t, x, level=grid.level(t), draws=eta > 0)
     return rows
 
 
 @sampler(
     "ddpm", **_WHOLE, variance_type="fixed_small", rescale_betas_zero_snr=False, clip_sample=True, thresholding=False
 )
-def ddpm(plan: Plan) -> Rows:
+def ddpm(grid: Grid) -> Rows:
     """DDPM ancestral sampling, Ho et al. 2020 (arXiv 2006.11239), eq. 7, between neighbouring chosen timesteps."""
-    timesteps, rows = [*plan.timesteps(), -1], Rows()
-    for i in plan.indices:
+    timesteps, rows = [*grid.timesteps(), -1], Rows()
+    for i in grid.indices:
         t = timesteps[i]
-        x0, _ = outputs(plan.schedule.prediction_type, plan.level(t))
-        a, a_prev = plan.alpha_cumprod(t), plan.alpha_cumprod(timesteps[i + 1], final=1.0)
+        x0, _ = outputs(grid.schedule.prediction_type, grid.level(t))
+        a, a_prev = grid.alpha_cumprod(t), grid.alpha_cumprod(timesteps[i + 1], final=1.0)
         alpha, beta = a / a_prev, 1 - a / a_prev
         x = math.sqrt(a_prev) * beta / (1 - a) * x0 + math.sqrt(alpha) * (1 - a_prev) / (1 - a) * X
         small = max((1 - a_prev) / (1 - a) * beta, 1e-20)
-        std = math.sqrt(beta if plan["variance_type"] == "fixed_large" else small)
-        rows.add(i, t, x + std * Z if t > 0 else x, level=plan.level(t), draws=t > 0)
+        std = math.sqrt(beta if grid["variance_type"] == "fixed_large" else small)
+        rows.add(i, t, x + std * Z if t > 0 else x, level=grid.level(t), draws=t > 0)
     return rows
 
 
 class _PseudoNumerical:
-    """What PLMS and PNDM share: the transfer part, and the timesteps left from the plan's start.
+    """What PLMS and PNDM share: the transfer part, and the timesteps left from the grid's start.
 
     Image to image warms up at that start. (diffusers' pipelines do not: their step counter restarts on a sliced list.)
     v is averaged raw and turned into eps at the end, as diffusers does; x_0 becomes eps at once.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.rows = plan, Rows()
-        self.timesteps = plan.timesteps()[plan.start :]
-        self.v = plan.schedule.prediction_type == "v_prediction"
+    def __init__(self, grid: Grid) -> None:
+        self.grid, self.rows = grid, Rows()
+        self.timesteps = grid.timesteps()[grid.start :]
+        self.v = grid.schedule.prediction_type == "v_prediction"
 
     def transfer(self, x: Vector, output: Vector, t: int, prev: int) -> Vector:
         """x at t carried to prev along eps: PNDM eq. 9 (DDIM with eta = 0)."""
-        alpha, sigma = self.plan.level(t)
+        alpha, sigma = self.grid.level(t)
         eps = alpha * output + sigma * x if self.v else output
-        alpha_prev, sigma_prev = self.plan.level(prev, final=self.plan.final_alpha)
+        alpha_prev, sigma_prev = self.grid.level(prev, final=self.grid.final_alpha)
         return alpha_prev / alpha * x + (sigma_prev - alpha_prev / alpha * sigma) * eps
 
     def add(self, step: int, t: int, x: Vector, save: Mapping[int, Vector]) -> None:
-        level = self.plan.level(t)
-        d = D if self.v else outputs(self.plan.schedule.prediction_type, level)[1]
-        self.rows.add(self.plan.start + step, t, x, level=level, d=d, save=save)
+        level = self.grid.level(t)
+        d = D if self.v else outputs(self.grid.schedule.prediction_type, level)[1]
+        self.rows.add(self.grid.start + step, t, x, level=level, d=d, save=save)
 
     def multistep(self, first: int, known: int) -> None:
         """Adams-Bashforth from step `first` on, order rising to 4; `known` of s_1..s_3 hold the latest outputs."""
@@ -175,21 +189,21 @@ class _PseudoNumerical:
         for i in range(first, len(self.timesteps)):
             t = self.timesteps[i]
             output = combine(weights[known], (D, S[1], S[2], S[3]))
-            self.add(i, t, self.transfer(X, output, t, t - self.plan.stride), {1: D, 2: S[1], 3: S[2]})
+            self.add(i, t, self.transfer(X, output, t, t - self.grid.stride), {1: D, 2: S[1], 3: S[2]})
             known = min(known + 1, 3)
 
 
 @sampler("pndm", **_WHOLE, set_alpha_to_one=False)
-def pndm(plan: Plan) -> Rows:
+def pndm(grid: Grid) -> Rows:
     """F-PNDM, Liu et al. 2022 (arXiv 2202.09778), algorithm 2: three pseudo Runge-Kutta steps, then linear multistep.
 
     N steps take N + 9 evaluations; the warm-up needs at least four steps to run.
     """
-    run = _PseudoNumerical(plan)
+    run = _PseudoNumerical(grid)
     left = len(run.timesteps)
     if left < 4:
-        raise plan.refuse("steps", "its warm-up needs at least 4 steps to run (plms does not)", left)
-    half = plan.stride // 2
+        raise grid.refuse("steps", "its warm-up needs at least 4 steps to run (plms does not)", left)
+    half = grid.stride // 2
     for i in range(3):
         t, following = run.timesteps[i], run.timesteps[i + 1]
         middle = following + half
@@ -203,10 +217,10 @@ def pndm(plan: Plan) -> Rows:
 
 
 @sampler("plms", **_WHOLE, set_alpha_to_one=False)
-def plms(plan: Plan) -> Rows:
+def plms(grid: Grid) -> Rows:
     """PLMS, Liu et al. 2022 (arXiv 2202.09778), eq. 12 and 13, started by one improved Euler step (two evaluations)."""
-    run = _PseudoNumerical(plan)
-    t, r = run.timesteps[0], plan.stride
+    run = _PseudoNumerical(grid)
+    t, r = run.timesteps[0], grid.stride
     run.add(0, t, run.transfer(X, D, t, t - r), {1: D, 4: X})
     if len(run.timesteps) > 1:
         t = run.timesteps[1]
@@ -216,20 +230,20 @@ def plms(plan: Plan) -> Rows:
 
 
 @sampler("lms", order=4, **_CONTINUOUS, sigmas="default")
-def lms(plan: Plan) -> Rows:
+def lms(grid: Grid) -> Rows:
     """K-LMS: linear multistep in sigma (Crowson, k-diffusion), Adams-Bashforth for uneven steps.
 
     Image to image warms up at its start. (diffusers' pipelines use order 4 at once, without the derivatives it needs.)
     The coefficient of derivative k is the exact integral of its Lagrange polynomial.
     """
-    ve = plan.ve()
+    ve = grid.ve()
     rows = Rows(init_scale=ve.init_scale)
-    for i in plan.indices:
-        order = min(plan["order"], i - plan.start + 1)
+    for i in grid.indices:
+        order = min(grid["order"], i - grid.start + 1)
         weights = _lagrange_integrals(ve.sigmas[i - order + 1 : i + 1][::-1], ve.sigmas[i], ve.sigmas[i + 1])
         history = (D, *S[1:])
         x = X + combine(weights, history)
-        save = {k: history[k - 1] for k in range(1, plan["order"])}
+        save = {k: history[k - 1] for k in range(1, grid["order"])}
         rows.add(i, ve.timesteps[i], x, save=save, **ve.at(i))
     return rows
 
@@ -247,22 +261,22 @@ def _lagrange_integrals(nodes: Vector, start: float, stop: float) -> Vector:
     "euler", **_CONTINUOUS, sigmas="default", final_sigmas_type="zero", rescale_betas_zero_snr=False,
     interpolation_type="linear", timestep_type="discrete",
 )  # fmt: skip
-def euler(plan: Plan) -> Rows:
+def euler(grid: Grid) -> Rows:
     """Euler's method on the probability-flow ODE, Karras et al. 2022 (arXiv 2206.00364), algorithm 2 without churn."""
-    ve = plan.ve()
+    ve = grid.ve()
     rows = Rows(init_scale=ve.init_scale)
-    for i in plan.indices:
+    for i in grid.indices:
         dt = ve.sigmas[i + 1] - ve.sigmas[i]
         rows.add(i, ve.timesteps[i], X + dt * D, **ve.at(i))
     return rows
 
 
 @sampler("euler_a", **_CONTINUOUS, rescale_betas_zero_snr=False)
-def euler_a(plan: Plan) -> Rows:
+def euler_a(grid: Grid) -> Rows:
     """Ancestral Euler (Crowson, k-diffusion): Euler down to sigma_down, then noise back up to the next sigma."""
-    ve = plan.ve()
+    ve = grid.ve()
     rows = Rows(init_scale=ve.init_scale)
-    for i in plan.indices:
+    for i in grid.indices:
         sigma, following = ve.sigmas[i], ve.sigmas[i + 1]
         up = math.sqrt(following**2 * (sigma**2 - following**2) / sigma**2)
         down = math.sqrt(following**2 - up**2)
@@ -271,32 +285,32 @@ def euler_a(plan: Plan) -> Rows:
 
 
 @sampler("heun", **_CONTINUOUS, sigmas="default", clip_sample=False)
-def heun(plan: Plan) -> Rows:
+def heun(grid: Grid) -> Rows:
     """Heun's second-order method, Karras et al. 2022 (arXiv 2206.00364), algorithm 1. The last step is Euler's."""
-    ve = plan.ve()
+    ve = grid.ve()
     rows = Rows(init_scale=ve.init_scale)
-    for i in plan.indices:
+    for i in grid.indices:
         dt = ve.sigmas[i + 1] - ve.sigmas[i]
         rows.add(i, ve.timesteps[i], X + dt * D, save={1: X, 2: D}, **ve.at(i))
-        if i + 1 < plan.steps:
+        if i + 1 < grid.steps:
             rows.add(i, ve.timesteps[i + 1], S[1] + dt * (S[2] + D) / 2, **ve.at(i + 1))
     return rows
 
 
 @sampler("kdpm2", **_CONTINUOUS, sigmas="default")
-def kdpm2(plan: Plan) -> Rows:
+def kdpm2(grid: Grid) -> Rows:
     """Midpoint method at the geometric mean of two sigmas: DPM-Solver-2 in sigma (Karras et al. 2022; Crowson).
 
     The last step is Euler's.
     """
-    ve = plan.ve(round_karras=True)
+    ve = grid.ve(round_karras=True)
     rows = Rows(init_scale=ve.init_scale)
-    for i in plan.indices:
+    for i in grid.indices:
         sigma, following = ve.sigmas[i], ve.sigmas[i + 1]
         middle = math.sqrt(sigma * following)
         rows.add(i, ve.timesteps[i], X + (middle - sigma) * D, save={1: X}, **ve.at(i))
-        if i + 1 < plan.steps:
-            t = float(sigma_to_t(np.array(middle), plan.train_sigmas))
+        if i + 1 < grid.steps:
+            t = float(sigma_to_t(np.array(middle), grid.train_sigmas))
             rows.add(i, t, S[1] + (following - sigma) * D, **{**ve.at(i + 1), **ve.on(middle)})
     return rows
 
@@ -309,27 +323,27 @@ _DPM_SOLVER: dict[str, Any] = {
 
 
 @sampler("dpmpp_2m", **_DPM_SOLVER)
-def dpmpp_2m(plan: Plan) -> Rows:
+def dpmpp_2m(grid: Grid) -> Rows:
     """DPM-Solver++(2M), Lu et al. 2022 (arXiv 2211.01095), algorithm 2; solver_order 1 and 3 likewise."""
-    return _dpmpp(plan, sde=False)
+    return _dpmpp(grid, sde=False)
 
 
 @sampler("dpmpp_2m_sde", **_DPM_SOLVER)
-def dpmpp_2m_sde(plan: Plan) -> Rows:
+def dpmpp_2m_sde(grid: Grid) -> Rows:
     """SDE-DPM-Solver++(2M), Lu et al. 2022 (arXiv 2211.01095), section 5: the same with 2h for h, and fresh noise."""
-    return _dpmpp(plan, sde=True)
+    return _dpmpp(grid, sde=True)
 
 
-def _dpmpp(plan: Plan, *, sde: bool) -> Rows:
+def _dpmpp(grid: Grid, *, sde: bool) -> Rows:
     """Taylor expansion of x_0 in lambda over one step; D0, D1, D2 estimate it and its derivatives (times h^k)."""
-    g = plan.solver(round_karras=plan.schedule.config.get("beta_schedule") != "squaredcos_cap_v2")
-    if sde and plan["solver_order"] > 2:
-        raise plan.refuse("solver_order", "must be 1 or 2", plan["solver_order"])
-    order, short, rows = plan["solver_order"], plan["lower_order_final"] and plan.steps < 15, Rows()
-    for i in plan.indices:
-        left = plan.steps - i
-        last_is_first_order = plan["euler_at_final"] or short or plan["final_sigmas_type"] == "zero"
-        k = min(order, i - plan.start + 1, 2 if short and left == 2 else 3)
+    g = grid.solver(round_karras=grid.schedule.config.get("beta_schedule") != "squaredcos_cap_v2")
+    if sde and grid["solver_order"] > 2:
+        raise grid.refuse("solver_order", "must be 1 or 2", grid["solver_order"])
+    order, short, rows = grid["solver_order"], grid["lower_order_final"] and grid.steps < 15, Rows()
+    for i in grid.indices:
+        left = grid.steps - i
+        last_is_first_order = grid["euler_at_final"] or short or grid["final_sigmas_type"] == "zero"
+        k = min(order, i - grid.start + 1, 2 if short and left == 2 else 3)
         if left == 1 and last_is_first_order:
             k = 1
         h = g.lam[i + 1] - g.lam[i]
@@ -345,7 +359,7 @@ def _dpmpp(plan: Plan, *, sde: bool) -> Rows:
                 D1 = D1 + r0 * D2
                 x += g.alpha[i + 1] * (1 - phi / H) * D1 - g.alpha[i + 1] * ((H - phi) / H**2 - 0.5) * D2
             else:
-                x += g.alpha[i + 1] * (1 - phi / H if plan["solver_type"] == "heun" else phi / 2) * D1
+                x += g.alpha[i + 1] * (1 - phi / H if grid["solver_type"] == "heun" else phi / 2) * D1
         if sde:
             x = x + g.sigma[i + 1] * math.sqrt(-math.expm1(-2 * h)) * Z
         rows.add(i, g.timesteps[i], x, save={1: D, 2: S[1]}, draws=sde, **g.at(i))
@@ -357,21 +371,21 @@ def _dpmpp(plan: Plan, *, sde: bool) -> Rows:
     lower_order_final=True, disable_corrector=(), predict_x0=True, rescale_betas_zero_snr=False, thresholding=False,
     use_flow_sigmas=False,
 )  # fmt: skip
-def unipc(plan: Plan) -> Rows:
+def unipc(grid: Grid) -> Rows:
     """UniPC, Zhao et al. 2023 (arXiv 2302.04867), algorithms 7 and 8 (data prediction): predictor UniP, corrector UniC.
 
     The corrector of a step uses the output evaluated for the next one, so it costs nothing: it opens the next row.
     """
-    g, rows = plan.solver(), Rows()
-    bh1, before = plan["solver_type"] == "bh1", 0  # before: the order of the step before, which UniC repeats
-    for i in plan.indices:
+    g, rows = grid.solver(), Rows()
+    bh1, before = grid["solver_type"] == "bh1", 0  # before: the order of the step before, which UniC repeats
+    for i in grid.indices:
         x = X
         outputs_before = S[2:5]  # S[1]: x before the last step; S[2..4]: x_0 at steps i - 1, i - 2, i - 3
-        if before and i - 1 not in plan["disable_corrector"]:
+        if before and i - 1 not in grid["disable_corrector"]:
             x = _unipc_step(g, i - 1, before, S[1], outputs_before, corrected_by=D, bh1=bh1)
-        order = min(plan["solver_order"], i - plan.start + 1)
-        if plan["lower_order_final"]:
-            order = min(order, plan.steps - i)
+        order = min(grid["solver_order"], i - grid.start + 1)
+        if grid["lower_order_final"]:
+            order = min(order, grid.steps - i)
         following = _unipc_step(g, i, order, x, (D, *outputs_before), corrected_by=None, bh1=bh1)
         rows.add(i, g.timesteps[i], following, save={1: x, 2: D, 3: S[2], 4: S[3]}, **g.at(i))
         before = order
@@ -407,49 +421,49 @@ _CONSISTENCY: dict[str, Any] = {"original_inference_steps": 50, "rescale_betas_z
 
 
 @sampler("lcm", **_CONSISTENCY, timestep_scaling=10.0, clip_sample=False, thresholding=False)
-def lcm(plan: Plan) -> Rows:
+def lcm(grid: Grid) -> Rows:
     """Latent consistency multistep sampling, Luo et al. 2023 (arXiv 2310.04378), algorithm 3."""
-    timesteps, rows, sigma_data = _distilled_timesteps(plan), Rows(), 0.5
-    for i in plan.indices:
+    timesteps, rows, sigma_data = _distilled_timesteps(grid), Rows(), 0.5
+    for i in grid.indices:
         t = timesteps[i]
-        x0, _ = outputs(plan.schedule.prediction_type, plan.level(t))
-        scaled = t * plan["timestep_scaling"]
+        x0, _ = outputs(grid.schedule.prediction_type, grid.level(t))
+        scaled = t * grid["timestep_scaling"]
         c_skip, c_out = sigma_data**2 / (scaled**2 + sigma_data**2), scaled / math.hypot(scaled, sigma_data)
-        x, last = c_skip * X + c_out * x0, i == plan.steps - 1
+        x, last = c_skip * X + c_out * x0, i == grid.steps - 1
         if not last:
-            alpha, sigma = plan.level(timesteps[i + 1])
+            alpha, sigma = grid.level(timesteps[i + 1])
             x = alpha * x + sigma * Z
-        rows.add(i, t, x, level=plan.level(t), draws=not last)
+        rows.add(i, t, x, level=grid.level(t), draws=not last)
     return rows
 
 
 @sampler("tcd", eta=0.3, **_CONSISTENCY)
-def tcd(plan: Plan) -> Rows:
+def tcd(grid: Grid) -> Rows:
     """Trajectory consistency (strategic stochastic) sampling, Zheng et al. 2024 (arXiv 2402.19159), algorithm 4.
 
     eta is the paper's gamma: how far past the next timestep a step lands before noise takes it back.
     """
-    eta, timesteps, rows = plan["eta"], _distilled_timesteps(plan), Rows()
-    for i in plan.indices:
-        t, last = timesteps[i], i == plan.steps - 1
+    eta, timesteps, rows = grid["eta"], _distilled_timesteps(grid), Rows()
+    for i in grid.indices:
+        t, last = timesteps[i], i == grid.steps - 1
         following = 0 if last else timesteps[i + 1]
         s = math.floor(np.float32(1 - eta) * np.float32(following))  # float32 as diffusers: the floor depends on it
-        x0, eps = outputs(plan.schedule.prediction_type, plan.level(t))
-        alpha, sigma = plan.level(s)
+        x0, eps = outputs(grid.schedule.prediction_type, grid.level(t))
+        alpha, sigma = grid.level(s)
         x, draws = alpha * x0 + sigma * eps, eta > 0 and not last
         if draws:
-            a = plan.alpha_cumprod(following) / plan.alpha_cumprod(s)
+            a = grid.alpha_cumprod(following) / grid.alpha_cumprod(s)
             x = math.sqrt(a) * x + math.sqrt(1 - a) * Z
-        rows.add(i, t, x, level=plan.level(t), draws=draws)
+        rows.add(i, t, x, level=grid.level(t), draws=draws)
     return rows
 
 
-def _distilled_timesteps(plan: Plan) -> list[int]:
+def _distilled_timesteps(grid: Grid) -> list[int]:
     """N of the timesteps a consistency model was distilled on, evenly skipped from the noisiest."""
-    original, T = plan["original_inference_steps"], plan.schedule.num_train_timesteps
+    original, T = grid["original_inference_steps"], grid.schedule.num_train_timesteps
     if original > T:
-        raise plan.refuse("original_inference_steps", f"must be at most {T}", original)
-    if plan.steps > original:
-        raise plan.refuse("steps", f"must be at most original_inference_steps = {original}", plan.steps)
+        raise grid.refuse("original_inference_steps", f"must be at most {T}", original)
+    if grid.steps > original:
+        raise grid.refuse("steps", f"must be at most original_inference_steps = {original}", grid.steps)
     distilled = (np.arange(1, original + 1) * (T // original) - 1)[::-1]
-    return distilled[np.floor(np.linspace(0, original, plan.steps, endpoint=False)).astype(int)].tolist()
+    return distilled[np.floor(np.linspace(0, original, grid.steps, endpoint=False)).astype(int)].tolist()

@@ -47,7 +47,7 @@ class Schedule:
     config: Mapping[str, Any]
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], family_schedule: spec.Schedule | None = None) -> Schedule:
+    def from_config(cls, config: Mapping[str, Any], family_schedule: spec.ScheduleConstants | None = None) -> Schedule:
         """From a diffusers scheduler_config.json as it lies in a bundle.
 
         Keys that diffusers filled in by itself (`_use_default_values`) are dropped, as its `from_config` does.
@@ -58,7 +58,7 @@ class Schedule:
         if not isinstance(filled_in, (list, tuple)):
             raise InputError("schedule._use_default_values", "must be a list of names", filled_in)
         named = {k: v for k, v in config.items() if k not in filled_in and not k.startswith("_")}
-        values = {**asdict(family_schedule or spec.Schedule()), **named}
+        values = {**asdict(family_schedule or spec.ScheduleConstants()), **named}
         steps, prediction = values["num_train_timesteps"], values["prediction_type"]
         if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= _LONGEST:
             raise InputError("schedule.num_train_timesteps", f"must be a whole number from 1 to {_LONGEST}", steps)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ..errors import BundleError, InputError
 
 __all__ = [
-    "ADAPTED", "TEXT_PREFIX", "From", "LoraKey", "bare_vae", "clip", "clip_vision", "is_open_clip", "is_tiny",
+    "LORA_TARGETS", "TEXT_PREFIX", "From", "LoraKey", "bare_vae", "clip", "clip_vision", "is_open_clip", "is_tiny",
     "lora_flat", "lora_key", "lora_modules", "plain", "seems_to_be", "single_file", "tiny_vae", "unet", "vae",
 ]  # fmt: skip
 
@@ -349,7 +349,7 @@ def seems_to_be(names: Iterable[str]) -> str | None:
 
 # The weights that nearly all LoRAs change: the matrices (and 1x1 convolutions) of the UNet's transformers and of CLIP's
 # layers, as kohya's and diffusers' trainers choose them.
-ADAPTED = re.compile(
+LORA_TARGETS = re.compile(
     r".*\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|attentions\.\d+\.proj_(in|out)"
     r"|self_attn\.(q|k|v|out)_proj|mlp\.fc[12])\.weight"
 )
