@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hotloop import samplers
+import hotloop
 from hotloop.bundle import Bundle, builtin
-from hotloop.errors import InputError
+from hotloop.denoiser import guidance_embedding
+from hotloop.errors import BundleError, InputError
 from hotloop.evaluation.metrics import psnr
 from hotloop.pipeline import Pipeline
 from hotloop.samplers.schedulers import SAMPLERS, sampler_of
 from hotloop_export import schedulers
-from hotloop_export.recipe import DEFAULTS
+from hotloop_export.bundle import write_bundle
+from hotloop_export.recipe import DEFAULTS, Recipe, Target
 from hotloop_export.sources import open_source
+from hotloop_export.store import Store
 
 PROMPT = "A cute anime girl with pink hair, wearing a school uniform, smiling"
 TRAINED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -115,3 +118,71 @@ def test_a_checkpoint_draws_by_its_own_scheduler_when_told_nothing(
     assert result.settings["sampler"] == sampler
     print(f"{kind}: {psnr(np.asarray(result.images[0]), np.asarray(theirs)):.1f} dB")
     assert psnr(np.asarray(result.images[0]), np.asarray(theirs)) >= 50
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+    """The built-in model with a guidance embedding, as full consistency checkpoints have one: folder, bundle, what the
+    export said."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    place = tmp_path_factory.mktemp("told")
+    folder = write_scheduler(linked(place / "checkpoint", "text_encoder", "tokenizer", "vae"), "LCMScheduler", {})
+    (folder / "unet").mkdir()
+    config = json.loads((builtin() / "unet/config.json").read_text()) | {"time_cond_proj_dim": 24}
+    (folder / "unet/config.json").write_text(json.dumps(config))
+    tensors = {key: value.float() for key, value in load_file(builtin() / "unet/diffusion_pytorch_model.safetensors").items()}
+    made = torch.randn(config["block_out_channels"][0], 24, generator=torch.Generator().manual_seed(3))
+    tensors["time_embedding.cond_proj.weight"] = made * 0.2
+    save_file(tensors, folder / "unet/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    said: list[str] = []
+    recipe = Recipe(folder, targets=(Target("native", "fp32"),))
+    bundle = write_bundle(recipe, place / "bundle", store=Store(place / "cache"), say=said.append).path
+    return folder, bundle, said
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_unet_that_is_told_its_guidance_is_drawn_with_it(told: Any, stock: Any, images: int) -> None:
+    import diffusers
+    import torch
+
+    folder, bundle, said = told
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    ours = hotloop.load(bundle)
+    assert "defaults: sampler lcm, num_inference_steps 4, guidance_scale 8.0 (a latent consistency model)" in said
+    drawn = {}
+    for guidance in (None, 3.0):
+        options = {} if guidance is None else {"guidance_scale": guidance}
+        result = ours.txt2img(PROMPT, seed=7, prompt_syntax="plain", num_images_per_prompt=images, **options)
+        theirs = pipeline(
+            PROMPT, num_inference_steps=4, guidance_scale=guidance or 8.0, num_images_per_prompt=images,
+            generator=stock.generators([7 + i for i in range(images)]), output_type="latent",
+        ).images.numpy()  # fmt: skip
+        assert np.abs(result.latents - theirs).max() <= 1e-3 * np.abs(theirs).max()
+        drawn[guidance] = result.latents
+    assert np.abs(drawn[None] - drawn[3.0]).max() > 0.1, "its guidance must show"
+
+
+def test_a_bundle_whose_engine_leaves_the_guidance_out_is_refused(told: Any) -> None:
+    bundle = Bundle.open(told[1], verify=False)
+    manifest = json.loads(json.dumps(bundle.manifest))
+    manifest["engines"][0]["groups"] = []
+    stripped = Bundle(bundle.path, manifest, bundle.family)
+    with pytest.raises(BundleError, match="must take timestep_cond"):
+        stripped.networks(stripped.entries[0])
+
+
+@pytest.mark.parametrize("width", [6, 7, 256, 512])
+def test_the_guidance_embedding_is_the_stock_one(width: int) -> None:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    for guidance in (0.0, 1.0, 1.5, 7.5, 8.0):
+        w = torch.tensor(guidance - 1).repeat(2)
+        want = StableDiffusionPipeline.get_guidance_scale_embedding(None, w, embedding_dim=width).numpy()
+        got = guidance_embedding(np.full(2, guidance), width)
+        assert got.shape == want.shape and got.dtype == want.dtype
+        assert np.abs(got - want).max() <= 1e-4  # angles of 7000 radians in float32

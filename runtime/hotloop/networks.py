@@ -85,7 +85,8 @@ class Networks:
         """
         unet = self["unet"]
         prompt, time = (self[name] if name in self.rows else None for name in ("prompt", "time"))
-        if (where := KINDS[self.entry.kind].denoiser) and unet.kind == self.entry.kind:
+        kind = KINDS.get(unet.kind)  # none for the modules that a reference is drawn with
+        if kind and (where := kind.denoiser) and unet.kind == self.entry.kind:
             module, cls = where.split(":")
             resident: type[ResidentLoop] = getattr(import_module(module), cls)
             return resident(
