@@ -1,27 +1,31 @@
-"""A checkpoint is drawn as its own scheduler file says, with no argument given: against stock pipelines on one folder."""
+"""A checkpoint is drawn as its own scheduler file says, with nothing told: against stock pipelines on one folder."""
 
 from __future__ import annotations
 
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import hotloop
+from hotloop import samplers
 from hotloop.bundle import Bundle, builtin
 from hotloop.denoiser import guidance_embedding
 from hotloop.errors import BundleError, InputError
 from hotloop.evaluation.metrics import psnr
 from hotloop.pipeline import Pipeline
-from hotloop.samplers.schedulers import SAMPLERS, sampler_of
+from hotloop.samplers.schedulers import SAMPLERS, STAND_INS, sampler_of
 from hotloop_export import schedulers
-from hotloop_export.bundle import write_bundle
+from hotloop_export.bundle import _check_manner, write_bundle
 from hotloop_export.recipe import DEFAULTS, Recipe, Target
 from hotloop_export.sources import open_source
 from hotloop_export.store import Store
@@ -116,7 +120,7 @@ def test_a_checkpoint_draws_by_its_own_scheduler_when_told_nothing(
     eta = {"sampler_options": {"eta": 0.0}} if sampler == "tcd" else {}  # stock pipelines hand their own eta, 0, to TCD
     result = ours.txt2img(PROMPT, seed=7, prompt_syntax="plain", **options, **eta)
     assert result.settings["sampler"] == sampler
-    print(f"{kind}: {psnr(np.asarray(result.images[0]), np.asarray(theirs)):.1f} dB")
+    assert np.std(np.asarray(theirs)) > 5, "a picture, not a plain colour"
     assert psnr(np.asarray(result.images[0]), np.asarray(theirs)) >= 50
 
 
@@ -132,10 +136,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str
     (folder / "unet").mkdir()
     config = json.loads((builtin() / "unet/config.json").read_text()) | {"time_cond_proj_dim": 24}
     (folder / "unet/config.json").write_text(json.dumps(config))
-    tensors = {key: value.float() for key, value in load_file(builtin() / "unet/diffusion_pytorch_model.safetensors").items()}
+    file = "unet/diffusion_pytorch_model.safetensors"
+    tensors = {key: value.float() for key, value in load_file(builtin() / file).items()}
     made = torch.randn(config["block_out_channels"][0], 24, generator=torch.Generator().manual_seed(3))
     tensors["time_embedding.cond_proj.weight"] = made * 0.2
-    save_file(tensors, folder / "unet/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / file, metadata={"format": "pt"})
     said: list[str] = []
     recipe = Recipe(folder, targets=(Target("native", "fp32"),))
     bundle = write_bundle(recipe, place / "bundle", store=Store(place / "cache"), say=said.append).path
@@ -146,7 +151,6 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str
 @pytest.mark.parametrize("images", [1, 2])
 def test_a_unet_that_is_told_its_guidance_is_drawn_with_it(told: Any, stock: Any, images: int) -> None:
     import diffusers
-    import torch
 
     folder, bundle, said = told
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
@@ -186,3 +190,102 @@ def test_the_guidance_embedding_is_the_stock_one(width: int) -> None:
         got = guidance_embedding(np.full(2, guidance), width)
         assert got.shape == want.shape and got.dtype == want.dtype
         assert np.abs(got - want).max() <= 1e-4  # angles of 7000 radians in float32
+
+
+# --- What the files say, and what is done with it ---------------------------------------------------------------
+
+
+def repaired(name: str, config: Mapping[str, Any], **others: Any) -> tuple[dict[str, Any], list[str]]:
+    return schedulers.repair_scheduler({"_class_name": name, **TRAINED, **config}, **others)
+
+
+def test_every_repair_is_said_once_and_nothing_else_is() -> None:
+    config, said = repaired("DDIMScheduler", {"steps_offset": 0})
+    assert (config["steps_offset"], config["clip_sample"]) == (1, False)
+    assert said == ["scheduler: steps_offset 0 -> 1, as stock pipelines do on load",
+                    "scheduler: clip_sample not set -> false, as stock pipelines do on load"]  # fmt: skip
+    assert repaired("DDIMScheduler", config) == (config, [])
+    config, said = repaired("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1})
+    assert config["clip_sample"] is False and not said, "PNDM never clips, but another sampler of it must not either"
+    defaults = {"steps_offset": 1, "clip_sample": False, "_use_default_values": ["clip_sample", "steps_offset"]}
+    assert len(repaired("DDIMScheduler", defaults)[1]) == 2, "what diffusers filled in is not what the file names"
+
+
+@pytest.mark.parametrize("skip", [None, False])
+def test_pndm_repaints_without_its_runge_kutta_steps(skip: bool | None) -> None:
+    named = {"steps_offset": 1} | ({} if skip is None else {"skip_prk_steps": skip})
+    config, said = repaired("PNDMScheduler", named, inpaint=True)
+    assert schedulers.manner(config, guidance_embedding=False).defaults["sampler"] == "plms"
+    assert [line.split(",")[0].split(" -> ")[1] for line in said] == ["true"]
+    assert repaired("PNDMScheduler", named)[1] == []
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("version", ["0.6.0", "0.8.1.dev0", "0.9.0.dev0", "0.9.0", "0.10.2", None])
+@pytest.mark.parametrize("cells", [32, 64, [32, 32], None])
+def test_an_old_unets_size_is_repaired_as_the_stock_pipeline_does(version: str | None, cells: Any) -> None:
+    import diffusers
+    from diffusers.configuration_utils import FrozenDict
+
+    config = {"sample_size": cells} | ({"_diffusers_version": version} if version else {})
+    unet = SimpleNamespace(config=FrozenDict(config))
+    vae = SimpleNamespace(config=SimpleNamespace(block_out_channels=(1, 1, 1, 1)))
+    pipeline = object.__new__(diffusers.StableDiffusionPipeline)
+    with mock.patch.multiple(pipeline.__class__, register_modules=lambda self, **parts: None,
+                             register_to_config=lambda self, **parts: None):  # fmt: skip
+        diffusers.StableDiffusionPipeline.__init__(pipeline, vae, None, None, unet, None, None, None)
+    stock_size = getattr(unet, "_internal_dict", config)["sample_size"]
+    own, said = schedulers.repair_unet(config)
+    assert own["sample_size"] == stock_size
+    assert len(said) == (stock_size != cells)
+
+
+def test_every_scheduler_class_of_stable_diffusion_has_a_sampler_or_a_stand_in() -> None:
+    import diffusers
+    from diffusers.schedulers import KarrasDiffusionSchedulers
+
+    for kind in KarrasDiffusionSchedulers:
+        name, missed = sampler_of(kind.name, {"skip_prk_steps": True})
+        assert name in samplers.NAMES
+        assert (missed is None) == (kind.name in SAMPLERS)
+    for name in [*SAMPLERS, *STAND_INS]:
+        assert hasattr(diffusers, name)
+    assert sampler_of("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver"})[0] == "dpmpp_2m_sde"
+
+
+def write(folder: Path, name: str, config: Mapping[str, Any]) -> Recipe:
+    return Recipe(write_scheduler(linked(folder), name, config), targets=(Target("native", "fp32"),))
+
+
+def test_a_class_without_a_sampler_is_a_warning_that_names_what_stands_in(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "checkpoint", "KDPM2AncestralDiscreteScheduler", {})
+    source = open_source(recipe.source)
+    with pytest.warns(UserWarning, match="no sampler for KDPM2AncestralDiscreteScheduler: euler_a stands in"):
+        _check_manner(recipe, source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _check_manner(replace(recipe, defaults={"sampler": "euler_a"}), source)
+
+
+def test_the_class_that_the_index_names_counts_as_in_stock_pipelines(tmp_path: Path) -> None:
+    folder, config = linked(tmp_path / "checkpoint"), {"skip_prk_steps": True, "steps_offset": 1}
+    write_scheduler(folder, "PNDMScheduler", config, index="EulerDiscreteScheduler")
+    source = open_source(folder)
+    assert source.manner.defaults["sampler"] == "euler"
+    assert source.scheduler["_class_name"] == "EulerDiscreteScheduler"
+
+
+def test_what_a_table_cannot_do_is_refused_before_the_work(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "checkpoint", "DDIMScheduler", {"thresholding": True})
+    with pytest.raises(InputError, match=r"thresholding.*not linear.*name another \(--sampler") as caught:
+        write_bundle(recipe, tmp_path / "bundle", store=Store(tmp_path / "cache"))
+    assert "\n" not in str(caught.value) and not (tmp_path / "bundle").exists()
+    _check_manner(replace(recipe, defaults={"sampler": "euler"}), open_source(recipe.source))
+
+
+def test_constants_that_a_file_leaves_out_are_the_familys_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match="does not name beta_end: taking the family's, not those of DDIMScheduler"):
+        schedulers.repair_scheduler(
+            {key: value for key, value in TRAINED.items() if key != "beta_end"}, cls="DDIMScheduler"
+        )
+    assert repaired("LCMScheduler", {})[1] == []

@@ -24,7 +24,7 @@ from hotloop.spec import family as family_row
 from hotloop.tokenizer import Tokenizer
 from hotloop.weights import Weights, keys
 
-from . import configs, schedulers
+from . import configs, schedulers, vocabulary
 from .hashes import file_sha256
 from .schedulers import Manner
 
@@ -138,10 +138,10 @@ def open_source(
     """Open a diffusers folder or a single `.safetensors` file of SD 1.x or 2.x, or one shaped like avatar-tiny.
 
     family      a row of `hotloop.spec`; detected from the tensors when not given, refused when they do not fit
-    prediction  "epsilon" or "v_prediction" ("eps", "v"); else what the scheduler says, and in single files, where the
-                two kinds of SD 2.x look alike, v with a warning, as diffusers has it
-    tokenizer   a folder with vocab.json and merges.txt; single files have none of their own, so for them one is also
-                looked for beside the file, in `tokenizer/` first
+    prediction  "epsilon" or "v_prediction" ("eps", "v"); else what the scheduler says, or the single file (`v_pred`,
+                modelspec); for a file of SD 2.x that is silent, v with a warning, as diffusers has it
+    tokenizer   a folder with vocab.json and merges.txt; single files have none of their own, so for them one is looked
+                for beside the file, in `tokenizer/` first, then CLIP's vocabulary where `vocabulary` looks for it
     variant     which weights of a folder: "fp16" reads `diffusion_pytorch_model.fp16.safetensors` and its like
     vae         a VAE (folder or file, in diffusers' or LDM's layout) in place of the checkpoint's; or a tiny one
                 (TAESD), which comes beside it; "tiny": the tiny one in or beside the source
@@ -168,7 +168,7 @@ def open_source(
         draft.configs["unet"]["sample_size"] = row.default_size[0] // row.vae_factor
     manner = _settle_scheduler(draft, row)
     assert draft.scheduler is not None
-    found = _find_tokenizer(path, tokenizer)
+    found = _find_tokenizer(draft, tokenizer)
     _check_tokenizer(draft, found, row)
     draft.files["tokenizer"] = _tokenizer_files(found)
     return Source(
@@ -494,7 +494,8 @@ def _by_prediction(draft: _Draft, rows: list[Family], told: str | None) -> list[
 # --- Tokenizer, index, provenance -------------------------------------------------------------------------------
 
 
-def _find_tokenizer(path: Path, given: str | Path | None) -> Path:
+def _find_tokenizer(draft: _Draft, given: str | Path | None) -> Path:
+    path = draft.place
     if given is not None:
         places = [Path(given), Path(given) / "tokenizer"]
         rule = "tokenizer must be a folder that holds vocab.json and merges.txt"
@@ -506,17 +507,26 @@ def _find_tokenizer(path: Path, given: str | Path | None) -> Path:
     for place in places:
         if all((place / name).is_file() for name in TOKENIZER_FILES[:2]):
             return place
+    # Only CLIP's own vocabulary is looked for elsewhere, for text encoders that have all of it.
+    if draft.format == _FILE and given is None and draft.configs["text_encoder"]["vocab_size"] >= vocabulary.TOKENS:
+        if found := vocabulary.find_merges():
+            draft.repairs.append(f"tokenizer: CLIP's vocabulary, of {found[0]}")
+            return vocabulary.write_tokenizer(found[1], **({"pad": "!"} if draft.open_clip else {}))
+        rule = (
+            f"a single file carries no tokenizer: get CLIP's vocabulary (`{vocabulary.HOW_TO_GET}`), or name a folder"
+        )
+        rule += " that holds vocab.json and merges.txt (--tokenizer)"
     raise InputError("export", rule, str(given if given is not None else path))
 
 
 def _check_tokenizer(draft: _Draft, folder: Path, row: Family) -> None:
     """Every token has a row in the text encoder; a tokenizer that is not the checkpoint's own pads as it does."""
-    vocabulary = _json(folder / "vocab.json")
-    highest = max((number for number in vocabulary.values() if isinstance(number, int)), default=0)
+    tokens = _json(folder / "vocab.json")
+    highest = max((number for number in tokens.values() if isinstance(number, int)), default=0)
     rows = draft.configs["text_encoder"].get("vocab_size", 49408)
     if highest >= rows:
         raise InputError("export", f"tokenizer must fit the text encoder's {rows} tokens", f"token {highest}")
-    exclamation = vocabulary.get("!")
+    exclamation = tokens.get("!")
     if draft.open_clip and exclamation is not None and Tokenizer.from_dir(folder).pad != exclamation:
         warnings.warn(
             f"[export] {row.name} was trained with prompts padded with '!'; the tokenizer in {folder.name} pads with "
