@@ -34,8 +34,7 @@ def evaluation(bundle: Bundle, entry: Entry, images: int, *, threads: int, sprea
     )
     width, height = (side // bundle.family.vae_factor for side in bundle.family.default_size)
     known = {"N": images, "B": 2 * images, "T": bundle.family.vocab_tokens, "Ti": 1, **cells(height, width)}
-    symbols = {d for tensor in (*row.inputs, *row.outputs) for d in tensor.shape if isinstance(d, str)}
-    context = engine.context(**{symbol: known[symbol] for symbol in symbols})
+    context = engine.context(**row.pick(known))
     rng = np.random.default_rng(1)
     for array in context.inputs.values():
         array[...] = rng.standard_normal(array.shape)

@@ -32,8 +32,7 @@ def evaluation(plain: NativeEngine, tunings: tuple[str, ...], dims: dict[str, in
     if tunings:
         engine.call = tune(copy.deepcopy(plain.call), tunings)
     network = engine.network
-    symbols = {d for tensor in (*network.inputs, *network.outputs) for d in tensor.shape if isinstance(d, str)}
-    context = engine.context(**{symbol: dims[symbol] for symbol in symbols})
+    context = engine.context(**network.pick(dims))
     rng = np.random.default_rng(1)
     for array in context.inputs.values():
         array[:] = rng.standard_normal(array.shape)

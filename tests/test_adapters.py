@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 import hotloop
-from hotloop import networks
 from hotloop.adapters import per_network
-from hotloop.bundle import builtin, write_manifest
+from hotloop.bundle import Bundle, builtin, write_manifest
 from hotloop.errors import InputError
 from hotloop.weights import Weights, save
 from hotloop.weights.derived import phase_weights
@@ -58,7 +57,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = json.loads((path / "manifest.json").read_text())
     first = next(entry for entry in manifest["engines"] if entry["kind"] == "onnx")
     weights = {name: entry["path"] for name, entry in manifest["weights"].items()}
-    stored = {name: {"path": weights[networks.COMPONENTS[name]]} for name in first["networks"]}
+    rows = Bundle.open(path).family.split(first["rewrites"])
+    stored = {name: {"path": weights[rows[name].component]} for name in first["networks"]}
     manifest["engines"] = [first] + [
         first | {"kind": name.split("-")[0], "precision": name.split("-")[1]}
         | ({"networks": stored} if name.startswith("native") else {})

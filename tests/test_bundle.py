@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import hotloop
-from hotloop.bundle import Bundle, builtin, sha256, write_manifest
+from hotloop.bundle import Bundle, builtin, write_manifest
 from hotloop.errors import BundleError
+from hotloop.files import sha256
 
 ENTRY = {
     "kind": "onnx", "precision": "fp32", "storage": "fp16", "rewrites": [], "groups": [], "grid": 1, "target": "any",

@@ -208,7 +208,7 @@ def put_features(**tensors: np.ndarray) -> Callable[[Path], object]:
     ],
 )
 def test_files_that_are_sealed_but_wrong_are_refused(copy: Path, spoil: Callable[[Path], object], named: str) -> None:
-    from hotloop.bundle import sha256
+    from hotloop.files import sha256
 
     spoil(copy)
     manifest = json.loads((copy / "manifest.json").read_text())

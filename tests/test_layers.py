@@ -36,6 +36,25 @@ IMPORT_NAMES = {"pillow": "PIL"}
 DEPENDENCIES = {name.split(">")[0] for name in PROJECT["dependencies"]}
 THIRD_PARTY = {IMPORT_NAMES.get(name, name) for name in DEPENDENCIES}
 
+# The floors of the runtime (docs/architecture.md), from the bottom up: a file imports from lower floors and its own
+# room only. Rooms that are still to come have their place.
+FLOORS = (
+    ("errors",),
+    ("checks", "files"),
+    ("spec", "tokenizer", "noise", "weights"),
+    ("nets", "samplers", "image", "bundle"),
+    ("engines",),
+    ("selection", "denoiser"),
+    ("networks", "loop", "batch"),
+    ("adapters", "autoencoder", "generator", "request"),
+    ("conditioning",),
+    ("pipeline",),
+    ("evaluation", "live", "__init__"),
+    ("avatar", "serve"),
+    ("cli",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
 # `import hotloop` must not pay for these.
 HEAVY = {"torch", "onnxruntime", "openvino", "tensorrt", "transformers", "diffusers", "scipy", "tokenizers"} | {
     "typer", "tqdm", "PIL", "safetensors",
@@ -111,6 +130,34 @@ def test_an_engine_library_is_imported_by_its_engine_only():
     for library, home in ENGINE_LIBRARIES.items():
         users = [name_of(path) for path in modules("hotloop") if library in tops(path)]
         assert set(users) <= {home}
+
+
+def room_of(module: str) -> str | None:
+    """The room of runtime/hotloop that a dotted name lies in; None for anything else."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "hotloop" and len(parts) > 1 and parts[1] in FLOOR else None
+
+
+def rooms_imported(path: Path) -> set[str]:
+    return {room for name in imports(path) if (room := room_of(name))}
+
+
+def test_every_file_of_the_runtime_stands_on_a_floor():
+    rooms = {name_of(path).split("/")[1].removesuffix(".py") for path in modules("hotloop")}
+    assert rooms <= FLOOR.keys()
+
+
+@pytest.mark.parametrize("room", [room for room in FLOOR if room != "__init__"])
+def test_a_room_imports_only_lower_floors(room):
+    """So there is no circle of imports between rooms."""
+    wrong = {}
+    for path in modules("hotloop"):
+        parts = name_of(path).split("/")
+        if parts[1].removesuffix(".py") == room and (
+            above := {other for other in rooms_imported(path) - {room} if FLOOR[other] >= FLOOR[room]}
+        ):
+            wrong[name_of(path)] = sorted(above)
+    assert not wrong
 
 
 def test_engines_do_not_import_each_other():

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotloop.bundle import Bundle, builtin, sha256, write_manifest
+from hotloop.bundle import Bundle, builtin, write_manifest
 from hotloop.errors import BundleError, InputError
 from hotloop.evaluation import certificates as parity
+from hotloop.files import sha256
 from hotloop.selection import choose
 from hotloop.weights import Weights, save
 

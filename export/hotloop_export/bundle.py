@@ -17,8 +17,9 @@ import torch
 
 from hotloop import __version__, samplers
 from hotloop.adapters.lora import Lora, Scaled, merge
-from hotloop.bundle import SCHEMA_VERSION, Bundle, sha256, write_manifest
+from hotloop.bundle import SCHEMA_VERSION, Bundle, write_manifest
 from hotloop.errors import BundleError, InputError
+from hotloop.files import read_json, sha256
 from hotloop.nets import rewrites
 from hotloop.nets.base import Net
 from hotloop.nets.clip import CLIPText
@@ -300,7 +301,8 @@ class _Lazy(dict[str, Net]):
         self._folder, self._names = folder, tuple(manifest["weights"])
 
     def __missing__(self, name: str) -> Net:
-        self[name] = _class(name, _read(self._folder / name / "config.json")).from_dir(self._folder / name)
+        folder = self._folder / name
+        self[name] = _class(name, read_json(folder / "config.json", place="export")).from_dir(folder)
         return self[name]
 
     def __contains__(self, name: object) -> bool:
@@ -392,13 +394,3 @@ def _seal(work: Path, manifest: dict[str, Any]) -> None:
 def _hashes(work: Path) -> dict[str, str]:
     files = sorted(path for path in work.rglob("*") if path.is_file() and path != work / "manifest.json")
     return {path.relative_to(work).as_posix(): sha256(path) for path in files}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError("export", f"{path.name} must be readable JSON ({error})", str(path)) from error
-    if not isinstance(value, dict):
-        raise BundleError("export", f"{path.name} must hold a JSON object", type(value).__name__)
-    return value

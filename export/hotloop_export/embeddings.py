@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hotloop.errors import BundleError, InputError
+from hotloop.errors import InputError
+from hotloop.files import read_json
 from hotloop.tokenizer import Tokenizer, series
 from hotloop.weights import Weights, refuse_non_finite
 
@@ -154,17 +155,17 @@ def _write(source: Path, out: Path, ids: dict[str, int]) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
     flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False, "special": False}
-    config = _json(out / "tokenizer_config.json")
+    config = read_json(out / "tokenizer_config.json", place="embedding", optional=True)
     if "added_tokens_decoder" in config:
         config["added_tokens_decoder"] |= {str(i): {"content": token, **flags} for token, i in ids.items()}
         _save(out / "tokenizer_config.json", config)
-    whole = _json(out / "tokenizer.json")
+    whole = read_json(out / "tokenizer.json", place="embedding", optional=True)
     if whole:
         whole["added_tokens"] = [
             *whole.get("added_tokens", []), *({"id": i, "content": token, **flags} for token, i in ids.items())
         ]  # fmt: skip
         _save(out / "tokenizer.json", whole)
-    _save(out / "added_tokens.json", _json(out / "added_tokens.json") | ids)
+    _save(out / "added_tokens.json", read_json(out / "added_tokens.json", place="embedding", optional=True) | ids)
 
 
 def _check_read(tokenizer: Tokenizer, embeddings: Sequence[Embedding], ids: dict[str, int]) -> None:
@@ -174,15 +175,6 @@ def _check_read(tokenizer: Tokenizer, embeddings: Sequence[Embedding], ids: dict
         tokens = tokenizer.encode(one.token, syntax="plain", long_prompt="chunk")
         if tokens.ids[0, 0, 1 : len(want) + 1].tolist() != want:
             raise InputError("embedding", "the tokenizer must read a token as one: choose another name", one.token)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    value = json.loads(path.read_text("utf-8"))
-    if not isinstance(value, dict):
-        raise BundleError("embedding", f"{path.name} must hold a JSON object", type(value).__name__)
-    return value
 
 
 def _save(path: Path, value: dict[str, Any]) -> None:

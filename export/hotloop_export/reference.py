@@ -137,5 +137,4 @@ def _inputs(
     if network.name in ("vae_decoder", "tiny_vae_decoder"):
         scale = np.float32(family.scaling_factor if network.name == "vae_decoder" else 1)
         inputs["latents"] = latents[:, :, : dims["h"]] / scale
-    used = {d for tensor in (*network.inputs, *network.outputs) for d in tensor.shape if isinstance(d, str)}
-    return inputs, {symbol: dims[symbol] for symbol in used}
+    return inputs, network.pick(dims)

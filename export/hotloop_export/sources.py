@@ -10,7 +10,6 @@ read here.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hotloop.errors import BundleError, InputError
+from hotloop.files import read_json
 from hotloop.spec import FAMILIES, Family
 from hotloop.spec import family as family_row
 from hotloop.tokenizer import Tokenizer
@@ -195,13 +195,13 @@ def _read_folder(path: Path, *, variant: str | None, vae_given: bool) -> _Draft:
         single = [file.name for file in sorted(path.glob("*.safetensors"))][:1]
         hint = f"; for a single-file checkpoint name the file, such as {single[0]}" if single else ""
         raise BundleError("export", f"a diffusers folder must hold model_index.json{hint}", str(path))
-    draft.index = _json(path / "model_index.json")
+    draft.index = read_json(path / "model_index.json", place="export")
     if not (path / "unet").is_dir():
         found = draft.index.get("_class_name")
         raise InputError(
             "export", f"checkpoint must be Stable Diffusion 1.x or 2.x, with a UNet, {path.name} has none", found
         )
-    draft.scheduler = _json(path / "scheduler" / "scheduler_config.json")
+    draft.scheduler = read_json(path / "scheduler" / "scheduler_config.json", place="export")
     draft.files["index"] = [path / "model_index.json"]
     draft.files["scheduler"] = [path / "scheduler" / "scheduler_config.json"]
     for name in _COMPONENTS:
@@ -214,7 +214,7 @@ def _read_folder(path: Path, *, variant: str | None, vae_given: bool) -> _Draft:
 def _read_component(folder: Path, name: str, *, variant: str | None) -> tuple[dict[str, Any], Weights, list[Path]]:
     """(config, tensors, files) of one component's folder."""
     component = _COMPONENTS[name]
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json", place="export")
     found = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
     if found is not None and found not in component.classes:
         raise InputError("export", f"{name} must be {' or '.join(component.classes)}", found)
@@ -260,7 +260,7 @@ def _variant_of(name: str, stem: str) -> str | None:
 
 def _read_shards(index: Path) -> tuple[Weights, list[Path]]:
     """The tensors of all shards that an index names. Raises BundleError when the index and they disagree."""
-    placed = _json(index).get("weight_map")
+    placed = read_json(index, place="export").get("weight_map")
     if not isinstance(placed, dict) or not placed or not all(isinstance(name, str) for name in placed.values()):
         raise BundleError("export", f"{index.name} must map weights to the files they lie in")
     for name in sorted(set(placed.values())):
@@ -521,7 +521,7 @@ def _find_tokenizer(draft: _Draft, given: str | Path | None) -> Path:
 
 def _check_tokenizer(draft: _Draft, folder: Path, row: Family) -> None:
     """Every token has a row in the text encoder; a tokenizer that is not the checkpoint's own pads as it does."""
-    tokens = _json(folder / "vocab.json")
+    tokens = read_json(folder / "vocab.json", place="export")
     highest = max((number for number in tokens.values() if isinstance(number, int)), default=0)
     rows = draft.configs["text_encoder"].get("vocab_size", 49408)
     if highest >= rows:
@@ -563,16 +563,3 @@ def _provenance(draft: _Draft, *, rehash: bool) -> list[dict[str, str]]:
             name = file.relative_to(draft.place).as_posix() if inside else file.name
             entries.append({"role": role, "name": name, "format": kind, "sha256": file_sha256(file, rehash=rehash)})
     return entries
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        name = f"{path.parent.name}/{path.name}"
-        raise BundleError("export", f"source must hold {name} ({error.strerror})", str(path)) from error
-    except (ValueError, RecursionError) as error:
-        raise BundleError("export", f"{path.name} must be readable JSON ({error})", str(path)) from error
-    if not isinstance(value, dict):
-        raise BundleError("export", f"{path.name} must hold a JSON object", type(value).__name__)
-    return value

@@ -31,9 +31,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hotloop.bundle import sha256
 from hotloop.errors import BundleError, HotloopError, InputError
-from hotloop.files import cache_folder
+from hotloop.files import cache_folder, sha256
 
 __all__ = ["LIMIT", "Store", "beside", "check_place", "code_version", "copy", "full_disk_is_one_line", "key_of",
            "put", "swap"]  # fmt: skip

@@ -12,21 +12,12 @@ from .bundle import Bundle, Entry
 from .denoiser import LRUCache, UNetDenoiser
 from .engines import KINDS, Engine, open_engine
 from .selection import runs_in
-from .spec import Network
+from .spec import LORA_COMPONENTS, Network
 
 if TYPE_CHECKING:
     from .denoiser.resident import ResidentLoop
 
-__all__ = ["ADAPTED", "COMPONENTS", "Networks"]
-
-# network -> whose weights it holds
-COMPONENTS: Mapping[str, str] = {
-    "text_encoder": "text_encoder", "unet": "unet", "prompt": "unet", "time": "unet", "vae_encoder": "vae",
-    "vae_decoder": "vae", "tiny_vae_encoder": "tiny_vae", "tiny_vae_decoder": "tiny_vae",
-    "image_encoder": "image_encoder",
-}  # fmt: skip
-# Components that LoRAs change.
-ADAPTED = ("unet", "text_encoder")
+__all__ = ["Networks"]
 
 
 class Networks:
@@ -54,7 +45,7 @@ class Networks:
                 engine = open_engine(
                     self.entry.kind, path, self.rows[name], device=self.device, threads=self._threads,
                     precision=runs_in(self.entry, name, self.device), cache=self._cache,
-                    adapters=self._adapters and COMPONENTS[name] in ADAPTED,
+                    adapters=self._adapters and self.rows[name].component in LORA_COMPONENTS,
                 )  # fmt: skip
                 # Only now: bundles are replaced by one rename, so what was read before this holds was this bundle's.
                 self.bundle.check_in_place()

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from .errors import InputError
 
 __all__ = [
-    "FAMILIES", "GROUPS", "REWRITES", "WEIGHTED", "Family", "Network", "ScheduleConstants", "Tensor", "cells", "family",
-    "phase_grid", "resolve",
+    "FAMILIES", "GROUPS", "LORA_COMPONENTS", "REWRITES", "WEIGHTED", "Family", "Network", "ScheduleConstants", "Tensor",
+    "cells", "family", "phase_grid", "resolve",
 ]  # fmt: skip
 
 Dim = int | str
@@ -24,6 +24,8 @@ REWRITES = ("kv", "time", "prefix", "phase")
 GROUPS = ("controlnet", "identity", "timestep_cond")
 # Of these, the ones that the UNet itself holds weights for: at zero it would be another network, so they must be given.
 WEIGHTED = ("timestep_cond",)
+# Components whose weights LoRAs change.
+LORA_COMPONENTS = ("unet", "text_encoder")
 _HALVES = (2, 4, 8, 16)
 
 
@@ -40,8 +42,9 @@ class Tensor:
 class Network:
     """One network of a family.
 
-    groups    the optional inputs it declares, by group; they stand at the end of `inputs` too, and are no-ops at zero
-    rewrites  the exact rewrites its module carries, of REWRITES
+    component  whose weights it holds: the folder of the checkpoint
+    groups     the optional inputs it declares, by group; they stand at the end of `inputs` too, and are no-ops at zero
+    rewrites   the exact rewrites its module carries, of REWRITES
     """
 
     name: str
@@ -49,6 +52,17 @@ class Network:
     outputs: tuple[Tensor, ...]
     groups: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
+    component: str = ""
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The symbols of its shapes, each once, inputs' first."""
+        dims = (dim for tensor in (*self.inputs, *self.outputs) for dim in tensor.shape)
+        return tuple(dict.fromkeys(dim for dim in dims if isinstance(dim, str)))
+
+    def pick(self, dims: Mapping[str, int]) -> dict[str, int]:
+        """The values of its symbols, out of those of many (`Family.dims`)."""
+        return {symbol: dims[symbol] for symbol in self.symbols}
 
 
 @dataclass(frozen=True)
@@ -149,6 +163,7 @@ class Family:
                     Tensor("last_hidden_state", "float32", ("B", "T", self.context_dim)),
                     Tensor("penultimate_hidden_state", "float32", ("B", "T", self.context_dim)),
                 ),
+                component="text_encoder",
             ),
             Network(
                 "unet",
@@ -161,32 +176,41 @@ class Family:
                 (Tensor("out", "float32", ("B", *latent)),),
                 own,
                 rewrites,
+                component="unet",
             ),
             Network(
                 "vae_decoder",
                 (Tensor("latents", "float32", ("B", *latent)),),
                 (Tensor("image", "float32", ("B", *pixels)),),
                 rewrites=("phase",) if "phase" in rewrites else (),
+                component="vae",
             ),
             Network(
                 "vae_encoder",
                 (Tensor("image", "float32", ("B", *pixels)),),
                 (Tensor("mean", "float32", ("B", *latent)), Tensor("logvar", "float32", ("B", *latent))),
+                component="vae",
             ),
             # CLIP's, of the bundles that carry one.
             Network(
                 "image_encoder",
                 (Tensor("pixel_values", "float32", ("B", self.image_channels, self.eye_size, self.eye_size)),),
                 (Tensor("image_embeds", "float32", ("B", self.eye_width)),),
+                component="image_encoder",
             ),
         ]
         # The small VAE of the bundles that carry one beside the full one.
-        networks += [replace(row, name="tiny_" + row.name, rewrites=()) for row in networks if row.name in _VAE]
+        networks += [
+            replace(row, name="tiny_" + row.name, rewrites=(), component="tiny_vae")
+            for row in networks
+            if row.component == "vae"
+        ]
         if "kv" in rewrites:
-            networks.append(Network("prompt", (states,), (packed,)))
+            networks.append(Network("prompt", (states,), (packed,), component="unet"))
         if "time" in rewrites:
             inputs = (Tensor("timestep", "float32", ("B",)), *(at_time if timed else ()))
-            networks.append(Network("time", inputs, (replace(rows, shape=("B", self.time_width)),), timed))
+            outputs = (replace(rows, shape=("B", self.time_width)),)
+            networks.append(Network("time", inputs, outputs, timed, component="unet"))
         return {network.name: network for network in networks}
 
     def _group(self, name: str, images: str) -> tuple[Tensor, ...]:
@@ -254,9 +278,6 @@ def _alike(place: str, row: Family | ScheduleConstants, name: str, value: object
 
 def _positive(value: object, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < float("inf")  # type: ignore[operator]
-
-
-_VAE = ("vae_decoder", "vae_encoder")
 
 
 def _ordered(what: str, names: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:

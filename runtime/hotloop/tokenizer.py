@@ -7,7 +7,6 @@ dropped control characters; such prompts had other ids there.)
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BundleError, InputError, TruncationWarning
+from .files import read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -100,7 +100,8 @@ class Tokenizer:
             if index is None:
                 raise BundleError("tokenizer", f"{key} must be in the vocabulary", str(named[key]))
             ids.append(index)
-        stated = _read_json(path / "tokenizer_config.json").get("model_max_length", _LENGTH)
+        config = read_json(path / "tokenizer_config.json", place="tokenizer", optional=True)
+        stated = config.get("model_max_length", _LENGTH)
         length = int(stated) if 3 <= stated <= 10_000 else _LENGTH  # transformers writes 1e30 for "not known"
         known = backend.get_vocab(with_added_tokens=True)
         words = series([token.content for token in added])
@@ -186,26 +187,16 @@ class Tokenizer:
 # --- Files ---
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is no such file."""
-    if not path.is_file():
-        return {}
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise BundleError("tokenizer", "file must hold a JSON object", str(path))
-    return value
-
-
 def _read_model(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges, from tokenizer.json or from vocab.json and merges.txt."""
     if (path / "tokenizer.json").is_file():
-        model = _read_json(path / "tokenizer.json")["model"]
+        model = read_json(path / "tokenizer.json", place="tokenizer", optional=True)["model"]
         vocab, lines = model["vocab"], model["merges"]
     else:
         for name in ("vocab.json", "merges.txt"):
             if not (path / name).is_file():
                 raise BundleError("tokenizer", f"folder must hold tokenizer.json, or {name}", str(path))
-        vocab = _read_json(path / "vocab.json")
+        vocab = read_json(path / "vocab.json", place="tokenizer", optional=True)
         # Not splitlines(): some of the characters that stand for bytes would count as line ends.
         lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
         lines = [line for line in lines if line.strip() and not line.startswith("#version")]
@@ -220,18 +211,18 @@ def _read_special_tokens(path: Path) -> tuple[dict[str, Any], list[tokenizers.Ad
     """
     from tokenizers import AddedToken
 
-    config = _read_json(path / "tokenizer_config.json")
+    config = read_json(path / "tokenizer_config.json", place="tokenizer", optional=True)
     added: dict[int, AddedToken] = {}
     if "added_tokens_decoder" in config:
         added = {int(i): _added_token(token) for i, token in config["added_tokens_decoder"].items()}
     else:
-        for key, value in _read_json(path / "special_tokens_map.json").items():
+        for key, value in read_json(path / "special_tokens_map.json", place="tokenizer", optional=True).items():
             config[key] = {**value, "special": True} if isinstance(value, dict) else value
         specials = {_content(config[key]) for key in _NAMED if config.get(key)}
-        for content, i in _read_json(path / "added_tokens.json").items():
+        for content, i in read_json(path / "added_tokens.json", place="tokenizer", optional=True).items():
             special = content in specials
             added[i] = AddedToken(content, normalized=not special, special=special)
-        for token in _read_json(path / "tokenizer.json").get("added_tokens", []):
+        for token in read_json(path / "tokenizer.json", place="tokenizer", optional=True).get("added_tokens", []):
             added[token["id"]] = _added_token(token)
     known = {token.content for token in added.values()}
     named: dict[str, Any] = {}

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..networks import ADAPTED, COMPONENTS, Networks
+from ..networks import Networks
+from ..spec import LORA_COMPONENTS
 from ..weights import Weights
 from ..weights.derived import derive
 from .lora import Lora, Scaled, merge
@@ -107,7 +108,9 @@ class Adapters:
     def _weights(self) -> dict[str, Weights]:
         listed = self._base.bundle.manifest["weights"]
         opened = {
-            name: Weights.open(self._base.bundle.file(listed[name]["path"])) for name in ADAPTED if name in listed
+            name: Weights.open(self._base.bundle.file(listed[name]["path"]))
+            for name in LORA_COMPONENTS
+            if name in listed
         }
         self._base.bundle.check_in_place()
         return opened
@@ -143,11 +146,10 @@ def per_network(
     """component -> key -> weight as network -> initializer -> weight: where the rewrites keep them, sums derived."""
     parts: dict[str, dict[str, np.ndarray]] = {}
     for component, tensors in changed.items():
-        home = next(network for network, owner in COMPONENTS.items() if owner == component)
         split = rewrites if component == "unet" else ()
         for key, array in tensors.items():
             moved = [network for rewrite, (network, keys) in _MOVED.items() if rewrite in split and keys.fullmatch(key)]
             # A convolution that became its phase sums is not in the graph any more.
             own = derive({key: array}) if "phase" in split else {}
-            parts.setdefault(moved[0] if moved else home, {}).update(own or {key: array})
+            parts.setdefault(moved[0] if moved else component, {}).update(own or {key: array})
     return parts

@@ -7,9 +7,7 @@ from .bundle import (
     Bundle,
     Entry,
     builtin,
-    read_json,
     seal_of,
-    sha256,
     write_manifest,
 )
 
@@ -20,8 +18,6 @@ __all__ = [
     "Bundle",
     "Entry",
     "builtin",
-    "read_json",
     "seal_of",
-    "sha256",
     "write_manifest",
 ]

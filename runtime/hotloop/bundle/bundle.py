@@ -18,12 +18,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import BundleError, InputError
+from ..files import read_json, sha256
 from ..spec import Family, Network, family
 from ..weights import Weights, refuse_non_finite
 
 __all__ = [
-    "BUILT_NEVER_RUN", "CERTIFIED", "SCHEMA_VERSION", "Bundle", "Entry", "builtin", "read_json", "seal_of", "sha256",
-    "write_manifest",
+    "BUILT_NEVER_RUN", "CERTIFIED", "SCHEMA_VERSION", "Bundle", "Entry", "builtin", "seal_of", "write_manifest",
 ]  # fmt: skip
 
 SCHEMA_VERSION = 2
@@ -40,12 +40,6 @@ _NAME = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,512}")
 def builtin() -> Path:
     """Where the built-in model, avatar-tiny, is installed."""
     return Path(__file__).parents[1] / "assets" / "avatar-tiny"
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -176,7 +170,7 @@ class Bundle:
     def check_in_place(self) -> None:
         """Raises BundleError when another bundle has taken this one's place since it was opened and checked."""
         manifest = self.path / _MANIFEST  # a bundle that is being made has none
-        if manifest.exists() and read_json(manifest).get("files") != self.manifest["files"]:
+        if manifest.exists() and read_json(manifest, place="bundle").get("files") != self.manifest["files"]:
             raise BundleError("bundle", "bundle was replaced while in use; load it again", str(self.path))
 
     def network_file(self, entry: Entry, network: str) -> Path:
@@ -206,20 +200,7 @@ class Bundle:
 
     @cached_property
     def scheduler_config(self) -> Mapping[str, Any]:
-        return read_json(self.file(_SCHEDULER))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises BundleError where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleError("bundle", f"file must be readable: {error.strerror}", str(path)) from error
-    except (ValueError, RecursionError) as error:
-        raise BundleError("bundle", f"{path.name} is not readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BundleError("bundle", f"{path.name} must hold a JSON object", type(value).__name__)
-    return value
+        return read_json(self.file(_SCHEDULER), place="bundle")
 
 
 def _table_of(value: object, fits: Callable[[Any], bool]) -> bool:
@@ -345,7 +326,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise BundleError("bundle", "no such directory", str(path))
     if not (path / _MANIFEST).is_file():
         raise BundleError("bundle", f"a bundle has a {_MANIFEST}; make one with `hotloop export`", str(path))
-    manifest = read_json(path / _MANIFEST)
+    manifest = read_json(path / _MANIFEST, place="bundle")
     version = manifest.get("schema_version")
     if version != SCHEMA_VERSION:
         rule = f"schema_version in {_MANIFEST} of {path} must be {SCHEMA_VERSION}; export the bundle again"

@@ -75,9 +75,11 @@ class ResidentLoop(UNetDenoiser):
             if engine is not None and engine.device != unet.device:
                 raise InputError("denoiser", f"all engines must be on {unet.device}", engine.device)
         assert isinstance(unet, NativeEngine)
-        self._engine, self._decoder, self._scaling = unet, decoder, scaling
-        self._graphs = graphs and unet.device == "cuda"
-        self._runs = captured_runs(unet)
+        self._engine: NativeEngine = unet
+        self._decoder: Engine | None = decoder
+        self._scaling: float = scaling
+        self._graphs: bool = graphs and unet.device == "cuda"
+        self._runs: CapturedRuns = captured_runs(unet)
         self._captured_run: _CapturedRun | None = None
         self._key: dict[str, Any] = {}
         self.pixels: np.ndarray | None = None

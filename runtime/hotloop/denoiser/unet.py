@@ -63,7 +63,7 @@ class UNetDenoiser:
         context, negative = cond["context"], cond.get("negative_context")
         n, self._channels, h, w = shape
         self._n, self._halves = n, 1 if negative is None else 2
-        self._dims = _used(self._unet.network, {
+        self._dims = self._unet.network.pick({
             "N": n, "B": n * self._halves, "T": context.shape[1], **cells(h, w),
             "Ti": cond["identity_kv"].shape[1] if "identity_kv" in cond else 1,
         })  # fmt: skip
@@ -165,9 +165,3 @@ class UNetDenoiser:
 
 def _optional(network: Network) -> list[Tensor]:
     return [tensor for group in network.groups.values() for tensor in group]
-
-
-def _used(network: Network, dims: Mapping[str, int]) -> dict[str, int]:
-    """The symbols that the network's shapes have."""
-    symbols = {d for tensor in (*network.inputs, *network.outputs) for d in tensor.shape if isinstance(d, str)}
-    return {symbol: dims[symbol] for symbol in symbols}

@@ -286,8 +286,7 @@ class _Graph:
 
     def _pack(self, model: Any, live: frozenset[str]) -> None:
         """Run once at a small shape: OpenVINO packs the weights then (1.6 s for SD 1.5), not in the first step."""
-        symbols = {d for tensor in self.network.inputs for d in tensor.shape if isinstance(d, str)}
-        dims = {symbol: _FIRST.get(symbol, 2) for symbol in symbols}
+        dims = {symbol: _FIRST.get(symbol, 2) for symbol in self.network.symbols}
         given = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in self.network.inputs}
         request = model.create_infer_request()
         for name, array in (given | {name: self.weights[name].data for name in live}).items():

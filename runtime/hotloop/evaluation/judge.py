@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bundle import read_json, seal_of, sha256, write_manifest
+from ..bundle import seal_of, write_manifest
 from ..engines import Engine, open_engine
 from ..errors import BundleError, InputError
+from ..files import read_json, sha256
 from ..spec import Network, Tensor
 from ..weights import Weights, refuse_non_finite
 from . import metrics as quality
@@ -72,7 +73,7 @@ class Judge:
     def open(cls, path: str | Path) -> Judge:
         """Read and check the folder. Raises BundleError naming the file and the rule."""
         path = Path(path)
-        manifest = read_json(path / _MANIFEST)
+        manifest = read_json(path / _MANIFEST, place="judge")
         if manifest.get("seal") != seal_of(manifest):
             rule = f"{_MANIFEST} of {path} was altered: its seal must fit its content"
             raise BundleError("judge", rule, manifest.get("seal"))
@@ -85,7 +86,7 @@ class Judge:
             scored = tuple(manifest["scored"])
             if not set(scored) <= set(attributes):
                 raise ValueError(f"scored must be among {', '.join(attributes)}, is {', '.join(scored)}")
-            asked = read_json(path / PROMPTS)["prompts"]
+            asked = read_json(path / PROMPTS, place="judge")["prompts"]
             prompts = tuple(entry["text"] for entry in asked)
             if not prompts or not all(isinstance(text, str) for text in prompts):
                 raise ValueError("prompts must be texts, at least one")

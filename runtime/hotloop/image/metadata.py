@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..bundle import sha256
 from ..errors import InputError
+from ..files import sha256
 from .image import read_text
 
 __all__ = ["COMMANDS", "KEY", "StoredRequest", "source"]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import BundleError
+from ..files import read_json
 from ..weights import Weights, keys, save
 
 __all__ = ["Net", "find_weights"]
@@ -61,10 +62,7 @@ class Net(nn.Module):
         Raises BundleError when a file is missing or malformed, keys do not match, or a tensor holds NaN or infinity.
         """
         folder = Path(folder)
-        try:
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise BundleError(f"nets.{folder.name}", f"config.json must be readable ({error})", str(folder)) from error
+        config = read_json(folder / "config.json", place=f"nets.{folder.name}")
         with torch.device("meta"):
             net = cls(config)
         net.load(find_weights(folder, cls.stem))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BundleError
+from ..files import read_json
 from ..spec import Network
 from .base import Net
 from .clip import CLIPText, CLIPVision
@@ -45,13 +45,7 @@ class Part:
 
     def config(self, folder: Path) -> dict[str, Any]:
         """What config.json in `folder` says. Raises BundleError when there is none to read."""
-        try:
-            value = json.loads((folder / "config.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise BundleError("nets", f"{folder.name}/config.json must be readable ({error})", str(folder)) from error
-        if not isinstance(value, dict):
-            raise BundleError("nets", f"{folder.name}/config.json must hold an object", type(value).__name__)
-        return value
+        return read_json(folder / "config.json", place="nets")
 
 
 _VAES = (AutoencoderKL, TinyVAE)
