@@ -27,8 +27,9 @@ from hotloop.errors import BundleError, InputError
 from hotloop.nets.clip import CLIPText
 from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL, TinyVAE
+from hotloop.tokenizer import Tokenizer
 from hotloop.weights import Weights, keys
-from hotloop_export import hashes
+from hotloop_export import hashes, vocabulary
 from hotloop_export.hashes import file_sha256
 from hotloop_export.sources import open_source
 
@@ -810,6 +811,29 @@ def test_a_single_files_tokenizer_is_given_or_lies_beside_it(sd15: SimpleNamespa
     assert open_source(file, tokenizer=sd15.folder).tokenizer == sd15.folder / "tokenizer"
     with pytest.raises(InputError, match="folder that holds vocab"):
         open_source(file, tokenizer=tmp_path / "nowhere")
+
+
+def test_a_single_file_takes_clips_vocabulary_from_where_it_is(
+    made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, own_cache: Path, tmp_path: Path
+) -> None:
+    """The narrow text encoders have 515 tokens, so two merges stand for CLIP's here."""
+    if made.kind not in ("sd15", "sd21-v"):
+        return
+    file = tmp_path / "m.safetensors"
+    os.link(made.file, file)
+    monkeypatch.setattr(vocabulary, "TOKENS", 515)
+    monkeypatch.setattr(vocabulary, "find_merges", lambda: None)
+    with pytest.raises(InputError, match=r"get CLIP's vocabulary \(`pip install --no-deps clip-anytorch`\)") as caught:
+        open_source(file, prediction="v")
+    assert "\n" not in str(caught.value) and "--tokenizer" in str(caught.value)
+    monkeypatch.setattr(vocabulary, "find_merges", lambda: (Path("somewhere"), ["h i</w>"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source = open_source(file, prediction="v")
+    assert "tokenizer: CLIP's vocabulary, of somewhere" in source.repairs
+    assert own_cache in source.tokenizer.parents
+    tokenizer = Tokenizer.from_dir(source.tokenizer)
+    assert tokenizer.pad == (tokenizer.vocabulary()["!"] if made.two else tokenizer.end), "as the family was trained"
 
 
 def test_a_tokenizer_with_more_tokens_than_the_text_encoder_is_refused(sd15: SimpleNamespace, tmp_path: Path) -> None:
