@@ -33,6 +33,7 @@ from hotloop_export.store import Store
 PROMPT = "A cute anime girl with pink hair, wearing a school uniform, smiling"
 TRAINED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 STEPS = 6
+WHITE = Image.new("L", (64, 64), 255)
 
 # A scheduler's file as checkpoints have it, beyond the constants of training; the sampler it must be drawn with.
 FILES: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -117,6 +118,8 @@ def test_a_checkpoint_draws_by_its_own_scheduler_when_told_nothing(
     ours, source = exported(folder, pipe)
     assert source.manner.defaults["sampler"] == sampler and source.manner.missed is None
     assert (source.manner.defaults.get("num_inference_steps", 50) <= 4) == (kind in FEW)
+    if sampler == "pndm":  # stock pipelines for repainting never take its Runge-Kutta steps
+        assert ours.inpaint(PROMPT, image=theirs, mask_image=WHITE, num_inference_steps=1).settings["sampler"] == "plms"
     eta = {"sampler_options": {"eta": 0.0}} if sampler == "tcd" else {}  # stock pipelines hand their own eta, 0, to TCD
     result = ours.txt2img(PROMPT, seed=7, prompt_syntax="plain", **options, **eta)
     assert result.settings["sampler"] == sampler
@@ -207,6 +210,7 @@ def test_every_repair_is_said_once_and_nothing_else_is() -> None:
     assert repaired("DDIMScheduler", config) == (config, [])
     config, said = repaired("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1})
     assert config["clip_sample"] is False and not said, "PNDM never clips, but another sampler of it must not either"
+    assert repaired("EulerDiscreteScheduler", {"timestep_spacing": "trailing"})[1] == [], "an offset without effect"
     defaults = {"steps_offset": 1, "clip_sample": False, "_use_default_values": ["clip_sample", "steps_offset"]}
     assert len(repaired("DDIMScheduler", defaults)[1]) == 2, "what diffusers filled in is not what the file names"
 

@@ -85,7 +85,8 @@ def repair_scheduler(
             named[key] = right
 
     offset, clips = (named.get(key, own.get(key)) for key in ("steps_offset", "clip_sample"))
-    repair("steps_offset", 1, offset not in (1, None), shown="steps_offset" in own)
+    leads = named.get("timestep_spacing", own.get("spacing")) == "leading"  # else the offset has no effect
+    repair("steps_offset", 1, offset not in (1, None), shown="steps_offset" in own and leads)
     repair("clip_sample", False, clips is True, shown="clip_sample" in own)
     if cls == "PNDMScheduler" and inpaint:
         repair("skip_prk_steps", True, not named.get("skip_prk_steps", False), shown=True)

@@ -412,11 +412,14 @@ class Pipeline:
         options: Options,
     ) -> _Call:
         clock = _Clock()
+        defaults = self.bundle.defaults
+        if place == "inpaint" and defaults.get("sampler") == "pndm":
+            defaults = {**defaults, "sampler": "plms"}  # as stock pipelines, which repaint without Runge-Kutta steps
         request = Request.checked(
             place,
             prompt,
             negative_prompt,
-            defaults=self.bundle.defaults,
+            defaults=defaults,
             most_steps=self.schedule.num_train_timesteps,
             **options,
         )
