@@ -127,6 +127,26 @@ def test_a_checkpoint_draws_by_its_own_scheduler_when_told_nothing(
     assert psnr(np.asarray(result.images[0]), np.asarray(theirs)) >= 50
 
 
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", FILES)
+def test_a_bundle_of_a_checkpoint_draws_as_the_stock_pipeline_on_its_folder(
+    stock: Any, tmp_path: Path, kind: str
+) -> None:
+    """The same through the whole export, with nothing told but the seed wherever stock pipelines' habits hold."""
+    name, config, sampler = FILES[kind]
+    folder = write_scheduler(linked(tmp_path / "checkpoint"), name, config)
+    store = Store(tmp_path / "cache")
+    bundle = write_bundle(Recipe(folder, targets=(Target("native", "fp32"),)), tmp_path / "bundle", store=store).path
+    ours = hotloop.load(bundle)
+    eta = {"sampler_options": {"eta": 0.0}} if sampler == "tcd" else {}
+    usual = {"num_inference_steps": 20, "guidance_scale": 1.0} if kind not in FEW else {}
+    result = ours.txt2img(PROMPT, seed=7, prompt_syntax="plain", **usual, **eta)
+    told = {key: result.settings[key] for key in ("num_inference_steps", "guidance_scale")}
+    theirs = drawn_by(stock, folder, **told)
+    assert psnr(np.asarray(result.images[0]), np.asarray(theirs)) >= 50
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
     """The built-in model with a guidance embedding, as full consistency checkpoints have one: folder, bundle, what the
