@@ -169,7 +169,7 @@ def test_engines_do_not_import_each_other():
 
 
 @pytest.mark.parametrize(
-    "module", ["loop", "denoiser/unet", "samplers/library", "samplers/schedule", "samplers/grids", "noise"]
+    "module", ["loop", "denoiser/unet", "samplers/library", "samplers/face", "samplers/schedule", "noise"]
 )
 def test_the_hot_loop_knows_no_engine(module):
     path = ROOT / "runtime/hotloop" / f"{module}.py"

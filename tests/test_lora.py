@@ -21,6 +21,7 @@ import transformers
 from safetensors.torch import save_file
 
 from hotloop.adapters.lora import MAX_RANK, Lora, Scaled, merge
+from hotloop.adapters.lora_keys import lora_modules
 from hotloop.errors import BundleError, InputError
 from hotloop.weights import keys
 
@@ -302,7 +303,7 @@ def test_every_module_of_a_unet_has_the_name_that_ldm_checkpoints_give_it(form: 
     ours = {key: value.shape for key, value in keyed("unet", networks(form)["unet"]).items()}
     targets = [key for key, shape in ours.items() if key.endswith(".weight") and len(shape) in (2, 4)]
     other: dict[str, list[str]] = {}
-    for name, key in keys.lora_modules("unet", targets).items():
+    for name, key in lora_modules("unet", targets).items():
         other.setdefault(key, []).append(name)
     assert all(len(both) == 2 for both in other.values())
     dotted = {both[1]: key for key, both in other.items()}
@@ -820,6 +821,6 @@ def test_flat_names_are_never_shared_by_two_modules() -> None:
     for form in UNETS:
         for component, weights in base_of(networks(form)).items():
             changed = [key for key, value in weights.items() if key.endswith(".weight") and value.ndim in (2, 4)]
-            table = keys.lora_modules(component, changed)
+            table = lora_modules(component, changed)
             assert set(table.values()) == set(changed)
             assert len(table) == len(changed) * (2 if component == "unet" else 1)

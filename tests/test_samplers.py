@@ -10,7 +10,7 @@ import torch
 from hotloop import samplers
 from hotloop.errors import InputError
 from hotloop.loop import Inpaint, denoise
-from hotloop.samplers import D, Grid, Rows, X, Z
+from hotloop.samplers import D, Grid, Rows, X, Z, face
 from hotloop.samplers.schedule import Schedule
 
 # diffusers' own, about NumPy 2.
@@ -415,7 +415,7 @@ def test_a_sampler_is_registered_with_one_decorator():
         with pytest.raises(InputError, match="taken"):
             samplers.sampler("churned_euler")(lambda grid: Rows())
     finally:
-        del samplers._REGISTRY["churned_euler"]
+        del face._REGISTRY["churned_euler"]
 
 
 @pytest.mark.parametrize(

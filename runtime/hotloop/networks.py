@@ -76,9 +76,9 @@ class Networks:
         """
         unet = self["unet"]
         prompt, time = (self[name] if name in self.rows else None for name in ("prompt", "time"))
-        kind = KINDS.get(unet.kind)  # none for the modules that a reference is drawn with
-        if kind and (where := kind.denoiser) and unet.kind == self.entry.kind:
-            module, cls = where.split(":")
+        kind = KINDS.get(unet.kind)  # an engine given in place of the entry's may be of a kind of its own
+        if kind and kind.denoiser:
+            module, cls = kind.denoiser.split(":")
             resident: type[ResidentLoop] = getattr(import_module(module), cls)
             return resident(
                 unet, prompt=prompt, time=time, prompts=self._prompts, times=self._times,

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..weights import Weights, refuse_non_finite
-from ..weights.keys import lora_flat, lora_key, lora_modules
+from .lora_keys import lora_flat, lora_key, lora_modules
 
 __all__ = ["MAX_RANK", "MAX_TENSORS", "Layer", "Lora", "Scaled", "merge"]
 
@@ -98,7 +98,7 @@ class Lora:
 
     A file alone does not tell every weight it changes: kohya's names write underscores for dots, and number blocks as
     the network does. `resolve(shapes)` gives the weights' keys, for the network whose shapes it is told.
-    layers   component -> flat module name (see keys.lora_flat) -> Layer
+    layers   component -> flat module name (see lora_keys.lora_flat) -> Layer
     sha256   of the files read, one after another (the weights, then their configuration)
     """
 

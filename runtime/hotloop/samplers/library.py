@@ -1,124 +1,17 @@
-"""Every sampler as data: a function from (schedule, steps) to a StepTable; the loop knows none of them by name.
-
-A sampler is written as in its paper, on unit vectors: `X` is the state x, `S[1]..S[7]` are the saved states, `D` is
-what the row keeps of the network's output and `Z` is unit noise. `X + dt * D` is then a row of the table's matrix.
-
-A new sampler is one decorated function (`sampler` shows how); it becomes available by name everywhere.
-Defaults are those of the diffusers scheduler that `from_config` makes from the bundle's scheduler configuration:
-what the file names, else that scheduler class's own default (given in the decorator). Options override both.
-"""
+"""The samplers, each as in its paper: a function from a Grid to Rows, so that the loop knows none of them by name."""
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
-from .grids import Grid, Solver, checked
-from .schedule import Schedule, sigma_to_t
-from .table import D, K, Level, Rows, S, StepTable, Vector, X, Z, combine, outputs
-
-__all__ = [
-    "NAMES",
-    "D",
-    "Grid",
-    "K",
-    "Level",
-    "Rows",
-    "S",
-    "StepTable",
-    "X",
-    "Z",
-    "build",
-    "combine",
-    "get",
-    "options",
-    "outputs",
-    "sampler",
-]  # fmt: skip
-
-
-class Sampler(Protocol):
-    """A registered sampler."""
-
-    def __call__(self, schedule: Schedule, steps: int, *, start: int = 0, **options: Any) -> StepTable: ...
-
-
-class _Entry(NamedTuple):
-    build: Sampler
-    defaults: Mapping[str, Any]
-
-
-_REGISTRY: dict[str, _Entry] = {}
-NAMES = _REGISTRY.keys()  # a live view: samplers registered later appear in it
-
-
-def sampler(name: str, **defaults: Any) -> Callable[[Callable[[Grid], Rows]], Sampler]:
-    """Registers a sampler. `defaults` are its options with their default values.
-
-    The decorated function gets a Grid (schedule, steps, start, options `grid["eta"]`, grids and helpers) and returns
-    Rows. Its public form is `(schedule, steps, *, start=0, **options) -> StepTable`, with the checks done:
-
-        from hotloop.samplers import D, Grid, Rows, X, Z, sampler
-
-        @sampler("churned_euler", spacing="linspace", sigmas="default", steps_offset=0, churn=0.0)
-        def churned_euler(grid: Grid) -> Rows:
-            ve = grid.ve()
-            rows = Rows(init_scale=ve.init_scale)
-            for i in grid.indices:
-                dt = ve.sigmas[i + 1] - ve.sigmas[i]
-                rows.add(i, ve.timesteps[i], X + dt * D + grid["churn"] * ve.sigmas[i + 1] * Z, draws=True, **ve.at(i))
-            return rows
-
-        pipe.txt2img("a face", sampler="churned_euler")
-
-    Raises InputError when the name is taken.
-    """
-
-    def register(rows: Callable[[Grid], Rows]) -> Sampler:
-        if name in _REGISTRY:
-            raise InputError("samplers", "name must not be taken", name)
-
-        def public(schedule: Schedule, steps: int, *, start: int = 0, **options: Any) -> StepTable:
-            grid = checked(name, schedule, steps, start, defaults, options)
-            with np.errstate(all="ignore"):  # what is not finite, the table refuses
-                return rows(grid).table(name)
-
-        public.__name__ = public.__qualname__ = name
-        public.__doc__, public.__module__ = rows.__doc__, rows.__module__
-        _REGISTRY[name] = _Entry(public, MappingProxyType(defaults))
-        return public
-
-    return register
-
-
-def get(name: str) -> Sampler:
-    """The sampler of that name. Raises InputError with the near misses."""
-    if name not in _REGISTRY:
-        near = difflib.get_close_matches(str(name).lower(), _REGISTRY, n=3, cutoff=0.5)
-        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        raise InputError("samplers", f"sampler must be one of {', '.join(_REGISTRY)}{hint}", name)
-    return _REGISTRY[name].build
-
-
-def options(name: str) -> Mapping[str, Any]:
-    """The options a sampler takes, with the values they have where the bundle's configuration is silent."""
-    get(name)
-    return _REGISTRY[name].defaults
-
-
-def build(name: str, schedule: Schedule, steps: int, *, start: int = 0, **options: Any) -> StepTable:
-    """The table of `steps` steps of a sampler, the first `start` of them skipped (image to image).
-
-    Raises InputError: unknown sampler or option, steps outside 1..T, start outside 0..steps-1, an option out of range.
-    """
-    return get(name)(schedule, steps, start=start, **options)
-
+from .face import sampler
+from .grids import Grid, Solver
+from .schedule import sigma_to_t
+from .table import D, Rows, S, Vector, X, Z, combine, outputs
 
 # Option defaults as the diffusers scheduler classes have them.
 _WHOLE: dict[str, Any] = {"spacing": "leading", "steps_offset": 0}
