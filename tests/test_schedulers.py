@@ -179,6 +179,7 @@ def test_a_unet_that_is_told_its_guidance_is_drawn_with_it(told: Any, stock: Any
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     ours = hotloop.load(bundle)
+    assert ours.bundle.manifest["parity"]["images"]["steps"] == 4, "judged by as many steps as it is drawn in"
     assert "defaults: sampler lcm, num_inference_steps 4, guidance_scale 8.0 (a latent consistency model)" in said
     drawn = {}
     for guidance in (None, 3.0):

@@ -56,7 +56,7 @@ def manner(scheduler: Mapping[str, Any], *, guidance_embedding: bool) -> Manner:
     elif name == "tcd":
         defaults |= {"num_inference_steps": _FEW, "guidance_scale": 0.0}
         reason = "a trajectory consistency model"
-    elif name in _TRAILING and plain and scheduler.get("timestep_spacing") == "trailing":
+    elif name in _TRAILING and plain and not missed and scheduler.get("timestep_spacing") == "trailing":
         defaults |= {"num_inference_steps": _FEW, "guidance_scale": 0.0}
         reason = "Euler on trailing timesteps: a turbo model"
     return Manner(defaults, reason, missed)

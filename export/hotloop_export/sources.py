@@ -92,7 +92,7 @@ _COMPONENTS = {
 
 
 @dataclass(frozen=True)
-class FileWords:
+class _Words:
     """What a single file says of itself, in empty tensors and in its metadata (Stability-AI/ModelSpec).
 
     prediction  epsilon or v_prediction; None where the file does not tell
@@ -117,7 +117,7 @@ class _Draft:
     scheduler: dict[str, Any] | None = None
     index: dict[str, Any] | None = None
     open_clip: bool = False
-    words: FileWords = field(default_factory=FileWords)
+    words: _Words = field(default_factory=_Words)
     repairs: list[str] = field(default_factory=list)
 
     def put(self, component: str, config: dict[str, Any], tensors: Weights, files: list[Path]) -> None:
@@ -300,7 +300,7 @@ def _read_file(path: Path, *, ema: bool) -> _Draft:
     return draft
 
 
-def _read_words(draft: _Draft, weights: Weights) -> FileWords:
+def _read_words(draft: _Draft, weights: Weights) -> _Words:
     """Of the marks `v_pred` and `ztsnr`, then of `modelspec.prediction_type`, then of `modelspec.architecture`."""
     place, said = draft.place.name, weights.metadata
     architecture = said.get("modelspec.architecture", "").lower()
@@ -321,7 +321,7 @@ def _read_words(draft: _Draft, weights: Weights) -> FileWords:
     draft.repairs += [f"{place}: {told[first]}, by {first}"] if first else []
     draft.repairs += [f"{place}: zero terminal SNR, by the key ztsnr"] if zero_snr else []
     name = f"{said.get('modelspec.title', '')} {architecture}"
-    return FileWords(told[first] if first else None, zero_snr, name.strip())
+    return _Words(told[first] if first else None, zero_snr, name.strip())
 
 
 def _shapes(tensors: Weights) -> dict[str, tuple[int, ...]]:
