@@ -71,6 +71,8 @@ clean:                 ## remove the environments, build folders and caches
 	@$(call need-python)
 	$(PYTHON) -m venv .venv-dev
 	$(DEV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[test]'
+	# CLIP's vocabulary, which that package carries; what its code needs is not wanted here.
+	$(DEV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps clip-anytorch==2.6.0
 	@touch $@
 
 define need-python
