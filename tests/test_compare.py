@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hotloop import cli
 from hotloop.bundle import Bundle, builtin, write_manifest
+from hotloop.cli.compare import compare as run_compare
 from hotloop.errors import InputError
 from hotloop.evaluation import comparison as compare
 from hotloop.evaluation import metrics as quality
@@ -337,7 +337,7 @@ def command(**changes: Any) -> None:
         path=None, samplers="ddim, euler_a", steps="2,4", engines="onnx-fp32", prompts=2, guidance=None, size="32x32",
         batch=1, rounds=1, seed=0, out=None, json_=None,
     )  # fmt: skip
-    cli.compare(**(given | changes))  # type: ignore[arg-type]
+    run_compare(**(given | changes))  # type: ignore[arg-type]
 
 
 def test_the_command_prints_the_table_and_writes_lines_and_a_sheet(

@@ -279,11 +279,10 @@ def test_bad_arguments_are_refused_in_one_line(pipe: Any, case: str, options: di
     assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("prompt", ["", "  \n", "x" * 10**6, [], ["a", ""], 5])
+@pytest.mark.parametrize("prompt", ["x" * 10**6, [], ["a", 5], 5])
 def test_bad_prompts_are_refused_in_one_line(pipe: Any, prompt: Any) -> None:
-    with pytest.raises((InputError, TypeError)) as caught:
+    with pytest.raises(InputError) as caught:
         pipe.txt2img(prompt, seed=1)
-    assert isinstance(caught.value, InputError)
     assert len(str(caught.value)) < 400
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .checks import check_finite
+from .denoiser import guidance_embedding
 from .errors import InputError
 from .networks import Networks
 from .request import Request
@@ -77,7 +78,7 @@ class Conditioning:
 
     def __init__(self, encoders: list[TextEncoder]) -> None:
         self.encoders = encoders
-        self.parts: list[Callable[[Networks, Request], Cond]] = [partial(_words, encoders)]
+        self.parts: list[Callable[[Networks, Request], Cond]] = [partial(_words, encoders), _guidance]
 
     def encode(self, networks: Networks, request: Request) -> Cond:
         """Name -> f32 [N, ...], as the denoiser takes them."""
@@ -85,6 +86,14 @@ class Conditioning:
         for part in self.parts:
             cond |= part(networks, request)
         return cond
+
+
+def _guidance(networks: Networks, request: Request) -> Cond:
+    """`timestep_cond` [N, cond_width] of a distilled UNet that is told its guidance, else nothing."""
+    if not networks.told_guidance:
+        return {}
+    scales = np.full(len(request.prompts), request["guidance_scale"])
+    return {"timestep_cond": guidance_embedding(scales, networks.bundle.family.cond_width)}
 
 
 def _words(encoders: list[TextEncoder], networks: Networks, request: Request) -> Cond:

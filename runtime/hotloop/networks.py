@@ -13,6 +13,7 @@ from .bundle import Bundle, Entry
 from .denoiser import LRUCache, UNetDenoiser
 from .engines import KINDS, Engine, open_engine
 from .errors import BundleError
+from .process import Origin
 from .selection import Choice, runs_in
 from .spec import LORA_COMPONENTS, Network
 from .tokenizer import Tokenizer
@@ -37,14 +38,16 @@ class Networks:
         self.rows: Mapping[str, Network] = bundle.networks(entry)
         self._threads, self._cache, self._adapters = threads, cache, adapters
         self._open = dict(given or {})
-        self.tokenizers: Mapping[
-            str, Tokenizer
-        ] = {}  # network -> what reads for its token table, where words were added
+        # network -> what reads for it, where words were added to its token table
+        self.tokenizers: Mapping[str, Tokenizer] = {}
         self._prompts, self._times = LRUCache(), LRUCache()
         self._lock = threading.Lock()
+        self._origin = Origin()
 
     def __getitem__(self, name: str) -> Engine:
-        """Raises BundleError for a network that the entry does not have, or that does not open."""
+        """Raises BundleError for a network that the entry does not have, or that does not open, and InputError in a
+        process that was forked since these were made."""
+        self.check_process()
         with self._lock:
             if name not in self._open:
                 path = self.bundle.network_file(self.entry, name)
@@ -57,6 +60,10 @@ class Networks:
                 self.bundle.check_in_place()
                 self._open[name] = engine
             return self._open[name]
+
+    def check_process(self) -> None:
+        """Raises InputError in a process that was forked since these were made."""
+        self._origin.check("engine")
 
     def opened(self) -> dict[str, Engine]:
         with self._lock:
@@ -75,6 +82,11 @@ class Networks:
         )  # fmt: skip
         made.tokenizers = self.tokenizers if tokenizers is None else tokenizers
         return made
+
+    @property
+    def told_guidance(self) -> bool:
+        """Whether the UNet takes its guidance as an input, in place of a second half."""
+        return "timestep_cond" in self.entry.groups
 
     def denoiser(self, *, decoder: str | None = None, scaling: float = 1.0) -> UNetDenoiser:
         """What the loop holds: the UNet with the networks that were split from it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -17,6 +18,7 @@ from .bundle import Bundle, Entry, builtin
 from .call import Call, Result, noised
 from .checks import check_integer
 from .conditioning import Conditioning, TextEncoder
+from .denoiser import guidance_embedding
 from .engines import Engine
 from .errors import InputError
 from .files import cache_folder
@@ -182,7 +184,11 @@ class Pipeline:
         n, family, defaults = shape[0], self.family, self.bundle.defaults
         table = self.table(defaults.get("sampler", "plms"), defaults.get("num_inference_steps", 50))
         context = np.zeros((n, family.vocab_tokens, family.context_dim), np.float32)
-        cond = {"context": context} | ({"negative_context": context} if guidance else {})
+        cond = {"context": context}
+        if networks.told_guidance:
+            cond["timestep_cond"] = guidance_embedding(np.ones(n), family.cond_width)
+        elif guidance:
+            cond["negative_context"] = context
         if extra := family.unet_channels - family.latent_channels:
             cond["extra"] = np.zeros((n, extra, *shape[2:]), np.float32)
         with networks.denoiser() as denoiser:
@@ -236,8 +242,13 @@ class Pipeline:
         self, place: str, prompt: str | Sequence[str], negative: str | Sequence[str] | None, given: Mapping[str, Any]
     ) -> Call:
         words = {"prompt": prompt, "negative_prompt": negative}
-        request = Request.checked(place, {**words, **given}, self.bundle.defaults)
-        return Call(request, self.networks, self.autoencoder)
+        defaults, networks = self.bundle.defaults, self.networks
+        if place == "inpaint" and defaults.get("sampler") == "pndm":
+            defaults = {**defaults, "sampler": "plms"}  # as stock pipelines, which repaint without Runge-Kutta steps
+        request = Request.checked(place, {**words, **given}, defaults)
+        if networks.told_guidance:
+            request = replace(request, negatives=None)  # its guidance is an input: there is no second half
+        return Call(request, networks, self.autoencoder)
 
     def _refuse_inpainting_network(self, request: Request) -> None:
         if self.family.inpaint_channels:

@@ -305,8 +305,6 @@ class Request:
         """
         values = _settled(pipeline, canonical(pipeline, given), bundle)
         prompts, negatives, each = values["prompt"], values["negative_prompt"], values["num_images_per_prompt"]
-        if any(not text.strip() for text in prompts):
-            raise InputError(pipeline, "prompt must not be empty", prompts)
         if len(prompts) * each > MAX_IMAGES:
             raise InputError(pipeline, f"images per call must be at most {MAX_IMAGES}", len(prompts) * each)
         if len(negatives) not in (1, len(prompts)):

@@ -1,8 +1,11 @@
 """Denoisers, what the loop holds: protocols, any engine's UNet, the one whose state stays on its device, a wrapper."""
 
+from .guidance import guidance_embedding
 from .lru_cache import LRUCache
 from .protocols import Denoiser, DeviceDenoiser, Inpaint
 from .rescaled import Rescaled
 from .unet import UNetDenoiser
 
-__all__ = ["Denoiser", "DeviceDenoiser", "Inpaint", "LRUCache", "Rescaled", "UNetDenoiser"]
+__all__ = [
+    "Denoiser", "DeviceDenoiser", "Inpaint", "LRUCache", "Rescaled", "UNetDenoiser", "guidance_embedding",
+]  # fmt: skip

@@ -63,9 +63,12 @@ class Canvas:
 
         Raises InputError at `place` where no latent cell is left to repaint.
         """
-        source, mask = (one if self.box is None else one.crop(self.box) for one in (self.original, self.mask))
-        pixels = images.to_float(images.resize(source, size))
-        pixel_mask = images.mask_array(images.resize(mask, size))
+        both = (self.original, self.mask)
+        if self.box is None:
+            source, mask = (images.resize(one, size) for one in both)
+        else:  # a box at the picture's border may not reach the drawing's proportions
+            source, mask = (images.fill(one.crop(self.box), size) for one in both)
+        pixels, pixel_mask = images.to_float(source), images.mask_array(mask)
         latent_mask = images.latent_mask(pixel_mask, factor)
         if not latent_mask.any():
             at = f"at {size[0]} x {size[1]} pixels"
