@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from harness import Case, compare, cosine_at_least
 import hotloop
 from hotloop.bundle import builtin
 from hotloop.weights import Weights, keys, save
+from hotloop_kernels import usable_cores
 
 RESULTS = Path(__file__).parent / "results" / "local" / "adapters.jsonl"
 RANK, SIZE = 16, 0.05
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--size", default="512x512", type=lambda text: tuple(map(int, text.split("x"))))
     parser.add_argument("--batch", type=int, default=1, help="images; guidance evaluates twice as many")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON lines are added to this file")

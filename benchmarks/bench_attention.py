@@ -8,7 +8,6 @@ Prints one line per shape: milliseconds of both, the speed-up with its interval,
 from __future__ import annotations
 
 import argparse
-import os
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +75,7 @@ def as_close(want: torch.Tensor, dtype: torch.dtype) -> Check:
 
 
 def main() -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = kernels.usable_cores()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--threads", type=int, default=cores)

@@ -8,7 +8,6 @@ Prints one line per shape: microseconds of both, the speed-up with its interval,
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,7 +74,7 @@ def within(ulps: float, exact: torch.Tensor, dtype: torch.dtype) -> Check:
 
 
 def main() -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = kernels.usable_cores()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--threads", type=int, default=cores)

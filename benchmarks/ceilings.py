@@ -18,7 +18,6 @@ import functools
 import importlib.util
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from hotloop_kernels import usable_cores
 
 __all__ = ["Ceiling", "Ceilings", "measure"]
 
@@ -92,7 +93,7 @@ def measure(*, device: str = "cpu", threads: int | None = None, seconds: float =
     after its first run.
     """
     if device == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         before, threads = torch.get_num_threads(), threads or cores
         torch.set_num_threads(threads)
         try:

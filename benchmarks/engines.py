@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from harness import Case, compare, cosine_at_least
 
 import hotloop
+from hotloop_kernels import usable_cores
 
 RESULTS = Path(__file__).parent / "results" / "local" / "engines.jsonl"
 COSINE = 0.99
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", help="only these, such as openvino-bf16")
     parser.add_argument("--size", default="512x512", type=lambda text: tuple(map(int, text.split("x"))))
     parser.add_argument("--batch", type=int, default=1, help="images; guidance evaluates twice as many")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=1)

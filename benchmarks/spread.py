@@ -9,7 +9,6 @@ an image), whole and in parts in turns. A speed-up is printed only where the out
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from hotloop.bundle import Bundle, Entry
 from hotloop.engines.onnx import OnnxEngine
 from hotloop.engines.openvino import OpenVinoEngine
 from hotloop.spec import cells
+from hotloop_kernels import usable_cores
 from models import LOCAL, model
 
 ENGINES = ("onnx-fp32", "openvino-fp32", "openvino-bf16", "openvino-int8")
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="of a small model")
     parser.add_argument("--images", type=int, default=1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--out", type=Path, default=LOCAL / "spread.jsonl", help="JSON lines are added to this file")

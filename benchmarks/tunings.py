@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from hotloop.bundle import builtin
 from hotloop.engines.native import NativeEngine, default_tunings
 from hotloop.nets.tunings import TUNINGS, tune
 from hotloop.spec import cells, family
+from hotloop_kernels import usable_cores
 
 RESULTS = Path(__file__).parent / "results" / "local" / "tunings.jsonl"
 ROW = "{:<44}{:>12}{:>12}  {}"
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--family", default="avatar-tiny")
     parser.add_argument("--cells", default="16x16", help="height x width of the latents")
     parser.add_argument("--precision", default="fp32")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON lines are added to this file")

@@ -14,7 +14,6 @@ least time that the plain work takes at ceilings measured at the beginning of th
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from scenarios import serve
 from hotloop import Bundle
 from hotloop.evaluation.records import SCENARIOS, append, environment, record, run_id
 from hotloop.spec import REWRITES
+from hotloop_kernels import usable_cores
 from models import LOCAL, Model, model
 
 PROMPT = "A cute anime girl with pink hair, wearing a school uniform, smiling"
@@ -54,7 +54,7 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--keep-bundles", action="store_true", help="those made here before, whatever code made them")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--rounds", type=int, default=0, help="15 by default, of a large model 3")
     parser.add_argument("--warmup", type=int, default=0, help="2 by default, of a large model 1")

@@ -110,6 +110,25 @@ def test_mask_region_equals_diffusers_crop_region(padding: int, aspect: tuple[in
         assert images.mask_region(mask, padding=padding, aspect=aspect[0] / aspect[1]) == want
 
 
+@pytest.mark.parametrize("target", [(64, 64), (64, 40), (16, 72), (24, 96)])
+@pytest.mark.parametrize("size", [(64, 48), (23, 71), (50, 50), (120, 9), (7, 90)])
+def test_fill_equals_diffusers_fill(size: tuple[int, int], target: tuple[int, int]) -> None:
+    image = picture().resize(size)
+    assert same(images.fill(image, target), PROCESSOR.resize(image, target[1], target[0], resize_mode="fill"))
+    mask = image.convert("L")
+    want = PROCESSOR.resize(mask, target[1], target[0], resize_mode="fill").convert("L")
+    assert same(images.fill(mask, target), want)
+
+
+def test_paste_into_a_box_of_other_proportions_looks_as_diffusers_overlay() -> None:
+    original, generated, box = picture(), picture(seed=5).resize((40, 64)), (3, 5, 60, 41)
+    mask = Image.new("L", original.size)
+    mask.paste(255, (6, 8, 58, 40))
+    want = np.asarray(PROCESSOR.apply_overlay(mask, original, generated, box), int)
+    got = np.asarray(images.paste(original, generated, mask, box=box), int)
+    assert np.abs(got - want).max() <= 2
+
+
 def test_blur_equals_diffusers_blur_and_radius_0_changes_nothing() -> None:
     mask = ramp_mask()
     assert same(images.blur(mask, 4), PROCESSOR.blur(mask, 4))
@@ -176,6 +195,68 @@ def test_lossy_files_read_back_closely(tmp_path: Path, suffix: str) -> None:
     assert np.abs(got - np.asarray(smooth)).mean() < 4
 
 
+def chunk(kind: bytes, data: bytes, *, crc: int | None = None) -> bytes:
+    check = zlib.crc32(kind + data) if crc is None else crc
+    return len(data).to_bytes(4) + kind + data + check.to_bytes(4)
+
+
+BROKEN_EXIF = b"Exif\0\0II*\0\xff\xff\xff\x7f"  # the directory lies beyond the end
+HUGE_TEXT = b"a\0\0" + zlib.compress(bytes(70 << 20))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # PIL's own, which may stay
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("exif", [BROKEN_EXIF, b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\xff\xff", b"nonsense", b"\0"])
+def test_broken_exif_counts_as_none(tmp_path: Path, kind: str, exif: bytes) -> None:
+    whole = write(picture(), tmp_path / f"whole.{kind.lower()}")
+    path = write(picture(), tmp_path / f"broken.{kind.lower()}", exif=exif)
+    assert same(images.open_image(path), images.open_image(whole))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    "broken",
+    [
+        chunk(b"eXIf", BROKEN_EXIF[6:]), chunk(b"tEXt", b"a\0b", crc=7), chunk(b"zTXt", HUGE_TEXT),
+        chunk(b"iCCP", b"a\0\0not deflated"), chunk(b"iTXt", b"a\0\1\0\0\0nothing"), chunk(b"pHYs", b"\0"),
+        chunk(b"gAMA", b""), chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta tiff:Orientation='99'"),
+    ],
+    ids=["exif", "crc", "bomb", "icc", "itxt", "phys", "gama", "xmp"],
+)  # fmt: skip
+@pytest.mark.parametrize("before", [True, False])
+def test_a_png_whose_metadata_is_broken_is_read(tmp_path: Path, broken: bytes, before: bool) -> None:
+    path = write(picture(), tmp_path / "a.png")
+    data = path.read_bytes()
+    at = data.index(b"IDAT" if before else b"IEND") - 4
+    path.write_bytes(data[:at] + broken + data[at:])
+    assert same(images.open_image(path), picture())
+
+
+def test_a_png_whose_pixels_are_cut_short_is_still_refused(tmp_path: Path) -> None:
+    path = write(picture(), tmp_path / "a.png")
+    data = path.read_bytes()
+    at = data.index(b"IDAT") - 4
+    path.write_bytes((data[:at] + chunk(b"tEXt", b"a\0b", crc=7) + data[at:])[: len(data) // 2])
+    with pytest.raises(InputError, match=r"image must be readable") as told:
+        images.open_image(path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int64, np.bool_, np.float32])
+def test_arrays_of_0_and_1_are_masks_as_in_diffusers(kind: Any) -> None:
+    array = np.zeros((48, 64), kind)
+    array[10:20, 30:50] = 1
+    want = MASK_PROCESSOR.preprocess(array.astype(np.float32), height=48, width=64).numpy()
+    np.testing.assert_array_equal(images.mask_array(images.open_mask(array)), want)
+
+
+def test_a_mask_file_of_0_and_1_is_told_its_greatest_value(tmp_path: Path) -> None:
+    path = write(Image.fromarray(np.eye(8, dtype=np.uint8)), tmp_path / "a.png")
+    for source in (path, Image.open(path)):
+        with pytest.raises(InputError, match=r"\[mask_image\] mask must be white, 255, .*, got 'greatest value is 1'"):
+            images.open_mask(source)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
@@ -239,7 +320,7 @@ def test_dark_16_bit_files_stay_dark(tmp_path: Path) -> None:
     dark = Image.fromarray(np.full((2, 2), 255, np.uint16))
     assert dark.mode == "I;16"
     for source in (dark, *(write(dark, tmp_path / f"dark.{suffix}") for suffix in ("png", "tiff", "ppm"))):
-        assert np.asarray(images.open_mask(source)).max() == 1
+        assert np.asarray(images.open_image(source)).max() == 1
 
 
 @pytest.mark.parametrize("values", [[[0, 70_000]], [[-1, 255]]])
@@ -443,7 +524,7 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_no_part(tmp_path: Path, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     assert "No space left on device" in refused(picture(seed=3), path, reader=images.save)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
@@ -454,7 +535,7 @@ def test_an_interrupted_save_leaves_no_part(tmp_path: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     if at == "replace":
-        monkeypatch.setattr(images.os, "replace", interrupt)
+        monkeypatch.setattr("os.replace", interrupt)
     else:
         monkeypatch.setattr(Path, "write_bytes", lambda self, data: (self.touch(), interrupt()))
     with pytest.raises(KeyboardInterrupt):

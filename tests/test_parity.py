@@ -108,6 +108,55 @@ def test_inpaint_equals_the_baseline(pipe: Any, stock: Any, sampler: str, streng
     compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
 
 
+def band(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    image = Image.new("L", size, 0)
+    image.paste(255, box)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("size", "masked", "drawn"),
+    [
+        ((96, 64), (0, 0, 96, 64), (64, 64)),  # as large as the picture
+        ((128, 40), (4, 2, 60, 38), (64, 64)),  # as high
+        ((64, 96), (0, 10, 64, 90), (96, 64)),  # as wide, and drawn wide
+        ((96, 96), (30, 30, 60, 60), (64, 64)),  # a region that reaches the proportions
+    ],
+)
+def test_only_masked_inpainting_equals_the_baseline(pipe: Any, stock: Any, size: Any, masked: Any, drawn: Any) -> None:
+    """A region that cannot take the drawing's proportions keeps its own."""
+    image, area = scene().resize(size), band(size, masked)
+    width, height = drawn
+    options = dict(image=image, mask_image=area, padding_mask_crop=4, strength=1.0, width=width, height=height)
+    ours = pipe.inpaint(PROMPT, NEGATIVE, sampler="ddim", seed=5, mask_blur=0, **options, **COMMON, **PARITY)
+    stock.use("ddim")
+    theirs = stock.inpaint(PROMPT, negative_prompt=NEGATIVE, generator=stock.generators([5]), **options, **COMMON)
+    assert psnr(ours.images[0], theirs.images[0]) >= 50
+
+
+@pytest.mark.parametrize("prompt", ["", " "])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_an_empty_prompt_equals_the_baseline(pipe: Any, stock: Any, prompt: str, guidance: float) -> None:
+    """Unconditional img2img, and what is used to take objects away."""
+    options = dict(image=scene(), strength=0.6, num_inference_steps=5, guidance_scale=guidance)
+    ours = pipe.img2img(prompt, "", sampler="ddim", seed=3, **options, **PARITY)
+    stock.use("ddim")
+    theirs = stock.img2img(
+        prompt, negative_prompt="", generator=stock.generators([3]), output_type="latent", **options
+    ).images.numpy()
+    compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+
+
+def test_a_mask_array_of_0_and_1_equals_the_baseline(pipe: Any, stock: Any) -> None:
+    options = dict(image=scene(), mask_image=(np.asarray(mask()) > 0).astype(np.uint8), strength=1.0)
+    ours = pipe.inpaint("", sampler="ddim", seed=5, paste=False, mask_blur=0, **options, **COMMON, **PARITY)
+    stock.use("ddim")
+    theirs = stock.inpaint(
+        "", generator=stock.generators([5]), output_type="latent", height=64, width=64, **options, **COMMON
+    ).images.numpy()
+    compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
+
+
 def test_a_batch_equals_the_baseline_with_one_generator_per_image(pipe: Any, stock: Any) -> None:
     ours = pipe.txt2img(PROMPT, sampler="euler_a", seed=40, num_images_per_prompt=3, **COMMON, **PARITY)
     stock.use("euler_a")

@@ -9,6 +9,7 @@ from .attention import attention
 from .backend import build_info, compiled, proved, set_threads, threads
 from .cfg_step import cfg_step
 from .checks import KernelError
+from .cores import affinity, quota, usable_cores
 from .geglu import geglu
 from .group_norm_silu import group_norm_silu
 from .layer_norm import layer_norm
@@ -17,6 +18,6 @@ from .layer_norm import layer_norm
 OPERATORS = ("attention", "cfg_step", "geglu", "group_norm_silu", "layer_norm", "rgb.pack", "rgb.unpack")
 
 __all__ = [
-    "OPERATORS", "KernelError", "attention", "build_info", "cfg_step", "compiled", "geglu", "group_norm_silu",
-    "layer_norm", "proved", "rgb", "set_threads", "threads",
+    "OPERATORS", "KernelError", "affinity", "attention", "build_info", "cfg_step", "compiled", "geglu",
+    "group_norm_silu", "layer_norm", "proved", "quota", "rgb", "set_threads", "threads", "usable_cores",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import KernelError
+from .cores import quota, usable_cores
 
 __all__ = ["build_info", "compiled", "ops", "proved", "set_threads", "threads"]
 
@@ -54,13 +55,15 @@ def set_threads(count: int) -> None:
 
 
 def _configure(environment: dict[str, str]) -> None:
-    """HOTLOOP_ISA (lower only) and HOTLOOP_THREADS."""
+    """HOTLOOP_ISA (lower only) and HOTLOOP_THREADS; the compiled code itself knows the affinity and no quota."""
     if name := environment.get("HOTLOOP_ISA"):
         ops.set_isa(name)
     if count := environment.get("HOTLOOP_THREADS"):
         if not count.isascii() or not count.isdigit():
             raise KernelError("kernels", "HOTLOOP_THREADS must be a whole number from 1", count)
         ops.set_threads(int(count))
+    elif quota() is not None:
+        ops.set_threads(usable_cores())
 
 
 if ops is not None:

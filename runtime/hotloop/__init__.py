@@ -14,6 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import telemetry
 from .errors import BundleError, HotloopError, InputError, NonFiniteError, TruncationWarning
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ __all__ = [
     "load",
     "samplers",
 ]
+
+telemetry.switch_off()
 
 _LAZY = {"Bundle": "bundle", "Pipeline": "pipeline", "Result": "pipeline", "load": "pipeline", "samplers": "samplers"}
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from .bundle import Bundle, Entry
 from .denoiser import LRUCache, UNetDenoiser
 from .engines import KINDS, Engine, open_engine
+from .process import Origin
 from .selection import runs_in
 from .spec import LORA_COMPONENTS, Network
 
@@ -36,9 +37,12 @@ class Networks:
         self._open = dict(given or {})
         self._prompts, self._times = LRUCache(), LRUCache()
         self._lock = threading.Lock()
+        self._origin = Origin()
 
     def __getitem__(self, name: str) -> Engine:
-        """Raises BundleError for a network that the entry does not have, or that does not open."""
+        """Raises BundleError for a network that the entry does not have, or that does not open, and InputError in a
+        process that was forked since these were made."""
+        self.check_process()
         with self._lock:
             if name not in self._open:
                 path = self.bundle.network_file(self.entry, name)
@@ -51,6 +55,10 @@ class Networks:
                 self.bundle.check_in_place()
                 self._open[name] = engine
             return self._open[name]
+
+    def check_process(self) -> None:
+        """Raises InputError in a process that was forked since these were made."""
+        self._origin.check("engine")
 
     def opened(self) -> dict[str, Engine]:
         with self._lock:

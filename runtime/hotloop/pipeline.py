@@ -290,9 +290,12 @@ class Pipeline:
         cond = self._encode_prompts(call)
         call.clock.lap("text")
 
-        source, source_mask = (original, mask) if region is None else (original.crop(region), mask.crop(region))
-        pixels = images.to_float(images.resize(source, (width, height)))  # [1, 3, H, W]
-        pixel_mask = images.mask_array(images.resize(source_mask, (width, height)))  # [1, 1, H, W] of 0 and 1
+        if region is None:
+            source, source_mask = (images.resize(one, (width, height)) for one in (original, mask))
+        else:  # a region at the picture's border may not reach the drawing's proportions
+            source, source_mask = (images.fill(one.crop(region), (width, height)) for one in (original, mask))
+        pixels = images.to_float(source)  # [1, 3, H, W]
+        pixel_mask = images.mask_array(source_mask)  # [1, 1, H, W] of 0 and 1
         latent_mask = images.latent_mask(pixel_mask, self.family.vae_factor)  # [1, 1, h, w]
         if not latent_mask.any():
             rule = f"mask_image must leave white to repaint after a blur of {mask_blur:g}, at {width} x {height} pixels"

@@ -105,8 +105,6 @@ class Request:
         Raises InputError naming `place` (the pipeline), the rule and the value.
         """
         prompts = _texts(place, "prompt", prompt)
-        if any(not text.strip() for text in prompts):
-            raise InputError(place, "prompt must not be empty", prompt)
         if None not in (num_images, num_images_per_prompt) and num_images != num_images_per_prompt:
             raise InputError(place, "num_images is an alias of num_images_per_prompt; give one", num_images)
         each = next((n for n in (num_images_per_prompt, num_images) if n is not None), 1)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from hotloop_kernels import usable_cores
 
 from ..errors import InputError
 from ..weights import Weights, refuse_non_finite
@@ -226,7 +227,7 @@ def merge(loras: Sequence[Scaled], base: Mapping[str, Mapping[str, np.ndarray]])
                 if scale:
                     jobs.setdefault((component, key), []).append((found[component][key], scale))
     merged: dict[str, dict[str, F32]] = {component: {} for component, _ in jobs}
-    with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(_WORKERS, usable_cores())) as pool:
         done = pool.map(lambda job: _merged(base[job[0]][job[1]], jobs[job]), jobs)
         for (component, key), value in zip(jobs, done, strict=True):
             if not np.isfinite(value).all():

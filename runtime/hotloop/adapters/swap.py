@@ -85,7 +85,7 @@ class Adapters:
                 raise InputError("lora", "a LoRA of this name is loaded; unload it, or give another name", chosen)
             loras[chosen] = Scaled(lora, scale)
 
-        return self._worker.submit(self._swap, change)
+        return self._submit(change)
 
     def set(self, name: str, scale: float | Mapping[str, float]) -> Future[Swap]:
         """Another scale for a loaded LoRA."""
@@ -93,7 +93,7 @@ class Adapters:
         def change(loras: dict[str, Scaled]) -> None:
             loras[name] = Scaled(_named(loras, name).lora, scale)
 
-        return self._worker.submit(self._swap, change)
+        return self._submit(change)
 
     def unload(self, name: str) -> Future[Swap]:
         """Take a LoRA away; without any, the bundle's own engines run again."""
@@ -102,6 +102,10 @@ class Adapters:
             _named(loras, name)
             del loras[name]
 
+        return self._submit(change)
+
+    def _submit(self, change: Callable[[dict[str, Scaled]], None]) -> Future[Swap]:
+        self._base.check_process()  # the worker is a thread
         return self._worker.submit(self._swap, change)
 
     @cached_property

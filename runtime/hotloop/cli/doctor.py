@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -33,8 +32,10 @@ def examine() -> list[Finding]:
 
 
 def _host() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("machine", True, f"Python {platform.python_version()}, {platform.machine()}, {cores} usable cores")
+    quota = hotloop_kernels.quota()
+    limits = f"affinity {hotloop_kernels.affinity()}, cgroup quota {'none' if quota is None else format(quota, 'g')}"
+    cores = f"{hotloop_kernels.usable_cores()} usable cores ({limits})"
+    return Finding("machine", True, f"Python {platform.python_version()}, {platform.machine()}, {cores}")
 
 
 def _engines() -> list[Finding]:

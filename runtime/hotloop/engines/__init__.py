@@ -25,6 +25,7 @@ from weakref import proxy
 import numpy as np
 
 from ..errors import InputError
+from ..process import Origin
 from ..spec import Network
 
 __all__ = ["KINDS", "Context", "ContextPool", "Engine", "Kind", "available", "devices", "open_engine",
@@ -105,8 +106,11 @@ class ContextPool:
         self._shapes, self._clearing = shapes, clearing
         self._idle: OrderedDict[tuple[tuple[str, int], ...], list[Context]] = OrderedDict()
         self._lock = threading.Lock()
+        self._origin = Origin()
 
     def acquire(self, **dims: int) -> Context:
+        """A context of this shape. Raises InputError in a process that was forked since the engine was loaded."""
+        self._origin.check("engine")
         key = tuple(sorted(dims.items()))
         with self._lock:
             idle = self._idle.get(key)

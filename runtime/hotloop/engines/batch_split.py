@@ -19,6 +19,7 @@ from functools import cache
 
 import numpy as np
 
+from ..process import after_fork
 from ..spec import Network
 
 __all__ = ["SMALL", "cut", "part_of", "parts", "side_by_side"]
@@ -78,3 +79,6 @@ def side_by_side(runs: Sequence[Callable[[], object]]) -> None:
 def _threads() -> ThreadPoolExecutor:
     """Of the process: those that lie idle cost nothing, and a run waits for no other."""
     return ThreadPoolExecutor(thread_name_prefix="hotloop-rows")
+
+
+after_fork(_threads.cache_clear)

@@ -17,6 +17,7 @@ import numpy as np
 import hotloop_kernels
 
 from ..errors import BundleError, InputError
+from ..process import Origin
 from ..spec import Network, resolve
 from . import ContextPool
 
@@ -32,6 +33,9 @@ _PLACE = "engine.native"
 _PRECISIONS = ["fp32", "bf16", "fp16"]
 
 
+_began: list[Origin] = []
+
+
 def import_library() -> ModuleType:
     """torch itself. Raises ImportError when it is not installed."""
     import torch
@@ -40,7 +44,12 @@ def import_library() -> ModuleType:
 
 
 def devices() -> list[str]:
-    """The devices torch can use here, fastest first."""
+    """The devices torch can use here, fastest first.
+
+    Raises InputError in a child of a process in which torch worked for hotloop: OpenMP's threads are not there.
+    """
+    if _began:
+        _began[0].check(_PLACE, library="torch")
     return ["cuda", "cpu"] if _gpus() and import_library().cuda.is_available() else ["cpu"]
 
 
@@ -75,7 +84,7 @@ class NativeEngine:
 
     path       the network's folder in a bundle (config.json and the weights), or a file in it; the network's own
                `rewrites` decide what is made of them
-    threads    of torch, set while a network runs; its own choice by default
+    threads    of torch, set while a network runs; by default its own choice, at most the usable cores
     precision  "fp32", or "bf16" or "fp16" with norms and the time embedding in float32
     adapters   changes nothing: `patched` is quick without
     tunings    of `nets.tunings.TUNINGS`; by default those that make a network faster on this device
@@ -100,6 +109,7 @@ class NativeEngine:
             raise InputError(_PLACE, f"device must be one of {devices()} with this torch", device)
         if precision not in _PRECISIONS:
             raise InputError(_PLACE, f"precision must be one of {', '.join(_PRECISIONS)}", precision)
+        _begin()
         folder = path if path.is_dir() else path.parent
         self.device, self.network, self.threads = device, network, threads
         self._net, call = _load(folder, network)
@@ -208,12 +218,21 @@ def _load(folder: Path, network: Network) -> tuple[type[Net], Call]:
     return net, call.requires_grad_(False)
 
 
+def _begin() -> None:
+    """Remember the process whose torch works for us. Raises InputError as `devices` does."""
+    if not _began:
+        _began.append(Origin())
+    _began[0].check(_PLACE, library="torch")
+
+
 @contextmanager
 def settings(count: int | None) -> Iterator[None]:
     """Threads of torch and of the fused operators are the process's: they are set for the run and set back. So is
     cuDNN: it tries its algorithms at a shape's first run, and float32 is not cut to TF32."""
+    _begin()
     torch = import_library()
-    before, wanted = torch.get_num_threads(), count or torch.get_num_threads()
+    before = torch.get_num_threads()
+    wanted = count or min(before, hotloop_kernels.usable_cores())  # torch knows nothing of a container's quota
     operators = hotloop_kernels.threads()
     if wanted != before:
         torch.set_num_threads(wanted)

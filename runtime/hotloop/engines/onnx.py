@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
@@ -22,7 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from hotloop_kernels import usable_cores
+
 from ..errors import BundleError, InputError
+from ..process import Origin, keep_in_children
 from ..spec import Network, Tensor, resolve
 from ..weights.keys import LORA_TARGETS
 from . import Context, ContextPool
@@ -49,10 +51,6 @@ def devices() -> list[str]:
     return [device for device in ("cuda", "cpu") if _PROVIDERS[device] in present]
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Graph:
     """The graph's file and the sessions made from it: an engine and its patched ones share them."""
 
@@ -60,7 +58,7 @@ class _Graph:
         self, path: Path, network: Network, device: str, threads: int | None, precision: str, spread: bool
     ) -> None:
         self.path, self.network, self.device, self.precision = path, network, device, precision
-        self._threads, self._spread = threads or _cores(), spread
+        self._threads, self._spread = threads or usable_cores(), spread
         self._lock = threading.RLock()
         self._file: OnnxFile | None = None
         self._weights: dict[str, np.ndarray] = {}
@@ -128,9 +126,11 @@ class _Graph:
             if values:
                 options.add_external_initializers(list(fixed), values)
         try:
-            return ort.InferenceSession(model, options, providers=providers)
+            session = ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # onnxruntime raises its own unrelated classes
             raise BundleError("engine.onnx", f"{self.path.name} does not open: {str(error).splitlines()[0]}") from error
+        keep_in_children(session)
+        return session
 
 
 class HostContext:
@@ -138,7 +138,7 @@ class HostContext:
 
     def __init__(self, engine: OnnxEngine, dims: Mapping[str, int]) -> None:
         network = engine.network
-        self._name = network.name
+        self._name, self._origin = network.name, Origin()
         self.inputs: Mapping[str, Any] = {t.name: _zeros(t, dims) for t in network.inputs}
         self.outputs: Mapping[str, Any] = {t.name: _zeros(t, dims) for t in network.outputs}
         self._held = engine.values  # the memory that the bindings read
@@ -152,6 +152,7 @@ class HostContext:
             self._runs.append(partial(session.run_with_iobinding, binding))
 
     def run(self, stream: int | None = None) -> None:
+        self._origin.check("engine.onnx")
         try:
             side_by_side(self._runs)
         except Exception as error:  # a graph that is not of the manifest's constants, or no memory

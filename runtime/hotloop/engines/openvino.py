@@ -20,7 +20,6 @@ import hashlib
 import inspect
 import json
 import math
-import os
 import shutil
 import tempfile
 import threading
@@ -35,7 +34,10 @@ from typing import Any
 
 import numpy as np
 
+from hotloop_kernels import usable_cores
+
 from ..errors import BundleError, InputError
+from ..process import Origin, keep_in_children
 from ..spec import Network, resolve
 from ..weights.keys import LORA_TARGETS
 from . import ContextPool
@@ -126,22 +128,24 @@ def _operators() -> ModuleType:
 
 
 _lock = threading.Lock()
-_made: list[Any] = []
+_made: list[tuple[Any, Origin]] = []
 
 
 def _core() -> Any:
-    """The one Core of the process: it holds the plugins and their threads."""
+    """The one Core of the process: it holds the plugins and their threads, which live as long as the process does.
+
+    Raises InputError in a child of the process that made it: another Core there waits for the same threads.
+    """
+    if _made:  # before the lock, which a fork may have caught
+        _made[0][1].check(_PLACE, library="openvino")
     with _lock:
         if not _made:
             core = import_library().Core()
             for operator in (_operators().Attention, _operators().GroupNorm):  # for compiled models that hold them
                 core.add_extension(operator)
-            _made.append(core)
-        return _made[0]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            keep_in_children(core)
+            _made.append((core, Origin()))
+        return _made[0][0]
 
 
 class _Graph:
@@ -159,7 +163,7 @@ class _Graph:
         self._config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[hint], "PERFORMANCE_HINT": "LATENCY"}
         if device == "cpu":
             # Threads stay where the system puts them: the machine is shared with capture, encoding and a game.
-            self._config |= {"INFERENCE_NUM_THREADS": threads or _cores(), "ENABLE_CPU_PINNING": False}
+            self._config |= {"INFERENCE_NUM_THREADS": threads or usable_cores(), "ENABLE_CPU_PINNING": False}
         self._cache = cache
         self._lock = threading.RLock()
         self._weights: Mapping[str, Any] | None = None
@@ -180,7 +184,7 @@ class _Graph:
                 expected = [f"{tensor.name} {tensor.dtype}" for tensor in want]
                 raise BundleError(_PLACE, f"{rule} of {path.name} must be {expected}", [" ".join(one) for one in found])
         self.small = sum(math.prod(node.get_output_shape(0)) for node in _constants(self._model)) < _SMALL
-        self._side_by_side = (threads or _cores()) if spread and self.small and device == "cpu" else 1
+        self._side_by_side = (threads or usable_cores()) if spread and self.small and device == "cpu" else 1
         self._half = hint == "bf16"
         self.fixes = device == "cpu" and network.name == "unet" and not self.small
         # Small graphs go without: a call through Python takes some 30 us. A VAE's decoder gained less than 2 %.
@@ -353,7 +357,7 @@ class OpenVinoContext:
 
     def __init__(self, engine: OpenVinoEngine, dims: Mapping[str, int]) -> None:
         network = engine.network
-        self._name = network.name
+        self._name, self._origin = network.name, Origin()
         self.inputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.inputs}
         self.outputs = {t.name: np.zeros(resolve(t.shape, dims), t.dtype) for t in network.outputs}
         count = engine.parts(dims)
@@ -365,6 +369,7 @@ class OpenVinoContext:
                 request.set_tensor(name, _tensor(array))
 
     def run(self, stream: int | None = None) -> None:
+        self._origin.check(_PLACE)
         graph, fused = self._held[0], _operators()
         failed = len(fused.failures)
         try:

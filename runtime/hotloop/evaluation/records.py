@@ -124,7 +124,7 @@ def finite(value: float) -> float | None:
 
 def environment(*, model_hash: str | None = None) -> dict[str, Any]:
     """What the numbers depend on beside the code: processor, GPU, library versions, commit, date, load, the model."""
-    from hotloop_kernels import build_info
+    from hotloop_kernels import build_info, usable_cores
 
     versions = {}
     for name in _VERSIONS:
@@ -138,7 +138,7 @@ def environment(*, model_hash: str | None = None) -> dict[str, Any]:
         "commit": commit,
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpu": _gpu(),
         "load": round(os.getloadavg()[0], 2),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter, ImageOps
+from PIL import ExifTags, Image, ImageFilter
 from PIL.PngImagePlugin import PngInfo
 
 from hotloop_kernels import rgb
@@ -23,7 +23,7 @@ from hotloop_kernels import rgb
 from ..errors import InputError
 
 __all__ = [
-    "LIMIT_PIXELS", "blur", "centre_crop", "contact_sheet", "encode", "from_array", "latent_mask", "letterbox",
+    "LIMIT_PIXELS", "blur", "centre_crop", "contact_sheet", "encode", "fill", "from_array", "latent_mask", "letterbox",
     "mask_array", "mask_region", "open_image", "open_mask", "paste", "read_text", "resize", "save", "to_float",
     "to_rgb8",
 ]  # fmt: skip
@@ -32,6 +32,14 @@ LIMIT_PIXELS = 64_000_000
 
 # What is read: PIL's other formats either start outside programs (EPS) or are not pictures anyone edits.
 _READ = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# The chunks of a PNG that its pixels are made of.
+_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+# EXIF's orientation -> what makes it upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 _WRITE = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _OPTIONS: dict[str, dict[str, int]] = {
     "PNG": {"compress_level": 6},
@@ -52,6 +60,8 @@ U8 = npt.NDArray[np.uint8]
 def open_image(source: Source, *, limit_pixels: int = LIMIT_PIXELS, place: str = "image") -> Image.Image:
     """A picture as PIL RGB, upright (EXIF), on white where it was transparent; of an animation, the first frame.
 
+    Metadata that is broken counts as none: whatever pixels can be read are read.
+
     source: a path (PNG, JPEG, WebP, BMP, GIF, TIFF, PPM), a PIL image, or an array [H, W], [H, W, 1 | 3 | 4] of uint8,
     uint16 (65535 is full), bool, or float in [0, 1]. 16-bit, palette, CMYK and grey pictures become 8-bit RGB;
     PIL's mode I is 8-bit where nothing in it exceeds 255, else 16-bit; PIL's mode F is refused.
@@ -66,14 +76,24 @@ def open_mask(
 ) -> Image.Image:
     """A mask as PIL L, white = repaint; transparent parts count as black.
 
-    Takes what open_image takes. `size` is the (width, height) of the picture it belongs to: any other size, and
+    Takes what open_image takes, and arrays of 0 and 1 of any type, as diffusers does. `size` is the (width, height) of
+    the picture it belongs to: any other size, a file or PIL image of 0 and 1, which would count as black, and
     whatever open_image refuses, raises InputError.
     """
+    if isinstance(source, np.ndarray) and source.size and source.dtype.kind in "iu" and set(_range(source)) <= {0, 1}:
+        source = source.astype(bool)
     mask = _open(source, "L", 0, limit_pixels, place)
+    if mask.getextrema()[1] == 1:
+        rule = "mask must be white, 255, where the image is to be repainted (only arrays may be of 0 and 1)"
+        raise InputError(place, rule, "greatest value is 1")
     if size is not None and mask.size != size:
         rule = f"mask must have the image's size, {size[0]} x {size[1]}"
         raise InputError(place, rule, "{} x {}".format(*mask.size))
     return mask
+
+
+def _range(array: npt.NDArray[np.generic]) -> tuple[int, int]:
+    return int(array.min()), int(array.max())
 
 
 def _open(source: Source, mode: str, matte: int, limit_pixels: int, place: str) -> Image.Image:
@@ -85,9 +105,14 @@ def _open(source: Source, mode: str, matte: int, limit_pixels: int, place: str) 
         if isinstance(source, Image.Image):
             _check_pixels(source.size, limit_pixels, place, name)
             return _flatten(source, mode, matte, place)
-        with Image.open(source, formats=_READ) as image:
-            _check_pixels(image.size, limit_pixels, place, name)
-            return _flatten(image, mode, matte, place)
+        try:
+            return _read(source, mode, matte, limit_pixels, place)
+        except InputError:
+            raise
+        except Exception:
+            if (pixels := _pixel_chunks(Path(source))) is None:
+                raise
+            return _read(pixels, mode, matte, limit_pixels, place, name=name)
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning, where filters make it one
@@ -97,6 +122,28 @@ def _open(source: Source, mode: str, matte: int, limit_pixels: int, place: str) 
     except Exception as error:  # a broken file fails in as many ways as there are decoders
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(place, f"image must be readable ({reason or type(error).__name__})", str(name)) from error
+
+
+def _read(
+    file: str | os.PathLike[str] | io.BytesIO, mode: str, matte: int, limit_pixels: int, place: str, name: object = None
+) -> Image.Image:
+    with Image.open(file, formats=_READ) as image:
+        _check_pixels(image.size, limit_pixels, place, name or file)
+        return _flatten(image, mode, matte, place)
+
+
+def _pixel_chunks(path: Path) -> io.BytesIO | None:
+    """A PNG without the chunks that its pixels do not need: PIL refuses the whole file for one that is broken."""
+    data = path.read_bytes()
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        return None
+    kept, at = [data[:8]], 8
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        if data[at + 4 : at + 8] in _PIXELS:
+            kept.append(data[at:end])
+        at = end
+    return io.BytesIO(b"".join(kept))
 
 
 def _check_pixels(size: Size, limit_pixels: int, place: str, name: object) -> None:
@@ -144,7 +191,7 @@ def _flatten(image: Image.Image, mode: str, matte: int, place: str) -> Image.Ima
     if image.mode == "F":
         raise InputError(place, "image must have 8 or 16 bits a channel, or be a float array in [0, 1]", "PIL mode F")
     deep = image.mode.startswith("I;16") or image.format == "PPM"  # PIL reads PPM's 16 bits, scaled, as 32
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I"):
         image = Image.fromarray(_deep_to_bytes(np.asarray(image), place, deep=deep))
     if image.has_transparency_data:
@@ -155,6 +202,15 @@ def _flatten(image: Image.Image, mode: str, matte: int, place: str) -> Image.Ima
     image = image.convert(mode)  # a copy, even where the mode is already right
     image.info = {}  # PIL writes a source's colour profile and comments into whatever is saved later
     return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken in as many ways as there are tags
+        return image
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 # --- Tensors ---
@@ -205,6 +261,27 @@ def letterbox(image: Image.Image, size: Size, *, fill: tuple[int, int, int] = (2
     inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     out = Image.new("RGB", size, fill)
     out.paste(resize(image, inner), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+    return out
+
+
+def fill(image: Image.Image, size: Size) -> Image.Image:
+    """The whole picture (RGB or L) in the middle of `size` (width, height), proportions kept, its outermost rows or
+    columns repeated where it does not reach: diffusers' resize_mode="fill"."""
+    width, height = size
+    wide = image.width * height > width * image.height
+    inner = (width, image.height * width // image.width) if wide else (image.width * height // image.height, height)
+    middle = resize(image, (max(1, inner[0]), max(1, inner[1])))
+    left, top = width // 2 - middle.width // 2, height // 2 - middle.height // 2
+    out = Image.new(image.mode, size)
+    out.paste(middle, (left, top))
+    # A box without width or height is the edge itself.
+    right, bottom = middle.size
+    if wide and top:
+        out.paste(middle.resize((width, top), box=(0, 0, right, 0)), (0, 0))
+        out.paste(middle.resize((width, top), box=(0, bottom, right, bottom)), (0, top + bottom))
+    elif left:
+        out.paste(middle.resize((left, height), box=(0, 0, 0, bottom)), (0, 0))
+        out.paste(middle.resize((left, height), box=(right, 0, right, bottom)), (left + right, 0))
     return out
 
 
@@ -259,11 +336,13 @@ def paste(original: Image.Image, generated: Image.Image, mask: Image.Image, *, b
     """`generated` over `original` through `mask` (L, the original's size; blurred or not).
 
     Pixels where the mask is 0 stay the original's, bit for bit; where it is 255 they are the generated ones.
-    box: where `generated` belongs in the original (mask_region's answer); it is resized to it. None: all of it.
+    box: where `generated` belongs in the original (mask_region's answer), the middle of it where proportions differ, as
+    `fill` leaves them. None: all of the original, to whose size it is resized.
     """
     left, top, right, bottom = box or (0, 0, *original.size)
     if generated.size != (right - left, bottom - top):
-        generated = resize(generated, (right - left, bottom - top))
+        shaped = resize if box is None else centre_crop
+        generated = shaped(generated, (right - left, bottom - top))
     canvas = original.copy()
     canvas.paste(generated, (left, top))
     return Image.composite(canvas, original, mask)
