@@ -35,9 +35,6 @@ from hotloop_export.bundle import add_engines, write_bundle
 from hotloop_export.recipe import Recipe, Target, parse_target
 from hotloop_export.store import Store
 
-# Tracing the graphs takes half a minute: one worker makes them once.
-pytestmark = pytest.mark.xdist_group("export")
-
 NETWORKS = {"text_encoder", "unet", "prompt", "time", "vae_decoder", "vae_encoder"}
 REWRITES = ("kv", "time", "prefix")
 FAST = {"num_inference_steps": 4, "guidance_scale": 2.0, "sampler": "plms"}

@@ -30,9 +30,6 @@ from hotloop.spec import REWRITES, Network, family
 from hotloop.weights import Weights, derived, save
 from hotloop_export.onnx import difference, export_graph, graph_name, reference, sample_inputs
 
-# A graph takes seconds to trace: one worker makes each once.
-pytestmark = pytest.mark.xdist_group("graphs")
-
 TOLERANCE = 1e-4
 GROUPS = ("controlnet", "identity", "timestep_cond")
 FULL = {

@@ -25,8 +25,6 @@ from hotloop.engines import openvino as module
 from hotloop.engines import openvino_operators
 from hotloop.engines.openvino import OpenVinoEngine
 
-pytestmark = pytest.mark.xdist_group("openvino")
-
 FP32, BF16 = 1e-4, 0.999
 ROW = family("avatar-tiny")
 BUNDLE = Bundle.open(builtin(), verify=False)

@@ -278,7 +278,6 @@ def nine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return hotloop.load(bundle), pipeline
 
 
-@pytest.mark.xdist_group("nine")
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
 def test_nine_channel_inpaint_equals_the_baseline(nine: Any, stock: Any, sampler: str, strength: float) -> None:
@@ -293,7 +292,6 @@ def test_nine_channel_inpaint_equals_the_baseline(nine: Any, stock: Any, sampler
     compare(ours, theirs, stock_images(theirs_pipe, theirs)[0])
 
 
-@pytest.mark.xdist_group("nine")
 def test_a_nine_channel_network_is_for_inpainting_only(nine: Any) -> None:
     from hotloop.errors import InputError
 

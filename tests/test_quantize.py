@@ -32,8 +32,6 @@ from hotloop_export.quantize import (
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("nncf")
 
-pytestmark = pytest.mark.xdist_group("quantize")
-
 PROMPTS = ["portrait of a smiling woman with red hair", "an old man with a hat"]
 DECODER = builtin() / "vae/decoder.onnx"
 QUANTIZE = {"openvino": quantize_openvino, "onnx": quantize_onnx}

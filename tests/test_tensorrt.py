@@ -41,9 +41,6 @@ BUNDLE = Bundle.open(builtin(), verify=False)
 NETWORKS = BUNDLE.networks(BUNDLE.entries[0])
 GRAPHS = {name: BUNDLE.network_file(BUNDLE.entries[0], name) for name in NETWORKS}
 
-# The built-in model is built once, by one worker.
-pytestmark = pytest.mark.xdist_group("tensorrt")
-
 
 # Profiles.
 
