@@ -1,7 +1,7 @@
 # Environments: .venv holds the runtime as a user gets it, .venv-dev everything the tests compare with, .venv-bench the
 # peers of the benchmarks.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench bench-env bench-check report gpu-check format clean
+.PHONY: help demo test test-long lint bench bench-env bench-check report docs gpu-check format clean
 
 SUITABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -41,8 +41,12 @@ bench-env: .venv-dev/installed  ## build the environments of the peers that hotl
 bench-check: .venv-dev/installed  ## ratios of the last local runs against the committed ones
 	$(DEV) benchmarks/check.py benchmarks/results/local $(ARGS)
 
-report: .venv-dev/installed  ## the committed results as tables, pictures and one page
+report: .venv-dev/installed  ## the committed results as tables, pictures and one page; the tables of README and docs
 	$(DEV) benchmarks/report.py $(ARGS)
+	$(DEV) benchmarks/report.py --fill README.md docs/benchmarks.md
+
+docs: .venv-dev/installed  ## the documentation as web pages: docs/build/index.html
+	$(DEV) -m sphinx -W --keep-going -q -b html docs docs/build $(ARGS)
 
 # With the Python at hand: such a machine may have no network. It needs torch, numpy, pytest, cmake and pybind11.
 gpu-check:             ## on a CUDA machine: build for its GPU, run the GPU tests, time operators and workloads
@@ -54,7 +58,7 @@ format: .venv-dev/installed  ## format Python, and C++ where clang-format is ins
 	@if command -v clang-format >/dev/null; then clang-format -i kernels/csrc/*.cpp kernels/csrc/*.h; fi
 
 clean:                 ## remove the environments, build folders and caches
-	rm -rf .venv .venv-dev .venv-bench build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-dev .venv-bench build dist docs/build benchmarks/results/report .pytest_cache .mypy_cache .ruff_cache
 	find runtime export kernels benchmarks tests examples models -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/installed: $(INSTALLED)
@@ -68,6 +72,8 @@ clean:                 ## remove the environments, build folders and caches
 	@$(call need-python)
 	$(PYTHON) -m venv .venv-dev
 	$(DEV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[test]'
+	# CLIP's vocabulary, which that package carries; what its code needs is not wanted here.
+	$(DEV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps clip-anytorch==2.6.0
 	@touch $@
 
 define need-python

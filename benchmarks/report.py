@@ -2,7 +2,7 @@
 
     python benchmarks/report.py                                  # the newest committed file of every benchmark
     python benchmarks/report.py benchmarks/results/local --out report
-    python benchmarks/report.py --readme README.md [--check]     # the tables between <!-- report:NAME begin/end -->
+    python benchmarks/report.py --fill README.md docs/benchmarks.md [--check]  # between <!-- report:NAME begin/end -->
 
 The same lines give the same bytes. A line that is not as result.schema.json says ends it, with one line that says why.
 """
@@ -17,15 +17,15 @@ from pathlib import Path
 try:
     from reporting import plots
     from reporting.contents import sections
+    from reporting.marked import MarkerError, filled, parts
     from reporting.page import page
-    from reporting.readme import ReadmeError, filled
     from reporting.results import RESULTS, Line, ResultsError, find, read, shown
     from reporting.section import Section
     from reporting.tables import as_markdown
 except ImportError as missing:
     if __name__ != "__main__":
         raise
-    sys.exit(f"[report] {missing.name} is not installed: pip install 'hotloop[bench]'")
+    sys.exit(f"[report] {missing.name} is not installed: pip install '.[bench]' in hotloop's folder")
 
 TITLE = "hotloop: how fast, how faithful, how far from the limit"
 
@@ -36,17 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "results", nargs="*", type=Path, default=[RESULTS], help="files, or folders: their newest files"
     )
     parser.add_argument("--out", type=Path, default=RESULTS / "report", help="folder for the report")
-    parser.add_argument("--readme", type=Path, help="put the tables into this file's marked places instead")
-    parser.add_argument("--check", action="store_true", help="with --readme: change nothing, exit with 1 if it differs")
+    parser.add_argument("--fill", type=Path, nargs="+", help="write the marked places of these files instead")
+    parser.add_argument("--check", action="store_true", help="with --fill: change nothing, exit with 1 if one differs")
     options = parser.parse_args(arguments)
-    if options.check and not options.readme:
-        parser.error("--check needs --readme")
+    if options.check and not options.fill:
+        parser.error("--check needs --fill")
     try:
         lines = read(find(options.results))
-        if options.readme:
-            return _readme(options.readme, lines, options.check)
+        if options.fill:
+            return max([_fill(path, lines, options.check) for path in options.fill])
         made = write(lines, options.out)
-    except (ResultsError, ReadmeError) as error:
+    except (ResultsError, MarkerError) as error:
         print(f"[report] {error}", file=sys.stderr)
         return 2
     print(f"{len(lines)} lines: {', '.join(map(shown, made))}")
@@ -78,9 +78,9 @@ def markdown(made: Sequence[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _readme(path: Path, lines: Sequence[Line], check: bool) -> int:
+def _fill(path: Path, lines: Sequence[Line], check: bool) -> int:
     text = path.read_text(encoding="utf-8")
-    made, changed = filled(text, sections(lines))
+    made, changed = filled(text, parts(lines, path.parent))
     for name in changed:
         print(f"{shown(path)}: report:{name} {'is not what the results give' if check else 'is new'}")
     if not check and changed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hotloop.errors import InputError
 from hotloop.nets.unet import UNet
 from hotloop.samplers import StepTable
 from hotloop.samplers.schedule import Schedule
-from hotloop.spec import GROUPS, REWRITES, Family, cells, family, resolve
+from hotloop.spec import GROUPS, REWRITES, WEIGHTED, Family, cells, family, resolve
 
 VARIANTS = [(), ("kv",), ("time",), ("prefix",), REWRITES]
 
@@ -29,7 +29,7 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
     return folder, narrow_unet(folder)
 
 
-def engines(unet: tuple[Path, Family], rewrites: tuple[str, ...] = (), groups: tuple[str, ...] = ()) -> dict[str, Any]:
+def engines(unet: tuple[Path, Family], rewrites: Sequence[str] = (), groups: Sequence[str] = ()) -> dict[str, Any]:
     folder, row = unet
     networks = row.split(rewrites, groups)
     return {name: NativeEngine(folder, networks[name]) for name in ("unet", "prompt", "time") if name in networks}
@@ -159,8 +159,8 @@ def test_optional_inputs_left_out_are_zero_again_in_the_next_run(
     unet: tuple[Path, Family], table: StepTable, rewrites: tuple[str, ...]
 ) -> None:
     """Contexts are used again: what one run was given must not reach the next."""
-    row = unet[1]
-    made = engines(unet, rewrites, GROUPS)
+    row, optional = unet[1], [name for name in GROUPS if name not in WEIGHTED]
+    made = engines(unet, rewrites, optional)
     n, x, rows = 2, normal(2, 4, 8, 8), np.array([0, 2])
     cond = {"context": normal(n, 7, 24, seed=1), "negative_context": normal(n, 7, 24, seed=2)}
     without = evaluate(made, table, cond, x, rows)
@@ -168,7 +168,7 @@ def test_optional_inputs_left_out_are_zero_again_in_the_next_run(
         near(a, b) for a, b in zip(without, evaluate(engines(unet, rewrites), table, cond, x, rows), strict=True)
     )
     dims = {"B": 2 * n, "N": n, "Ti": 1, **cells(8, 8)}
-    groups = row.split((), GROUPS)["unet"].groups
+    groups = row.split((), optional)["unet"].groups
     for name, tensors in groups.items():
         # A row per image; the scale a row per row of the batch: the unconditional half takes none of the identity.
         given = {t.name: normal(n, *resolve(t.shape[1:], dims), seed=5) for t in tensors}
@@ -197,6 +197,8 @@ def test_every_image_has_a_condition_of_its_own_on_the_timestep(
     ).numpy()
     assert near(m_c, expected)
     assert near(m_u, expected)
+    with pytest.raises(InputError, match=r"must be given, got \['timestep_cond'\]"):
+        evaluate(made, table, {"context": context}, x, rows)
 
 
 def test_what_does_not_fit_is_refused(unet: tuple[Path, Family], table: StepTable) -> None:

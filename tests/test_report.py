@@ -17,6 +17,7 @@ from report import main
 from reporting.contents import sections
 from reporting.goals import GOALS, judge
 from reporting.groups import shared_ratio
+from reporting.marked import parts
 from reporting.measures import front
 from reporting.results import ROOT, Line, ResultsError, find, read
 
@@ -456,33 +457,65 @@ def test_the_same_lines_give_the_same_bytes(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == files  # what is not in the report goes
 
 
-README = """Before.
+PAGE = """Before.
 
-<!-- report:attention begin -->
+<!-- report:speed begin -->
 anything
-<!-- report:attention end -->
-Between. <!-- report:ladder-built-in begin -->
-<!-- report:ladder-built-in end --> After.
+<!-- report:speed end -->
+Between. <!-- report:runs begin -->
+<!-- report:runs end --> After.
 """
 
 
-def test_marked_tables_are_replaced_once_and_the_rest_is_kept(
+def test_marked_places_are_replaced_once_and_the_rest_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = write(tmp_path / "lines.jsonl", [*Maker().attention(), *Maker().ladder()])
-    readme = tmp_path / "README.md"
-    readme.write_text(README)
-    asked = [str(source), "--readme", str(readme)]
-    assert main([*asked, "--check"]) == 1 and readme.read_text() == README
-    assert "report:attention is not what the results give" in capsys.readouterr().out
+    source = write(tmp_path / "lines.jsonl", [*Maker().together(), *Maker().attention()])
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    asked = [str(source), "--fill", str(page)]
+    assert main([*asked, "--check"]) == 1 and page.read_text() == PAGE
+    assert "report:speed is not what the results give" in capsys.readouterr().out
     assert main(asked) == 0
-    text = readme.read_text()
-    assert main([*asked, "--check"]) == 0 and main(asked) == 0 and readme.read_text() == text
-    assert text.startswith("Before.\n\n<!-- report:attention begin -->\n2026-11-25, Some CPU, 2 cores; `python ")
-    assert "anything" not in text and "\n| hotloop " not in text and "| **hotloop** |" in text
-    assert "Between. <!--" in text and text.endswith("<!-- report:ladder-built-in end --> After.\n")
-    readme.write_text(text.replace("| 4,096 |", "| 4,095 |"))
+    text = page.read_text()
+    assert main([*asked, "--check"]) == 0 and main(asked) == 0 and page.read_text() == text
+    assert text.startswith("Before.\n\n<!-- report:speed begin -->\n| model | precision | hotloop | fastest peer |")
+    assert "\nanything\n" not in text and f"```text\n{COMMAND}\n" in text and "[lines](lines.jsonl)" in text
+    assert "Between. <!--" in text and text.endswith("<!-- report:runs end --> After.\n")
+    page.write_text(text.replace("| built-in |", "| built-out |", 1).replace("64x64", "65x65", 1))
     assert main([*asked, "--check"]) == 1
+
+
+def test_the_speed_table_sets_hotloop_beside_the_fastest_peer_of_its_run(tmp_path: Path) -> None:
+    older = {"environment": ENVIRONMENT | {"cpu": "Old CPU", "date": "2026-11-20T10:00:00+00:00"}}
+    lines = lines_of([*Maker(0).together(), *Maker(0).pairs(), *(line | older for line in Maker(2).together())])
+    table, told = parts(lines, tmp_path)["speed"].split("\n\n")
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines()[2:]]
+    found = [(row[0].split(",")[0].split(" (")[0], row[1], row[2].split(",")[0], row[3].split(",")[0]) for row in rows]
+    assert found == [
+        (model, precision, f"hotloop {engine} {precision}", peer)
+        for model in ("the built-in model", "SD 1.5's shape")
+        for precision, engine, peer in (
+            ("fp32", "onnx", "optimum onnx fp32"),
+            ("bf16", "openvino", "optimum openvino bf16"),
+            ("int8", "openvino", "optimum openvino bf16"),
+        )
+    ]
+    assert rows[0][2].endswith(", 237 ms") and rows[0][3].endswith(" ms") and rows[0][4].startswith("1.13 [")
+    assert "Some CPU" in told and "Old CPU" not in told and "PSNR 62.1 dB (the built-in model)" in told
+
+
+def test_a_page_has_one_section_for_each_processor_the_newest_first(made: Made) -> None:
+    older = {"environment": ENVIRONMENT | {"cpu": "Old CPU", "date": "2026-11-20T10:00:00+00:00"}}
+    lines = lines_of([*made.lines, *(line | older for line in Maker(2).together())])
+    text = parts(lines)["processors"]
+    assert [line for line in text.splitlines() if line.startswith("### ")] == [
+        "### Some CPU, 2 cores", "### Old CPU, 2 cores",
+    ]  # fmt: skip
+    assert "(Some CPU" not in text and text.count("#### Goals") == 2
+    titles = [section.title for section in sections(lines_of(made.lines))[1:]]
+    older_titles = [section.title for section in sections(lines_of(Maker(2).together()))[1:]]
+    assert [line[5:] for line in text.splitlines() if line.startswith("#### ")] == titles + older_titles
 
 
 @pytest.mark.parametrize(
@@ -490,11 +523,11 @@ def test_marked_tables_are_replaced_once_and_the_rest_is_kept(
     [
         (
             "\n<!-- report:nothing begin -->\n<!-- report:nothing end -->",
-            "line 2: report:nothing must be one of attention",
+            "line 2: report:nothing must be one of processors, runs, speed",
         ),
         (
-            "<!-- report:attention begin -->\n",
-            "line 1: report:attention must be closed by <!-- report:attention end -->",
+            "<!-- report:speed begin -->\n",
+            "line 1: report:speed must be closed by <!-- report:speed end -->",
         ),
     ],
 )
@@ -502,14 +535,16 @@ def test_a_marker_that_cannot_be_filled_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, complaint: str
 ) -> None:
     source = write(tmp_path / "lines.jsonl", list(Maker().attention()))
-    readme = tmp_path / "README.md"
-    readme.write_text(text)
-    assert main([str(source), "--readme", str(readme)]) == 2
-    assert complaint in capsys.readouterr().err and readme.read_text() == text
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    assert main([str(source), "--fill", str(page)]) == 2
+    assert complaint in capsys.readouterr().err and page.read_text() == text
 
 
-def test_the_readmes_tables_are_what_the_committed_results_give() -> None:
-    assert main(["--readme", str(ROOT / "README.md"), "--check"]) == 0
+def test_the_committed_tables_are_what_the_committed_results_give() -> None:
+    pages = [ROOT / "README.md", ROOT / "docs" / "benchmarks.md"]
+    assert all("<!-- report:" in page.read_text() for page in pages)
+    assert main(["--fill", *map(str, pages), "--check"]) == 0
 
 
 def test_of_a_folder_the_newest_edition_of_every_file_is_read(tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ from hotloop.errors import BundleError, InputError
 from hotloop.nets.clip import CLIPText
 from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL, TinyVAE
+from hotloop.tokenizer import Tokenizer
 from hotloop.weights import Weights, keys
-from hotloop_export import hashes
+from hotloop_export import hashes, vocabulary
 from hotloop_export.hashes import file_sha256
 from hotloop_export.sources import open_source
 
@@ -658,6 +659,66 @@ def test_sd2_files_are_v_prediction_with_a_warning_unless_told(made: SimpleNames
         open_source(made.file, tokenizer=tokenizer, family="sd21", prediction="v")
 
 
+def worded(made: SimpleNamespace, file: Path, *marks: str, **modelspec: str) -> Path:
+    """The single file with empty tensors as marks, and ModelSpec's metadata, in its header."""
+    tensors = load_file(made.file) | {mark: torch.zeros(0) for mark in marks}
+    metadata = {f"modelspec.{key}": value for key, value in modelspec.items()}
+    save_file(tensors, file, metadata={"format": "pt", **metadata})
+    return file
+
+
+@pytest.mark.parametrize(
+    ("marks", "modelspec", "prediction", "said"),
+    [
+        (("v_pred",), {}, "v_prediction", "v_prediction, by the key v_pred"),
+        ((), {"prediction_type": "v"}, "v_prediction", "v_prediction, by modelspec.prediction_type v"),
+        ((), {"prediction_type": "epsilon", "architecture": "stable-diffusion-v2-768-v"}, "epsilon", "contradict"),
+        ((), {"architecture": "stable-diffusion-v2-512"}, "epsilon", "by modelspec.architecture stable-diffusion-v2-5"),
+        ((), {"architecture": "stable-diffusion-v2-768-v"}, "v_prediction", "by modelspec.architecture stable-diff"),
+        ((), {"prediction_type": "flow"}, None, "prediction_type flow is not known"),
+        (("ztsnr", "v_pred"), {}, "v_prediction", "zero terminal SNR, by the key ztsnr"),
+    ],
+)
+def test_a_single_file_says_what_it_predicts(
+    made: SimpleNamespace, tmp_path: Path, marks: tuple[str, ...], modelspec: dict[str, str], prediction: str | None,
+    said: str,
+) -> None:  # fmt: skip
+    if made.kind not in ("sd15", "sd21-v"):
+        return
+    prediction = prediction or ("v_prediction" if made.two else "epsilon")
+    file = worded(made, tmp_path / "m.safetensors", *marks, **modelspec)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        source = open_source(file, tokenizer=made.folder / "tokenizer")
+    lines = [*source.repairs, *(str(one.message) for one in warned)]
+    assert any(said in line for line in lines)
+    assert any("do not tell epsilon from v" in line for line in lines) == (made.two and "flow" in said)
+    assert source.scheduler["prediction_type"] == prediction
+    if made.two:
+        assert source.family == {"epsilon": "sd21", "v_prediction": "sd21-v"}[prediction]
+    zero = "ztsnr" in marks
+    assert source.scheduler.get("rescale_betas_zero_snr", False) == zero
+    assert source.scheduler.get("timestep_spacing", "leading") == ("trailing" if zero else "leading")
+    assert source.manner.defaults["sampler"] == ("ddim" if prediction == "v_prediction" else "plms")
+    # What the caller says stands before what the file says.
+    told = open_source(file, tokenizer=made.folder / "tokenizer", prediction="epsilon")
+    assert told.scheduler["prediction_type"] == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("title", "scheduler", "sampler"),
+    [("DreamShaper 8 LCM", "LCMScheduler", "lcm"), ("SD Turbo", "EulerDiscreteScheduler", "euler"),
+     ("Turbocharged", "PNDMScheduler", "plms")],
+)  # fmt: skip
+def test_a_title_that_names_a_distillation_chooses_its_scheduler(
+    sd15: SimpleNamespace, tmp_path: Path, title: str, scheduler: str, sampler: str
+) -> None:
+    source = open_source(worded(sd15, tmp_path / "m.safetensors", title=title), tokenizer=sd15.folder / "tokenizer")
+    assert source.scheduler["_class_name"] == scheduler and source.index["scheduler"] == ["diffusers", scheduler]
+    assert source.manner.defaults["sampler"] == sampler
+    assert source.manner.defaults.get("num_inference_steps", 50) == (50 if sampler == "plms" else 4)
+
+
 def test_a_folder_says_its_own_prediction_and_may_be_overruled(made: SimpleNamespace) -> None:
     own = open_source(made.folder)
     declared = json.loads((made.folder / "scheduler/scheduler_config.json").read_text())["prediction_type"]
@@ -747,6 +808,29 @@ def test_a_single_files_tokenizer_is_given_or_lies_beside_it(sd15: SimpleNamespa
     assert open_source(file, tokenizer=sd15.folder).tokenizer == sd15.folder / "tokenizer"
     with pytest.raises(InputError, match="folder that holds vocab"):
         open_source(file, tokenizer=tmp_path / "nowhere")
+
+
+def test_a_single_file_takes_clips_vocabulary_from_where_it_is(
+    made: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, own_cache: Path, tmp_path: Path
+) -> None:
+    """The narrow text encoders have 515 tokens, so two merges stand for CLIP's here."""
+    if made.kind not in ("sd15", "sd21-v"):
+        return
+    file = tmp_path / "m.safetensors"
+    os.link(made.file, file)
+    monkeypatch.setattr(vocabulary, "TOKENS", 515)
+    monkeypatch.setattr(vocabulary, "find_merges", lambda: None)
+    with pytest.raises(InputError, match=r"get CLIP's vocabulary \(`pip install --no-deps clip-anytorch`\)") as caught:
+        open_source(file, prediction="v")
+    assert "\n" not in str(caught.value) and "--tokenizer" in str(caught.value)
+    monkeypatch.setattr(vocabulary, "find_merges", lambda: (Path("somewhere"), ["h i</w>"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source = open_source(file, prediction="v")
+    assert "tokenizer: CLIP's vocabulary, of somewhere" in source.repairs
+    assert own_cache in source.tokenizer.parents
+    tokenizer = Tokenizer.from_dir(source.tokenizer)
+    assert tokenizer.pad == (tokenizer.vocabulary()["!"] if made.two else tokenizer.end), "as the family was trained"
 
 
 def test_a_tokenizer_with_more_tokens_than_the_text_encoder_is_refused(sd15: SimpleNamespace, tmp_path: Path) -> None:

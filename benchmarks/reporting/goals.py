@@ -55,6 +55,7 @@ class Judgement:
     precision: str
     ours: str = "-"
     peer: str = "-"
+    seconds: tuple[float, float] | None = None  # hotloop's median latency and the peer's, in the run of the ratio
     ratio: dict[str, float] | None = None
     step: dict[str, float] | None = None  # the same per evaluation, where both sides know it
     why: str = ""
@@ -120,7 +121,8 @@ def _judged(goal: Goal, ours: list[Line], peers: list[Line], place: tuple[str, s
         return Judgement(goal, *place, precision, peer=fastest, why="no run timed both in turns")
     _, peer, best, ratio = min(shown, key=lambda one: one[0])
     step = shared_ratio(peer, best, "stage.step")  # nothing where a side does not tell its steps
-    return Judgement(goal, *place, precision, ours=best["case"], peer=peer["case"], ratio=ratio, step=step)
+    seconds = (best.latency(), peer.latency())
+    return Judgement(goal, *place, precision, best["case"], peer["case"], seconds, ratio, step)
 
 
 def _all_differ(peer: Line, peers: Sequence[Line], ours: Sequence[Line]) -> bool:

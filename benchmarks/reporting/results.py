@@ -125,7 +125,7 @@ def read(paths: Iterable[Path]) -> list[Line]:
         from jsonschema import Draft202012Validator
         from jsonschema.exceptions import best_match
     except ImportError as error:
-        raise ResultsError("jsonschema is not installed: pip install 'hotloop[bench]'") from error
+        raise ResultsError("jsonschema is not installed: pip install '.[bench]' in hotloop's folder") from error
     validator = Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
     lines = []
     for path in paths:

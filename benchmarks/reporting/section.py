@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .results import Line, shown
+from .results import Line
 from .tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["AGREE", "Picture", "Section", "commands", "provenance", "slug", "span"]
+__all__ = ["AGREE", "Picture", "Section", "commands", "slug", "span"]
 
 AGREE = "Ratios are medians over rounds in turns, with 95 % bootstrap intervals, and stand only where outputs agree."
 
@@ -28,7 +28,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """slug: its name in links, file names and the README's markers. lines: what it was made from."""
+    """slug: its name in links, file names. lines: what it was made from."""
 
     slug: str
     title: str
@@ -36,13 +36,6 @@ class Section:
     text: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
-
-
-def provenance(lines: Sequence[Line]) -> tuple[str, list[str], list[str]]:
-    """(date and machine, commands, records) of a section, for who reads a table without the rest."""
-    where = "; ".join(dict.fromkeys(line.machine for line in lines))
-    dates = span([line["environment"]["date"][:10] for line in lines])
-    return f"{dates}, {where}", commands(lines), list(dict.fromkeys(shown(line.path) for line in lines))
 
 
 def commands(lines: Sequence[Line]) -> list[str]:

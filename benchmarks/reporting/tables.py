@@ -18,7 +18,7 @@ LONG = 48  # characters from which a cell may be broken on the page
 
 @dataclass(frozen=True)
 class Column:
-    """brief: also in the README."""
+    """brief: also on the page of docs/, which is narrower than the report."""
 
     title: str
     numeric: bool = True
@@ -60,7 +60,7 @@ class Table:
 
     @property
     def brief(self) -> Table:
-        """The columns that the README shows."""
+        """The columns that fit a page of docs/."""
         kept = [i for i, column in enumerate(self.columns) if column.brief]
         rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
         return Table(self.caption, tuple(self.columns[i] for i in kept), rows, self.note)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hotloop import __version__
+from hotloop import __version__, samplers
 from hotloop.adapters.lora import Lora, Scaled, merge
 from hotloop.bundle import SCHEMA_VERSION, Bundle, write_manifest
 from hotloop.errors import BundleError, InputError
@@ -24,6 +25,7 @@ from hotloop.nets.base import Net
 from hotloop.nets.clip import CLIPText
 from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL, TinyVAE
+from hotloop.samplers.schedule import Schedule
 from hotloop.spec import Family, ScheduleConstants
 from hotloop.spec import family as family_row
 from hotloop.weights import Weights
@@ -78,6 +80,10 @@ def write_bundle(
             recipe.source, family=recipe.family, prediction=recipe.prediction, tokenizer=recipe.tokenizer,
             variant=recipe.variant, vae=recipe.vae, rehash=rehash,
         )  # fmt: skip
+        _check_manner(recipe, source)
+        for line in [*source.repairs, *_told(recipe, source)]:
+            progress.say(line)
+        recipe = _with_own_groups(recipe, source)
         parts = _parts(recipe, source, rehash=rehash)
         key = key_of(parts)
     store = store or Store()
@@ -108,7 +114,7 @@ def _inputs(recipe: Recipe) -> list[Path]:
 
 def _parts(recipe: Recipe, source: Source, *, rehash: bool) -> dict[str, Any]:
     """All that decides the bundle's bytes."""
-    settings = _settings(recipe)
+    settings = _settings(recipe, source)
     return {
         "hotloop": __version__,
         "code": code_version(),
@@ -129,14 +135,45 @@ def _parts(recipe: Recipe, source: Source, *, rehash: bool) -> dict[str, Any]:
     }
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """The bundle's defaults: as asked, else those of a source that is a bundle itself, else diffusers' habits."""
+def _settings(recipe: Recipe, source: Source) -> dict[str, Any]:
+    """The bundle's defaults: as asked, else those of a source that is a bundle itself, else as the checkpoint is meant
+    to be drawn, else diffusers' habits."""
     try:
         own = json.loads((Path(recipe.source) / "manifest.json").read_text("utf-8"))["defaults"]
         known = {key: own[key] for key in DEFAULTS if key in own}
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
-    return {**DEFAULTS, **known, **recipe.defaults}
+    return {**DEFAULTS, **source.manner.defaults, **known, **recipe.defaults}
+
+
+def _check_manner(recipe: Recipe, source: Source) -> None:
+    """Warns of a sampler that stands in for the checkpoint's own. Raises InputError where the default cannot be
+    compiled with the options that the scheduler's file gives."""
+    settings, missed = _settings(recipe, source), source.manner.missed
+    if missed and settings["sampler"] == source.manner.defaults["sampler"] and "sampler" not in recipe.defaults:
+        message = f"[export] there is no sampler for {missed}: {settings['sampler']} stands in, images differ"
+        warnings.warn(message, stacklevel=3)
+    schedule = Schedule.from_config(source.scheduler, family_row(source.family).schedule)
+    try:
+        samplers.build(settings["sampler"], schedule, settings["num_inference_steps"])
+    except InputError as error:
+        rule = f"the default sampler must fit the scheduler's file: {error}; name another (--sampler, --steps)"
+        raise InputError("export", rule) from error
+
+
+def _told(recipe: Recipe, source: Source) -> list[str]:
+    """What the bundle's defaults follow where they are not the usual ones."""
+    settings, reason = _settings(recipe, source), source.manner.reason
+    if not reason or any(settings[key] != value for key, value in source.manner.defaults.items()):
+        return []
+    return [f"defaults: {', '.join(f'{key} {value}' for key, value in settings.items())} ({reason})"]
+
+
+def _with_own_groups(recipe: Recipe, source: Source) -> Recipe:
+    """The recipe with the optional inputs that this UNet has weights for: at zero it would be another network."""
+    if not source.configs["unet"].get("time_cond_proj_dim") or "timestep_cond" in recipe.groups:
+        return recipe
+    return replace(recipe, groups=(*recipe.groups, "timestep_cond"))
 
 
 def _provenance(recipe: Recipe, *, rehash: bool) -> list[dict[str, Any]]:
@@ -164,7 +201,8 @@ def _versions(targets: Sequence[Target]) -> dict[str, str]:
         try:
             found[tool] = version(tool).split("+")[0]
         except PackageNotFoundError as error:
-            raise InputError("export", f"{tool} is not installed: pip install 'hotloop[{extra}]'") from error
+            rule = f"{tool} is not installed: pip install '.[{extra}]' in hotloop's folder"
+            raise InputError("export", rule) from error
     return found
 
 
@@ -184,7 +222,7 @@ def _make(
 ) -> None:
     """Fill `work` with the bundle."""
     size = sum(tensors.nbytes(name) for tensors in source.tensors.values() for name in tensors) / 1e9
-    settings = _settings(recipe) | ({"vae": "tiny"} if "tiny_vae" in source.tensors else {})
+    settings = _settings(recipe, source) | ({"vae": "tiny"} if "tiny_vae" in source.tensors else {})
     with progress.stage("read and merge weights", estimate=10 * size):
         nets = _nets(work, recipe, source)
         _copy(work, source)
@@ -197,9 +235,10 @@ def _make(
         "made_with": parts["tools"] | {"hotloop": __version__}, "files": _hashes(work),
     }  # fmt: skip
     with progress.stage("reference in float32", estimate=25 * size):
+        networks = row.plain(recipe.groups)
         modules = {
-            name: ModuleEngine(nets[part.folder], row.networks[name])
-            for name, part in PARTS.items() if part.folder in nets and name in row.networks
+            name: ModuleEngine(nets[part.folder], networks[name])
+            for name, part in PARTS.items() if part.folder in nets and name in networks
         }  # fmt: skip
         images = images_for(row, recipe.certify, settings)
         text = nets["text_encoder"]

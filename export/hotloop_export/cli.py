@@ -40,15 +40,15 @@ def export(
     vae: Annotated[str | None, typer.Option(help="Another VAE, or a tiny one; tiny: the one near the source.")] = None,
     family: Annotated[str | None, typer.Option(help=f"One of {', '.join(FAMILIES)} [default: found out].")] = None,
     prediction: Annotated[str | None, typer.Option(help="eps or v, where the source does not tell.")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer's folder, for a single file.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A single file's tokenizer folder [default: found].")] = None,
     variant: Annotated[str | None, typer.Option(help="Which weights of a folder, such as fp16.")] = None,
     shapes: Shapes = "",
     batch: Batch = "1",
     keep_fp32: Keep = "",
-    certify: Annotated[str, typer.Option(help="quick: 2 prompts, 8 steps, 256 pixels; or full.")] = "quick",
-    sampler: Annotated[str | None, typer.Option(help="The bundle's default sampler.")] = None,
-    steps: Annotated[int | None, typer.Option(help="The bundle's default number of steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="The bundle's default guidance scale.")] = None,
+    certify: Annotated[str, typer.Option(help="quick: 2 prompts, at most 8 steps and 256 pixels; or full.")] = "quick",
+    sampler: Annotated[str | None, typer.Option(help="The bundle's sampler [default: the checkpoint's own].")] = None,
+    steps: Annotated[int | None, typer.Option(help="The bundle's steps [default: the checkpoint's, or 50].")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Its guidance [default: the checkpoint's, or 7.5].")] = None,
     rehash: Annotated[bool, typer.Option(help="Hash every file anew, whatever is remembered.")] = False,
 ) -> None:  # fmt: skip
     """Export a checkpoint as a bundle that runs without torch, certified against torch."""
@@ -102,7 +102,7 @@ def _bundle() -> ModuleType:
     try:
         from . import bundle
     except ImportError as error:
-        rule = f"needs packages that are not installed: pip install 'hotloop[export]' ({error})"
+        rule = f"needs packages that are not installed: pip install '.[export]' in hotloop's folder ({error})"
         raise InputError("export", rule) from error
     return bundle
 

@@ -157,11 +157,14 @@ def text_encoder(shapes: Shapes, *, open_clip: bool) -> dict[str, Any]:
     }
 
 
-def scheduler(schedule: ScheduleConstants) -> dict[str, Any]:
-    """The scheduler that the family was published with."""
+def scheduler(schedule: ScheduleConstants, *, zero_snr: bool = False) -> dict[str, Any]:
+    """The scheduler that the family was published with.
+
+    zero_snr: one that ends in pure noise, and so must begin at the last timestep (Lin et al. 2023, table 2)
+    """
     v_prediction = schedule.prediction_type == "v_prediction"
     return {
-        "_class_name": "DDIMScheduler" if v_prediction else "PNDMScheduler",
+        "_class_name": "DDIMScheduler" if v_prediction or zero_snr else "PNDMScheduler",
         "_diffusers_version": _VERSION,
         **asdict(schedule),
         "clip_sample": False,
@@ -169,6 +172,7 @@ def scheduler(schedule: ScheduleConstants) -> dict[str, Any]:
         "skip_prk_steps": True,
         "steps_offset": 1,
         "trained_betas": None,
+        **({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_snr else {}),
     }
 
 

@@ -24,7 +24,7 @@ PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "tensorrt_rtx": ("fp16", "fp32", "bf16"),
     "native": ("fp32", "fp16", "bf16"),
 }
-# What a pipeline does when it is told nothing: the habits of stock diffusers.
+# What a pipeline does when it is told nothing and the checkpoint does not tell: the habits of stock diffusers.
 DEFAULTS: Mapping[str, Any] = {"sampler": "plms", "num_inference_steps": 50, "guidance_scale": 7.5}
 CERTIFY = ("quick", "full")
 _LARGEST_SIDE, _LARGEST_BATCH = 4096, 64
@@ -56,8 +56,10 @@ class Recipe:
     family, prediction, tokenizer, variant   where the source does not tell (`sources.open_source`)
     shapes, batches   (width, height) and (least, most) images that an engine with profiles is built for
     keep_fp32   modules that stay in float32, or "auto": those that the bounds need
-    certify     "quick": 2 prompts, 8 steps, at most 256 pixels; "full": 8 prompts, 20 steps, the family's size
-    defaults    what a pipeline does when told nothing: sampler, num_inference_steps, guidance_scale
+    certify     "quick": 2 prompts, 8 steps, at most 256 pixels; "full": 8 prompts, 20 steps, the family's size;
+                never more steps than the default
+    defaults    what a pipeline does when told nothing: sampler, num_inference_steps, guidance_scale; what is left out
+                follows the checkpoint's own scheduler
 
     Raises InputError for what is wrong whatever the source holds.
     """

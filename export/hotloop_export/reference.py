@@ -76,10 +76,11 @@ class ModuleEngine:
 def images_for(family: Family, certify: str, defaults: Mapping[str, Any]) -> Images:
     """The images of a quick or a full certificate."""
     full = certify == "full"
+    # A model made for few steps is judged by few: by more it is not what anyone draws.
+    steps = min(_FULL_STEPS if full else _QUICK_STEPS, defaults["num_inference_steps"])
     side = max(family.default_size) if full else _QUICK_SIDE
     width, height = (min(s, side) for s in family.default_size)
     prompts = PROMPTS if full else PROMPTS[:2]
-    steps = _FULL_STEPS if full else _QUICK_STEPS
     return Images(prompts, tuple(range(len(prompts))), steps, (width, height), defaults["sampler"],
                   defaults["guidance_scale"])  # fmt: skip
 
@@ -112,7 +113,8 @@ def write_reference(
 
 def _pipeline(bundle: Bundle, engines: Mapping[str, ModuleEngine]) -> Pipeline:
     networks = {name: {"path": ""} for name in engines}
-    entry = Entry("torch", "fp32", "fp32", (), (), 1, "any", CERTIFIED, networks, {})
+    groups = tuple(engines["unet"].network.groups)
+    entry = Entry("torch", "fp32", "fp32", (), groups, 1, "any", CERTIFIED, networks, {})
     return Pipeline(bundle, choice=Choice(entry, "cpu", "the reference"), given=engines)
 
 
@@ -130,7 +132,7 @@ def _inputs(
     dims = family.dims(width=width, height=height, batch=2 * halves, images=2)
     inputs = sample_inputs(network, dims, seed=_SEED, ids=vocabulary)
     if halves == 2:
-        for name in ("sample", "timestep"):
+        for name in {"sample", "timestep", "timestep_cond"} & inputs.keys():
             inputs[name][2:] = inputs[name][:2]
     if network.name in ("vae_decoder", "tiny_vae_decoder"):
         scale = np.float32(family.scaling_factor if network.name == "vae_decoder" else 1)

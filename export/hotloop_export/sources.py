@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,16 @@ from hotloop.spec import family as family_row
 from hotloop.tokenizer import Tokenizer
 from hotloop.weights import Weights, keys
 
-from . import configs
+from . import configs, schedulers, vocabulary
 from .hashes import file_sha256
+from .schedulers import Manner
 
 __all__ = ["TOKENIZER_FILES", "Source", "open_source"]
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json", "added_tokens.json")
 _PREDICTIONS = {"eps": "epsilon", "epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+# ModelSpec's architectures that tell what a model predicts; those of SD 1.x do not.
+_ARCHITECTURES = ((r"-768-v\b", "v_prediction"), (r"-v2-(512|turbo)\b", "epsilon"))
 _FOLDER, _FILE = "diffusers", "single-file"
 _TINY = "AutoencoderTiny"
 _EXTRAS = ("LICENSE*", "*.md")
@@ -44,7 +47,9 @@ class Source:
     format      "diffusers" or "single-file"
     configs     component -> its configuration, as diffusers and transformers write it
     tensors     component -> weights by the names `hotloop.nets` writes, read when asked for, of the dtype stored
-    scheduler   a diffusers scheduler configuration
+    scheduler   a diffusers scheduler configuration, repaired as stock pipelines repair it on load
+    manner      how it is meant to be drawn: sampler, steps, guidance
+    repairs     a line for each thing that was repaired or taken from the file's own words
     tokenizer   a folder that holds vocab.json and merges.txt, perhaps among other things: see `tokenizer_files`
     extras      files to carry along: licence and notes
     index       model_index.json of what is written from it
@@ -58,6 +63,8 @@ class Source:
     configs: Mapping[str, dict[str, Any]]
     tensors: Mapping[str, Weights]
     scheduler: Mapping[str, Any]
+    manner: Manner
+    repairs: list[str]
     tokenizer: Path
     extras: list[Path]
     index: Mapping[str, Any]
@@ -84,6 +91,20 @@ _COMPONENTS = {
 }
 
 
+@dataclass(frozen=True)
+class _Words:
+    """What a single file says of itself, in empty tensors and in its metadata (Stability-AI/ModelSpec).
+
+    prediction  epsilon or v_prediction; None where the file does not tell
+    zero_snr    its schedule ends in pure noise (Lin et al. 2023)
+    name        title and architecture
+    """
+
+    prediction: str | None = None
+    zero_snr: bool = False
+    name: str = ""
+
+
 @dataclass
 class _Draft:
     """A source while it is read. files: role -> those that were used."""
@@ -96,6 +117,8 @@ class _Draft:
     scheduler: dict[str, Any] | None = None
     index: dict[str, Any] | None = None
     open_clip: bool = False
+    words: _Words = field(default_factory=_Words)
+    repairs: list[str] = field(default_factory=list)
 
     def put(self, component: str, config: dict[str, Any], tensors: Weights, files: list[Path]) -> None:
         self.configs[component], self.tensors[component], self.files[component] = config, tensors, files
@@ -115,10 +138,10 @@ def open_source(
     """Open a diffusers folder or a single `.safetensors` file of SD 1.x or 2.x, or one shaped like avatar-tiny.
 
     family      a row of `hotloop.spec`; detected from the tensors when not given, refused when they do not fit
-    prediction  "epsilon" or "v_prediction" ("eps", "v"); else what the scheduler says, and in single files, where the
-                two kinds of SD 2.x look alike, v with a warning, as diffusers has it
-    tokenizer   a folder with vocab.json and merges.txt; single files have none of their own, so for them one is also
-                looked for beside the file, in `tokenizer/` first
+    prediction  "epsilon" or "v_prediction" ("eps", "v"); else what the scheduler says, or the single file (`v_pred`,
+                modelspec); for a file of SD 2.x that is silent, v with a warning, as diffusers has it
+    tokenizer   a folder with vocab.json and merges.txt; single files have none of their own, so for them one is looked
+                for beside the file, in `tokenizer/` first, then CLIP's vocabulary where `vocabulary` looks for it
     variant     which weights of a folder: "fp16" reads `diffusion_pytorch_model.fp16.safetensors` and its like
     vae         a VAE (folder or file, in diffusers' or LDM's layout) in place of the checkpoint's; or a tiny one
                 (TAESD), which comes beside it; "tiny": the tiny one in or beside the source
@@ -141,10 +164,11 @@ def open_source(
     if "vae" not in draft.tensors:
         raise InputError("export", f"{path.name} holds no VAE: name a file or folder with one (vae)")
     row = _detect(draft, family=family, prediction=_PREDICTIONS[prediction] if prediction else None)
-    assert draft.scheduler is not None
     if draft.format == _FILE:
         draft.configs["unet"]["sample_size"] = row.default_size[0] // row.vae_factor
-    found = _find_tokenizer(path, tokenizer)
+    manner = _settle_scheduler(draft, row)
+    assert draft.scheduler is not None
+    found = _find_tokenizer(draft, tokenizer)
     _check_tokenizer(draft, found, row)
     draft.files["tokenizer"] = _tokenizer_files(found)
     return Source(
@@ -153,6 +177,8 @@ def open_source(
         configs=draft.configs,
         tensors=draft.tensors,
         scheduler=draft.scheduler,
+        manner=manner,
+        repairs=draft.repairs,
         tokenizer=found,
         extras=[file for pattern in _EXTRAS for file in sorted(path.glob(pattern))] if path.is_dir() else [],
         index=_index(draft, row),
@@ -265,12 +291,37 @@ def _read_file(path: Path, *, ema: bool) -> _Draft:
             raise InputError("export", f"{path.name} must hold an LDM checkpoint; it has no {component}", shown)
     shapes = {component: _shapes(tensors) for component, tensors in draft.tensors.items()}
     draft.open_clip = keys.is_open_clip(weights)
+    draft.words = _read_words(draft, weights)
     draft.configs["unet"] = configs.unet(shapes["unet"])
     draft.configs["text_encoder"] = configs.text_encoder(shapes["text_encoder"], open_clip=draft.open_clip)
     if "vae" in draft.tensors:
         scaling_factor = FAMILIES["sd15"].scaling_factor
         draft.configs["vae"] = configs.autoencoder(shapes["vae"], scaling_factor=scaling_factor)
     return draft
+
+
+def _read_words(draft: _Draft, weights: Weights) -> _Words:
+    """Of the marks `v_pred` and `ztsnr`, then of `modelspec.prediction_type`, then of `modelspec.architecture`."""
+    place, said = draft.place.name, weights.metadata
+    architecture = said.get("modelspec.architecture", "").lower()
+    written = said.get("modelspec.prediction_type", "").lower()
+    told: dict[str, str] = {}
+    if "v_pred" in weights:
+        told["the key v_pred"] = "v_prediction"
+    if written in _PREDICTIONS:
+        told[f"modelspec.prediction_type {written}"] = _PREDICTIONS[written]
+    elif written:
+        warnings.warn(f"[export] {place}: modelspec.prediction_type {written} is not known; ignored", stacklevel=5)
+    if by_name := next((value for pattern, value in _ARCHITECTURES if re.search(pattern, architecture)), None):
+        told[f"modelspec.architecture {architecture}"] = by_name
+    first = next(iter(told), None)
+    if first and (other := next((key for key in told if told[key] != told[first]), None)):
+        warnings.warn(f"[export] {place}: {first} and {other} contradict each other; the first counts", stacklevel=5)
+    zero_snr = "ztsnr" in weights
+    draft.repairs += [f"{place}: {told[first]}, by {first}"] if first else []
+    draft.repairs += [f"{place}: zero terminal SNR, by the key ztsnr"] if zero_snr else []
+    name = f"{said.get('modelspec.title', '')} {architecture}"
+    return _Words(told[first] if first else None, zero_snr, name.strip())
 
 
 def _shapes(tensors: Weights) -> dict[str, tuple[int, ...]]:
@@ -372,7 +423,8 @@ def _detect(draft: _Draft, *, family: str | None, prediction: str | None) -> Fam
         "context_dim": unet.get("cross_attention_dim", 1280),
         "vae_factor": _factor(vae),
     }
-    told = prediction or (draft.scheduler or {}).get("prediction_type") or ("epsilon" if draft.scheduler else None)
+    own = draft.words.prediction if draft.scheduler is None else draft.scheduler.get("prediction_type") or "epsilon"
+    told = prediction or own
     described = ", ".join(f"{name} {value}" for name, value in found.items()) + (f", {told}" if told else "")
     if family is None:
         rows = [row for row in FAMILIES.values() if all(getattr(row, key) == value for key, value in found.items())]
@@ -400,10 +452,26 @@ def _detect(draft: _Draft, *, family: str | None, prediction: str | None) -> Fam
         )
         raise InputError("export", f"{rule}: give the prediction to overrule it", told)
     if draft.scheduler is None:
-        draft.scheduler = configs.scheduler(row.schedule)
-    if prediction is not None:
+        said = told or row.schedule.prediction_type
+        made = configs.scheduler(replace(row.schedule, prediction_type=said), zero_snr=draft.words.zero_snr)
+        draft.scheduler = schedulers.scheduler_for_name(made, draft.words.name)
+    elif prediction is not None:
         draft.scheduler["prediction_type"] = prediction
     return row
+
+
+def _settle_scheduler(draft: _Draft, row: Family) -> Manner:
+    """The scheduler and the UNet as stock pipelines draw with them, and how."""
+    assert draft.scheduler is not None
+    index = draft.index or {}
+    named = index.get("scheduler")
+    cls = named[1] if isinstance(named, list) and len(named) == 2 and isinstance(named[1], str) else None
+    inpaint = row.inpaint_channels or "Inpaint" in str(index.get("_class_name"))
+    draft.scheduler, repaired = schedulers.repair_scheduler(draft.scheduler, cls=cls, inpaint=inpaint)
+    draft.configs["unet"], more = schedulers.repair_unet(draft.configs["unet"])
+    draft.repairs += [*repaired, *more]
+    embedded = bool(draft.configs["unet"].get("time_cond_proj_dim"))
+    return schedulers.manner(draft.scheduler, guidance_embedding=embedded)
 
 
 def _alike(a: Family, b: Family) -> bool:
@@ -426,7 +494,8 @@ def _by_prediction(draft: _Draft, rows: list[Family], told: str | None) -> list[
 # --- Tokenizer, index, provenance -------------------------------------------------------------------------------
 
 
-def _find_tokenizer(path: Path, given: str | Path | None) -> Path:
+def _find_tokenizer(draft: _Draft, given: str | Path | None) -> Path:
+    path = draft.place
     if given is not None:
         places = [Path(given), Path(given) / "tokenizer"]
         rule = "tokenizer must be a folder that holds vocab.json and merges.txt"
@@ -438,17 +507,26 @@ def _find_tokenizer(path: Path, given: str | Path | None) -> Path:
     for place in places:
         if all((place / name).is_file() for name in TOKENIZER_FILES[:2]):
             return place
+    # Only CLIP's own vocabulary is looked for elsewhere, for text encoders that have all of it.
+    if draft.format == _FILE and given is None and draft.configs["text_encoder"]["vocab_size"] >= vocabulary.TOKENS:
+        if found := vocabulary.find_merges():
+            draft.repairs.append(f"tokenizer: CLIP's vocabulary, of {found[0]}")
+            return vocabulary.write_tokenizer(found[1], **({"pad": "!"} if draft.open_clip else {}))
+        rule = (
+            f"a single file carries no tokenizer: get CLIP's vocabulary (`{vocabulary.HOW_TO_GET}`), or name a folder"
+        )
+        rule += " that holds vocab.json and merges.txt (--tokenizer)"
     raise InputError("export", rule, str(given if given is not None else path))
 
 
 def _check_tokenizer(draft: _Draft, folder: Path, row: Family) -> None:
     """Every token has a row in the text encoder; a tokenizer that is not the checkpoint's own pads as it does."""
-    vocabulary = read_json(folder / "vocab.json", place="export")
-    highest = max((number for number in vocabulary.values() if isinstance(number, int)), default=0)
+    tokens = read_json(folder / "vocab.json", place="export")
+    highest = max((number for number in tokens.values() if isinstance(number, int)), default=0)
     rows = draft.configs["text_encoder"].get("vocab_size", 49408)
     if highest >= rows:
         raise InputError("export", f"tokenizer must fit the text encoder's {rows} tokens", f"token {highest}")
-    exclamation = vocabulary.get("!")
+    exclamation = tokens.get("!")
     if draft.open_clip and exclamation is not None and Tokenizer.from_dir(folder).pad != exclamation:
         warnings.warn(
             f"[export] {row.name} was trained with prompts padded with '!'; the tokenizer in {folder.name} pads with "

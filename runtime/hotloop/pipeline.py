@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -17,7 +17,7 @@ from . import image as images
 from . import loop, samplers
 from .adapters import Adapters, Swap
 from .bundle import Bundle, Entry, builtin
-from .denoiser import DeviceDenoiser
+from .denoiser import DeviceDenoiser, guidance_embedding
 from .engines import Engine
 from .errors import BundleError, InputError
 from .files import cache_folder
@@ -352,7 +352,11 @@ class Pipeline:
         n, family, defaults = shape[0], self.family, self.bundle.defaults
         table = self.table(defaults.get("sampler", "plms"), defaults.get("num_inference_steps", 50))
         context = np.zeros((n, family.vocab_tokens, family.context_dim), np.float32)
-        cond = {"context": context} | ({"negative_context": context} if guidance else {})
+        cond = {"context": context}
+        if self._told_guidance:
+            cond["timestep_cond"] = self._guidance_embedding(n, 1.0)
+        elif guidance:
+            cond["negative_context"] = context
         if extra := family.unet_channels - family.latent_channels:
             cond["extra"] = np.zeros((n, extra, *shape[2:]), np.float32)
         with networks.denoiser() as denoiser:
@@ -411,14 +415,19 @@ class Pipeline:
         options: Options,
     ) -> _Call:
         clock = _Clock()
+        defaults = self.bundle.defaults
+        if place == "inpaint" and defaults.get("sampler") == "pndm":
+            defaults = {**defaults, "sampler": "plms"}  # as stock pipelines, which repaint without Runge-Kutta steps
         request = Request.checked(
             place,
             prompt,
             negative_prompt,
-            defaults=self.bundle.defaults,
+            defaults=defaults,
             most_steps=self.schedule.num_train_timesteps,
             **options,
         )
+        if self._told_guidance:
+            request = replace(request, negatives=None)  # its guidance is an input: there is no second half
         return _Call(request, self.networks, clock)
 
     def _finish(
@@ -494,7 +503,17 @@ class Pipeline:
         check_finite("text_encoder", "hidden states", states)
         rows = states[[unique.index(text) for text in texts]]
         n = len(request.prompts)
+        if self._told_guidance:
+            return {"context": rows, "timestep_cond": self._guidance_embedding(n, request.guidance)}
         return {"context": rows} if request.negatives is None else {"negative_context": rows[:n], "context": rows[n:]}
+
+    @property
+    def _told_guidance(self) -> bool:
+        """Whether the UNet takes its guidance as an input."""
+        return "timestep_cond" in self.entry.groups
+
+    def _guidance_embedding(self, n: int, guidance: float) -> np.ndarray:
+        return guidance_embedding(np.full(n, guidance), self.family.cond_width)  # [N, cond_width]
 
     def _refuse_mixed_chunks(self, request: Request) -> None:
         """A batch shares one number of windows; a shorter prompt padded to it would not be its single run."""

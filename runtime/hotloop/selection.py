@@ -13,8 +13,8 @@ from .errors import InputError
 
 __all__ = ["Choice", "candidates", "choose", "runs_in"]
 
-# Fastest first on each device. The order of OpenVINO's precisions and ONNX Runtime's on the CPU is measured (README,
-# Speed; ONNX Runtime's int8 ran the built-in UNet at 0.84 of its fp32's speed); the other places are assumed.
+# Fastest first on each device. The order of OpenVINO's precisions and ONNX Runtime's on the CPU is measured
+# (docs/benchmarks.md; ONNX Runtime's int8 ran the built-in UNet at 0.84 of its fp32's speed); the rest is assumed.
 _RANK = {
     "cuda": ("tensorrt-fp16", "tensorrt_rtx-fp16", "native-fp16", "native-bf16", "onnx-fp16", "tensorrt-bf16",
              "tensorrt_rtx-bf16", "tensorrt-fp32",

@@ -12,16 +12,18 @@ from dataclasses import dataclass, field, replace
 from .errors import InputError
 
 __all__ = [
-    "FAMILIES", "GROUPS", "LORA_COMPONENTS", "REWRITES", "Family", "Network", "ScheduleConstants", "Tensor", "cells",
-    "family", "phase_grid", "resolve",
+    "FAMILIES", "GROUPS", "LORA_COMPONENTS", "REWRITES", "WEIGHTED", "Family", "Network", "ScheduleConstants", "Tensor",
+    "cells", "family", "phase_grid", "resolve",
 ]  # fmt: skip
 
 Dim = int | str
 
 # The exact rewrites of the UNet (hotloop.nets.rewrites), in the order in which their names are joined.
 REWRITES = ("kv", "time", "prefix", "phase")
-# Optional inputs of the UNet, declared at export; at zero, their default, each is an exact no-op.
+# Optional inputs of the UNet, declared at export; at zero each is an exact no-op.
 GROUPS = ("controlnet", "identity", "timestep_cond")
+# Of these, the ones that the UNet itself holds weights for: at zero it would be another network, so they must be given.
+WEIGHTED = ("timestep_cond",)
 # Components whose weights LoRAs change.
 LORA_COMPONENTS = ("unet", "text_encoder")
 _HALVES = (2, 4, 8, 16)
@@ -125,6 +127,10 @@ class Family:
     def networks(self) -> dict[str, Network]:
         """Every network, the UNet plain."""
         return self.split()
+
+    def plain(self, groups: Sequence[str]) -> dict[str, Network]:
+        """Every network without rewrites, the UNet with those of an engine's optional inputs that it needs."""
+        return self.split(groups=[name for name in groups if name in WEIGHTED])
 
     def split(self, rewrites: Sequence[str] = (), groups: Sequence[str] = ()) -> dict[str, Network]:
         """Every network, the UNet with these rewrites and optional inputs.

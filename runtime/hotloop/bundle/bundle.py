@@ -148,6 +148,9 @@ class Bundle:
     def networks(self, entry: Entry) -> dict[str, Network]:
         """What each network of an entry takes and gives: the family's rows with its rewrites and groups."""
         rows = self.family.split(entry.rewrites, entry.groups)
+        if "cond_width" in self.manifest["constants"] and "timestep_cond" not in entry.groups:
+            rule = f"{entry.name} must take timestep_cond, which its UNet has weights for; export the bundle again"
+            raise BundleError("bundle", rule, list(entry.groups))
         if unknown := sorted(set(entry.networks) - set(rows)):
             raise BundleError("bundle", f"networks of {entry.name} must be among {sorted(rows)}", unknown[0])
         return {name: rows[name] for name in entry.networks}

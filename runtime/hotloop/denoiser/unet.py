@@ -12,7 +12,7 @@ import numpy as np
 from ..engines import Context, Engine
 from ..errors import InputError
 from ..samplers import StepTable
-from ..spec import Network, Tensor, cells
+from ..spec import WEIGHTED, Network, Tensor, cells
 from .lru_cache import LRUCache
 
 __all__ = ["UNetDenoiser"]
@@ -28,7 +28,7 @@ class UNetDenoiser:
     cond: `context` [N, T, C]; `negative_context` [N, T, C] turns guidance on (B = 2 N, the unconditional half first);
     `extra` [N, 5, h, w] is the mask and masked image of a 9-channel inpainting network. Optional inputs that the
     networks declare go by their names in the spec, a row per image, or per row of the batch where the spec says B;
-    those left out are zero, which is without effect.
+    those left out are zero, which is without effect; `timestep_cond`, which the UNet has weights for, must be given.
 
     Use it in a `with` block: it returns its buffers to the engines at the end. Raises InputError when an engine is
     missing; begin() when `extra` does not fit the network, or cond holds what no network takes.
@@ -110,6 +110,8 @@ class UNetDenoiser:
         known = {"context", "negative_context", "extra", *(tensor.name for tensor in _optional(network))}
         if self._time is not None:
             known |= {tensor.name for tensor in _optional(self._time.network)}
+        if missing := sorted(set(WEIGHTED) & known - set(cond)):
+            raise InputError("denoiser", "conditions that the UNet has weights for must be given", missing)
         if unknown := sorted(set(cond) - known):
             raise InputError("denoiser", f"conditions must be among {sorted(known)}, as declared at export", unknown)
 

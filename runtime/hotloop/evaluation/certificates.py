@@ -17,7 +17,7 @@ import numpy as np
 from .. import samplers
 from ..bundle import BUILT_NEVER_RUN, CERTIFIED, Bundle, Entry, write_manifest
 from ..errors import BundleError, InputError
-from ..spec import Network, resolve
+from ..spec import WEIGHTED, Network, resolve
 from ..weights import Weights
 from .metrics import psnr
 
@@ -137,6 +137,7 @@ def evaluate(
 def _evaluate_unet(pipe: Pipeline, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     n, channels = len(inputs["sample"]) // 2, pipe.family.latent_channels
     cond = {"negative_context": inputs["context"][:n], "context": inputs["context"][n:]}
+    cond |= {name: inputs[name][:n] for name in WEIGHTED if name in inputs}
     if pipe.family.inpaint_channels:
         cond["extra"] = inputs["sample"][:n, channels:]
     x = np.ascontiguousarray(inputs["sample"][:n, :channels])
@@ -176,7 +177,7 @@ def certify(pipe: Pipeline) -> dict[str, Any]:
     stored = pipe.bundle.manifest["parity"]
     files = stored.get("files", {})
     networks = {}
-    for name, row in pipe.family.networks.items():
+    for name, row in pipe.family.plain(pipe.entry.groups).items():
         if name not in files or name not in pipe.entry.networks:
             continue
         reference = Weights.open(pipe.bundle.file(files[name]))
