@@ -132,11 +132,12 @@ def test_split_graphs_draw_every_image_of_a_batch_as_if_alone(made: Made, kind: 
     table = samplers.build("euler", Schedule.from_config({}, made.row.schedule), 4)
     rng = np.random.default_rng(3)
     x, context, negative = (rng.standard_normal(s, np.float32) for s in ((3, 4, 8, 12), (3, 9, 24), (3, 9, 24)))
-    rows = np.array([2, 0, 3])
+    rows, embedded = np.array([2, 0, 3]), rng.standard_normal((3, 6), np.float32)
 
     def step(images: slice) -> tuple[np.ndarray, np.ndarray]:
         with UNetDenoiser(**engines) as denoiser:
-            cond = {"context": context[images], "negative_context": negative[images]}
+            cond = {"context": context[images], "negative_context": negative[images],
+                    "timestep_cond": embedded[images]}  # fmt: skip
             denoiser.begin(cond, table, x[images].shape)
             m_c, m_u = denoiser.step(x[images], rows[images])
             assert m_u is not None
@@ -146,7 +147,10 @@ def test_split_graphs_draw_every_image_of_a_batch_as_if_alone(made: Made, kind: 
     u = torch.from_numpy(x * table.c_in[rows][:, None, None, None])
     for i, states in enumerate((context, negative)):
         with torch.no_grad():
-            plain = made.nets["unet"](u, torch.from_numpy(table.timesteps[rows]), torch.from_numpy(states)).numpy()
+            plain = made.nets["unet"](
+                u, torch.from_numpy(table.timesteps[rows]), torch.from_numpy(states),
+                timestep_cond=torch.from_numpy(embedded),
+            ).numpy()  # fmt: skip
         assert np.abs(both[i] - plain).max() <= TOLERANCE
         for image in range(3):
             alone = step(slice(image, image + 1))[i][0]
