@@ -9,8 +9,9 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 # More options for pip, such as another index.
 PIP_ARGS ?=
 DEV := .venv-dev/bin/python
-# One thread per test process: the processes fill the cores.
-PYTEST := OMP_NUM_THREADS=1 $(DEV) -m pytest -n auto --dist loadgroup
+# One thread per test process: the processes fill the cores. A file goes to one process, so that what it makes for its
+# tests is made once; by xdist's groups it was not: xdist 3.8 marks them in a way that pytest 9.2 no longer reads.
+PYTEST := OMP_NUM_THREADS=1 $(DEV) -m pytest -n auto --dist loadfile
 BUILD := pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
 INSTALLED := $(BUILD) $(shell find runtime export kernels/hotloop_kernels -type f \
                -not -name '*.pyc' -not -name '* *' 2>/dev/null)

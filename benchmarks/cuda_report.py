@@ -125,10 +125,15 @@ def _arguments(name: str) -> int:
     return 0
 
 
-def compile_all(architectures: Sequence[str], jobs: int | None = None) -> list[Kernel]:
-    """Every kernel for every architecture, `jobs` (default: one a core) compilers side by side. Raises BuildError."""
+def compile_all(
+    architectures: Sequence[str], jobs: int | None = None, *, files: Sequence[Path] | None = None
+) -> list[Kernel]:
+    """Every kernel for every architecture, `jobs` (default: one a core) compilers side by side. Raises BuildError.
+
+    files: all sources by default.
+    """
     # The longest first, so that none is left over at the end.
-    files = sorted(sources(), key=lambda source: not source.stem.endswith("f16"))
+    files = sorted(files or sources(), key=lambda source: not source.stem.endswith("f16"))
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
         work = [(source, arch) for source in files for arch in architectures]
         done = pool.map(lambda one: compile_source(one[0], one[1], Path(folder)), work)

@@ -48,7 +48,7 @@ def stock() -> Any:
 
     torch.manual_seed(0)
     txt2img = diffusers.StableDiffusionPipeline.from_pretrained(
-        builtin(), safety_checker=None, torch_dtype=torch.float32, local_files_only=True
+        builtin(), safety_checker=None, dtype=torch.float32, local_files_only=True
     )
     img2img = diffusers.StableDiffusionImg2ImgPipeline(**txt2img.components, requires_safety_checker=False)
     inpaint = diffusers.StableDiffusionInpaintPipeline(**txt2img.components, requires_safety_checker=False)

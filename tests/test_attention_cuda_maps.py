@@ -19,10 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CXX = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-pytestmark = [
-    pytest.mark.skipif(CXX is None, reason="no C++ compiler here"),
-    pytest.mark.xdist_group("attention emulator"),  # compiled once
-]
+pytestmark = pytest.mark.skipif(CXX is None, reason="no C++ compiler here")
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 EAGER, LAZY, MIXED, RANDOM = range(4)  # as Order in the emulator

@@ -3,47 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import narrow_unet, normal
 
 from hotloop import samplers
 from hotloop.denoiser import LRUCache, UNetDenoiser
 from hotloop.engines.native import NativeContext, NativeEngine
 from hotloop.errors import InputError
-from hotloop.nets.rewrites import constants
 from hotloop.nets.unet import UNet
 from hotloop.samplers import StepTable
 from hotloop.samplers.schedule import Schedule
 from hotloop.spec import GROUPS, REWRITES, WEIGHTED, Family, cells, family, resolve
 
-CONFIG = {
-    "block_out_channels": (16, 32), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "layers_per_block": 1, "norm_num_groups": 8,
-    "attention_head_dim": 4, "cross_attention_dim": 24, "time_cond_proj_dim": 6,
-}  # fmt: skip
 VARIANTS = [(), ("kv",), ("time",), ("prefix",), REWRITES]
-
-
-def make(folder: Path, **entries: Any) -> Family:
-    torch.manual_seed(1)
-    net = UNet(CONFIG | entries)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.normal_(std=p[0].numel() ** -0.5 if p.ndim > 1 else 0.3)
-    net.save(folder, dtype=torch.float32)
-    made = {key: tuple(v) if isinstance(v, list) else v for key, v in constants(net).items()}
-    return replace(family("avatar-tiny"), context_dim=24, unet_channels=net.in_channels, **made)
 
 
 @pytest.fixture(scope="module")
 def unet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
     folder = tmp_path_factory.mktemp("denoiser") / "unet"
-    return folder, make(folder)
+    return folder, narrow_unet(folder)
 
 
 def engines(unet: tuple[Path, Family], rewrites: Sequence[str] = (), groups: Sequence[str] = ()) -> dict[str, Any]:
@@ -55,10 +38,6 @@ def engines(unet: tuple[Path, Family], rewrites: Sequence[str] = (), groups: Seq
 @pytest.fixture(scope="module")
 def table() -> StepTable:
     return samplers.build("plms", Schedule.from_config({}, family("avatar-tiny").schedule), 4)
-
-
-def normal(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def evaluate(
@@ -129,7 +108,7 @@ def test_split_engines_predict_what_the_network_does(
 def test_mask_and_masked_image_stay_beside_the_latents(
     tmp_path: Path, table: StepTable, rewrites: tuple[str, ...]
 ) -> None:
-    row = make(tmp_path, in_channels=9)
+    row = narrow_unet(tmp_path, in_channels=9)
     x, extra, context = normal(2, 4, 8, 8), normal(2, 5, 8, 8, seed=1), normal(2, 7, 24, seed=2)
     made = engines((tmp_path, row), rewrites)
     cond = {"context": context, "negative_context": context[::-1].copy(), "extra": extra}

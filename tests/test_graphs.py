@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from helpers import NARROW, randomise, row_of
 
 from hotloop import samplers
 from hotloop.denoiser import UNetDenoiser
@@ -23,24 +23,15 @@ from hotloop.engines.native import NativeEngine
 from hotloop.errors import BundleError
 from hotloop.nets.clip import CLIPText, CLIPVision
 from hotloop.nets.parts import PARTS
-from hotloop.nets.rewrites import constants
 from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL
 from hotloop.samplers.schedule import Schedule
-from hotloop.spec import REWRITES, Family, Network, family
+from hotloop.spec import REWRITES, Network, family
 from hotloop.weights import Weights, derived, save
 from hotloop_export.onnx import difference, export_graph, graph_name, reference, sample_inputs
 
-# A graph takes seconds to trace: one worker makes each once.
-pytestmark = pytest.mark.xdist_group("graphs")
-
 TOLERANCE = 1e-4
 GROUPS = ("controlnet", "identity", "timestep_cond")
-CONFIG = {
-    "block_out_channels": (16, 32), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "layers_per_block": 1, "norm_num_groups": 8,
-    "attention_head_dim": 4, "cross_attention_dim": 24, "time_cond_proj_dim": 6,
-}  # fmt: skip
 FULL = {
     "block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8, "cross_attention_dim": 768,
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -48,36 +39,24 @@ FULL = {
 }  # fmt: skip
 
 
-def randomise(module: Any) -> Any:
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            p.normal_(generator=generator)
-            p.mul_(p[0].numel() ** -0.5 if p.ndim > 1 and "embedding." not in name else 0.3)
-            if p.ndim == 1 and name.endswith("weight"):
-                p.add_(1)
-    return module.eval()
-
-
 class Made:
     """A tiny checkpoint and its graphs, each exported when it is first asked for."""
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, *, dtype: torch.dtype, **unet: Any) -> None:
+        """unet: entries of its config beside NARROW's."""
         self.folder = folder
         vae = {"block_out_channels": (16, 24), "norm_num_groups": 8}
         eyes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2,
                 "image_size": 28, "patch_size": 14, "projection_dim": 20}  # fmt: skip
         text = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
                 "vocab_size": 50}  # fmt: skip
-        nets = {"unet": UNet(CONFIG), "vae": AutoencoderKL(vae), "image_encoder": CLIPVision(eyes),
+        nets = {"unet": UNet(NARROW | unet), "vae": AutoencoderKL(vae), "image_encoder": CLIPVision(eyes),
                 "text_encoder": CLIPText(text)}  # fmt: skip
         self.nets: dict[str, Any] = {}
         for name, net in nets.items():
             randomise(net).save(folder / name, dtype=dtype)
             self.nets[name] = type(net).from_dir(folder / name)  # the weights as rounded
-        unet = {key: tuple(v) if isinstance(v, list) else v for key, v in constants(self.nets["unet"]).items()}
-        unet |= {"context_dim": 24, "eye_size": 28, "eye_width": 20, "vae_factor": 2}
-        self.row: Family = replace(family("avatar-tiny"), **unet)
+        self.row = row_of(self.nets["unet"], eye_size=28, eye_width=20, vae_factor=2)
 
     def network(self, name: str, rewrites: tuple[str, ...] = (), groups: tuple[str, ...] = ()) -> Network:
         return self.row.split(rewrites, groups)[name]
@@ -95,11 +74,17 @@ class Made:
 
 
 @pytest.fixture(scope="module")
+def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """With a UNet of nine channels."""
+    return Made(tmp_path_factory.mktemp("inpainting"), dtype=torch.float16, in_channels=9)
+
+
+@pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(tmp_path_factory.mktemp("graphs"), dtype=torch.float16)
 
 
-# name, rewrites, groups: together every rewrite and every group, plain and split.
+# name, rewrites, groups: together every rewrite and every group, plain and split; the plain UNet is an inpainting one.
 CASES = [
     ("unet", (), ("identity", "timestep_cond")),
     pytest.param("unet", (), GROUPS, marks=pytest.mark.long),
@@ -113,9 +98,10 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "rewrites", "groups"), CASES, ids=lambda v: v if isinstance(v, str) else "+".join(v))
 def test_graph_in_onnxruntime_equals_the_torch_modules(
-    made: Made, name: str, rewrites: tuple[str, ...], groups: tuple[str, ...]
+    made: Made, inpainting: Made, name: str, rewrites: tuple[str, ...], groups: tuple[str, ...]
 ) -> None:
     """N and B, tokens and both sides are free of each other; without `phase` sides may be odd."""
+    made = inpainting if (name, rewrites) == ("unet", ()) else made
     file = made.graph(name, rewrites, groups)
     network = made.network(name, rewrites, groups)
     sizes = [(16, 24, 2, 4, 5, 1), (40, 12, 3, 3, 77, 4), (12, 16, 1, 2, 1, 2)]
@@ -146,11 +132,12 @@ def test_split_graphs_draw_every_image_of_a_batch_as_if_alone(made: Made, kind: 
     table = samplers.build("euler", Schedule.from_config({}, made.row.schedule), 4)
     rng = np.random.default_rng(3)
     x, context, negative = (rng.standard_normal(s, np.float32) for s in ((3, 4, 8, 12), (3, 9, 24), (3, 9, 24)))
-    rows = np.array([2, 0, 3])
+    rows, embedded = np.array([2, 0, 3]), rng.standard_normal((3, 6), np.float32)
 
     def step(images: slice) -> tuple[np.ndarray, np.ndarray]:
         with UNetDenoiser(**engines) as denoiser:
-            cond = {"context": context[images], "negative_context": negative[images]}
+            cond = {"context": context[images], "negative_context": negative[images],
+                    "timestep_cond": embedded[images]}  # fmt: skip
             denoiser.begin(cond, table, x[images].shape)
             m_c, m_u = denoiser.step(x[images], rows[images])
             assert m_u is not None
@@ -160,7 +147,10 @@ def test_split_graphs_draw_every_image_of_a_batch_as_if_alone(made: Made, kind: 
     u = torch.from_numpy(x * table.c_in[rows][:, None, None, None])
     for i, states in enumerate((context, negative)):
         with torch.no_grad():
-            plain = made.nets["unet"](u, torch.from_numpy(table.timesteps[rows]), torch.from_numpy(states)).numpy()
+            plain = made.nets["unet"](
+                u, torch.from_numpy(table.timesteps[rows]), torch.from_numpy(states),
+                timestep_cond=torch.from_numpy(embedded),
+            ).numpy()  # fmt: skip
         assert np.abs(both[i] - plain).max() <= TOLERANCE
         for image in range(3):
             alone = step(slice(image, image + 1))[i][0]
@@ -318,10 +308,9 @@ def test_sd15_exports_within_memory_and_equals_torch(tmp_path: Path) -> None:
     for name in ("unet", "prompt", "time"):
         network = networks[name]
         inputs = sample_inputs(network, dims, seed=1, ids=1)
-        used = {d for t in (*network.inputs, *network.outputs) for d in t.shape if isinstance(d, str)}
         # Torch goes before ONNX Runtime comes: each holds the weights in float32.
         engine = NativeEngine(folder, network)
-        with engine.contexts.lease(**{d: dims[d] for d in used}) as context:
+        with engine.contexts.lease(**network.pick(dims)) as context:
             for key, value in inputs.items():
                 context.inputs[key][...] = value
             context.run()

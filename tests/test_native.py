@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import cosine, random_inputs, run
 
 from hotloop.bundle import builtin
 from hotloop.engines.native import NativeEngine
 from hotloop.errors import BundleError, InputError
 from hotloop.nets.parts import PARTS, module_of
-from hotloop.spec import REWRITES, Network, family, resolve
+from hotloop.spec import REWRITES, Network, family
 from hotloop.weights import Weights, derived
 
 ROW = family("avatar-tiny")
@@ -33,25 +33,6 @@ def folder(network: Network) -> Path:
     return builtin() / PARTS[network.name].folder
 
 
-def fill(network: Network, seed: int = 2) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    made = {}
-    for t in network.inputs:
-        shape = resolve(t.shape, DIMS)
-        kind = rng.integers(0, 900, shape) if t.dtype == "int32" or t.name == "timestep" else rng.standard_normal(shape)
-        made[t.name] = kind.astype(t.dtype)
-    return made
-
-
-def run(engine: Any, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    used = {d for t in (*engine.network.inputs, *engine.network.outputs) for d in t.shape if isinstance(d, str)}
-    with engine.contexts.lease(**{d: DIMS[d] for d in used}) as context:
-        for name, value in inputs.items():
-            context.inputs[name][...] = value
-        context.run()
-        return {name: value.copy() for name, value in context.outputs.items()}
-
-
 @torch.inference_mode()
 def modules(network: Network, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     part = PARTS[network.name]
@@ -62,24 +43,19 @@ def modules(network: Network, inputs: dict[str, np.ndarray]) -> dict[str, np.nda
 
 @pytest.mark.parametrize("network", CASES, ids=label)
 def test_in_float32_untuned_it_is_the_modules_bit_for_bit(network: Network) -> None:
-    inputs = fill(network)
-    got = run(NativeEngine(folder(network), network, tunings=()), inputs)
+    inputs = random_inputs(network, DIMS)
+    got = run(NativeEngine(folder(network), network, tunings=()), inputs, DIMS)
     expected = modules(network, inputs)
     assert got.keys() == expected.keys()
     assert all(np.array_equal(got[name], expected[name]) and got[name].std() > 0.01 for name in got)
 
 
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
-    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-
-
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 0.9995), ("bf16", 0.999)])
 @pytest.mark.parametrize("network", CASES, ids=label)
 def test_half_precision_stays_near(network: Network, precision: str, least: float) -> None:
-    inputs = fill(network)
-    exact = run(NativeEngine(folder(network), network), inputs)
-    half = run(NativeEngine(folder(network), network, precision=precision), inputs)
+    inputs = random_inputs(network, DIMS)
+    exact = run(NativeEngine(folder(network), network), inputs, DIMS)
+    half = run(NativeEngine(folder(network), network, precision=precision), inputs, DIMS)
     for name, value in half.items():
         assert value.dtype == np.float32
         if not (name == "logvar" and np.ptp(exact[name]) == 0):
@@ -91,8 +67,8 @@ def test_half_precision_stays_near(network: Network, precision: str, least: floa
 def test_the_file_of_the_weights_stands_for_its_folder() -> None:
     network = PLAIN["unet"]
     file = folder(network) / "diffusion_pytorch_model.safetensors"
-    inputs = fill(network)
-    a, b = (run(NativeEngine(path, network), inputs)["out"] for path in (file, file.parent))
+    inputs = random_inputs(network, DIMS)
+    a, b = (run(NativeEngine(path, network), inputs, DIMS)["out"] for path in (file, file.parent))
     assert np.array_equal(a, b)
 
 
@@ -118,23 +94,23 @@ def test_patched_weights_are_those_of_another_checkpoint_and_the_first_stays(
         key: (stored[key].astype(np.float32) + 0.05 * rng.standard_normal(stored.shape(key), np.float32))
         for key in ("conv_in.weight", "up_blocks.0.upsamplers.0.conv.weight", "conv_out.bias")
     }
-    inputs = fill(network)
+    inputs = random_inputs(network, DIMS)
     engine = NativeEngine(folder(network), network)
-    before = run(engine, inputs)["out"]
+    before = run(engine, inputs, DIMS)["out"]
     patches = {
         key: value
         for key, value in (changed | derived.derive(changed)).items()
         if "upsamplers" not in key or derived.is_derived(key) == bool(rewrites)
     }
-    after = run(engine.patched(patches), inputs)["out"]
+    after = run(engine.patched(patches), inputs, DIMS)["out"]
     assert abs(after - before).max() > 0.01
-    assert np.array_equal(run(engine, inputs)["out"], before)
+    assert np.array_equal(run(engine, inputs, DIMS)["out"], before)
 
     other = shutil.copytree(folder(network), tmp_path / "unet")
     net = PARTS["unet"].choose({}).from_dir(other)
     net.load_state_dict({key: torch.from_numpy(value) for key, value in changed.items()}, strict=False)
     net.save(other, dtype=torch.float32)
-    assert np.array_equal(run(NativeEngine(other, network), inputs)["out"], after)
+    assert np.array_equal(run(NativeEngine(other, network), inputs, DIMS)["out"], after)
 
 
 def test_what_cannot_be_patched_is_refused_by_name() -> None:
@@ -175,7 +151,7 @@ def test_threads_are_set_for_the_run_and_set_back() -> None:
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 0.999999), ("fp16", 0.9995), ("bf16", 0.999)])
 @pytest.mark.parametrize("network", CASES, ids=label)
 def test_cuda_agrees_with_the_cpu(network: Network, precision: str, least: float) -> None:
-    inputs = fill(network)
-    expected = run(NativeEngine(folder(network), network), inputs)
-    got = run(NativeEngine(folder(network), network, device="cuda", precision=precision), inputs)
+    inputs = random_inputs(network, DIMS)
+    expected = run(NativeEngine(folder(network), network), inputs, DIMS)
+    got = run(NativeEngine(folder(network), network, device="cuda", precision=precision), inputs, DIMS)
     assert all(cosine(got[name], expected[name]) >= least for name in got)

@@ -11,6 +11,7 @@ import diffusers
 import pytest
 import torch
 import transformers
+from helpers import randomise
 from safetensors.torch import load_file, save_file
 
 from hotloop.errors import BundleError
@@ -70,21 +71,6 @@ TEXTS = {
 
 def normal(*shape: int, seed: int = SEED) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def randomise(module: torch.nn.Module, *, seed: int = SEED) -> torch.nn.Module:
-    """Weights of unit gain; norms' scales away from one and biases away from zero, so that none can be skipped."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            p.normal_(generator=generator)
-            if p.ndim > 1 and "embedding." not in name:
-                p.mul_(p[0].numel() ** -0.5)
-            else:
-                p.mul_(0.3)
-            if p.ndim == 1 and name.endswith("weight"):
-                p.add_(1)
-    return module.eval()
 
 
 def reference(build: Any) -> torch.nn.Module:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import psnr
 from PIL import Image, ImageDraw
 
 from hotloop import samplers
@@ -31,12 +32,6 @@ def common(sampler: str) -> dict[str, Any]:
 def eta(sampler: str) -> float:
     """Stock pipelines hand their own eta, 0, to every scheduler that takes one; TCD's own is 0.3."""
     return float(samplers.options(sampler).get("eta", 0.0))
-
-
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    mse = float(np.mean(difference**2))
-    return float("inf") if mse == 0 else 10 * np.log10(255**2 / mse)
 
 
 def scene() -> Image.Image:
@@ -283,9 +278,12 @@ def test_clip_skip_equals_the_baseline(pipe: Any, stock: Any) -> None:
     compare(ours, theirs, stock_images(stock.txt2img, theirs)[0])
 
 
-@pytest.fixture(scope="module")
-def nine(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A narrow inpainting network of 9 channels with random weights: hotloop's pipeline and the stock one."""
+@pytest.fixture(scope="module", params=["native", pytest.param("onnx", marks=pytest.mark.long)])
+def nine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A narrow inpainting network of 9 channels with random weights: hotloop's pipeline and the stock one.
+
+    Tracing it for ONNX takes a minute; test_graphs.py holds a graph of 9 channels to the network.
+    """
     import shutil
 
     import diffusers
@@ -295,7 +293,8 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import hotloop
     from hotloop.bundle import builtin
     from hotloop_export.bundle import write_bundle
-    from hotloop_export.recipe import Recipe
+    from hotloop_export.recipe import Recipe, Target
+    from hotloop_export.store import Store
 
     torch.manual_seed(0)
     source = tmp_path_factory.mktemp("nine") / "source"
@@ -322,15 +321,15 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Any:
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
     ).save_pretrained(source / "unet")  # fmt: skip
-    bundle = write_bundle(Recipe(source, family="sd15-inpaint"), source.with_name("bundle")).path
+    recipe = Recipe(source, family="sd15-inpaint", targets=(Target(request.param, "fp32"),))
+    bundle = write_bundle(recipe, source.with_name("bundle"), store=Store(source.with_name("cache"))).path
     pipeline = diffusers.StableDiffusionInpaintPipeline.from_pretrained(
-        bundle, safety_checker=None, torch_dtype=torch.float32, local_files_only=True
+        bundle, safety_checker=None, dtype=torch.float32, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     return hotloop.load(bundle), pipeline
 
 
-@pytest.mark.xdist_group("nine")
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("sampler", ["ddim", "euler_a"])
 def test_nine_channel_inpaint_equals_the_baseline(nine: Any, stock: Any, sampler: str, strength: float) -> None:
@@ -345,7 +344,6 @@ def test_nine_channel_inpaint_equals_the_baseline(nine: Any, stock: Any, sampler
     compare(ours, theirs, stock_images(theirs_pipe, theirs)[0])
 
 
-@pytest.mark.xdist_group("nine")
 def test_a_nine_channel_network_is_for_inpainting_only(nine: Any) -> None:
     from hotloop.errors import InputError
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from helpers import run
 
 import hotloop
 from hotloop.bundle import builtin
@@ -30,8 +31,6 @@ from hotloop_export.quantize import (
 
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("nncf")
-
-pytestmark = pytest.mark.xdist_group("quantize")
 
 PROMPTS = ["portrait of a smiling woman with red hair", "an old man with a hat"]
 DECODER = builtin() / "vae/decoder.onnx"
@@ -68,18 +67,13 @@ def quantised(seen: Seen, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def outputs(engine: Engine, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """At the shape of the inputs."""
     dims = {}
     for tensor in engine.network.inputs:
-        for symbol, size in zip(tensor.shape, inputs[tensor.name].shape, strict=True):
-            dims[symbol] = size
-    dims = {symbol: size for symbol, size in dims.items() if isinstance(symbol, str)}
+        dims |= zip(tensor.shape, inputs[tensor.name].shape, strict=True)
     if engine.network.name == "vae_decoder":
         dims |= {"H": 4 * dims["h"], "W": 4 * dims["w"]}
-    with engine.contexts.lease(**dims) as context:
-        for name, value in inputs.items():
-            context.inputs[name][:] = value
-        context.run()
-        return {name: array.copy() for name, array in context.outputs.items()}
+    return run(engine, inputs, dims)
 
 
 def cosine(kind: str, file: Path, drawing: Any, name: str, inputs: list[dict[str, np.ndarray]]) -> float:

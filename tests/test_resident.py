@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import narrow_unet, normal
 
 import hotloop
 import hotloop_kernels as kernels
@@ -24,43 +24,20 @@ from hotloop.denoiser.resident import ResidentLoop
 from hotloop.engines.native import NativeEngine
 from hotloop.errors import DeviceMemoryError, InputError, NonFiniteError
 from hotloop.loop import Inpaint
-from hotloop.nets.rewrites import constants
-from hotloop.nets.unet import UNet
 from hotloop.samplers import StepTable
 from hotloop.samplers.schedule import Schedule
 from hotloop.samplers.table import K
 from hotloop.spec import REWRITES, Family, family
 
-CONFIG = {
-    "block_out_channels": (16, 32), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "layers_per_block": 1, "norm_num_groups": 8,
-    "attention_head_dim": 4, "cross_attention_dim": 24, "time_cond_proj_dim": 6,
-}  # fmt: skip
 N, T = 2, 5
 pytestmark = pytest.mark.skipif(not kernels.compiled(), reason="without compiled operators torch's stand in for them")
 GUIDED = [False, True]
 
 
-def make(folder: Path, **entries: Any) -> Family:
-    """A small UNet with random weights."""
-    torch.manual_seed(1)
-    net = UNet(CONFIG | entries)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.normal_(std=p[0].numel() ** -0.5 if p.ndim > 1 else 0.3)
-    net.save(folder, dtype=torch.float32)
-    made = {key: tuple(v) if isinstance(v, list) else v for key, v in constants(net).items()}
-    return replace(family("avatar-tiny"), context_dim=24, unet_channels=net.in_channels, **made)
-
-
-def normal(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
 def unet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
     folder = tmp_path_factory.mktemp("resident") / "unet"
-    return folder, make(folder)
+    return folder, narrow_unet(folder)
 
 
 def engines(unet: tuple[Path, Family], rewrites: tuple[str, ...] = REWRITES, groups: Any = ()) -> dict[str, Any]:
@@ -131,7 +108,7 @@ def test_rows_one_by_one_and_a_whole_run_give_the_same_bits(unet: Any) -> None:
 
 def test_nine_channels_and_optional_inputs_end_as_on_the_host(tmp_path: Path) -> None:
     groups = ("controlnet", "identity", "timestep_cond")
-    wide = tmp_path / "unet", make(tmp_path / "unet", in_channels=9)
+    wide = tmp_path / "unet", narrow_unet(tmp_path / "unet", in_channels=9)
     made, run = engines(wide, REWRITES, groups), given(table_of("euler"))
     row = made["unet"].network
     width = next(t.shape[-1] for t in row.inputs if t.name == "identity_kv")

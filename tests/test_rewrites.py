@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers import randomise
 from torch.utils.flop_counter import FlopCounterMode
 
 from hotloop.errors import BundleError, InputError
@@ -47,18 +48,6 @@ FULL = {"sd15": config((320, 640, 1280, 1280), attention_head_dim=8, cross_atten
 
 def normal(*shape: int, seed: int = 3, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def randomise(module: Any) -> Any:
-    """Weights of unit gain; norms' scales away from one and biases away from zero, so that none can be skipped."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, p in module.named_parameters():
-            p.normal_(generator=generator)
-            p.mul_(p[0].numel() ** -0.5 if p.ndim > 1 else 0.3)
-            if p.ndim == 1 and name.endswith("weight"):
-                p.add_(1)
-    return module.eval()
 
 
 @pytest.fixture(scope="module")

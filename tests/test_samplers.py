@@ -13,12 +13,6 @@ from hotloop.loop import Inpaint, denoise
 from hotloop.samplers import D, Grid, Rows, X, Z, face
 from hotloop.samplers.schedule import Schedule
 
-# diffusers' own, about NumPy 2.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-]
-
 # As Stable Diffusion 1.5 ships it: it names no spacing, so each scheduler class has its own.
 SD15 = {
     "_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_end": 0.012, "beta_schedule": "scaled_linear",

@@ -33,9 +33,6 @@ from hotloop_export import hashes, vocabulary
 from hotloop_export.hashes import file_sha256
 from hotloop_export.sources import open_source
 
-# Making the checkpoints takes seconds: one worker makes each once.
-pytestmark = pytest.mark.xdist_group("sources")
-
 Tensors = dict[str, torch.Tensor]
 
 

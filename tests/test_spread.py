@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
+from helpers import fill, normal
 
 from hotloop.bundle import Bundle, builtin
 from hotloop.engines import Context
@@ -88,10 +89,7 @@ def unet(request: pytest.FixtureRequest) -> dict[bool, Any]:
 
 
 def filled(context: Context) -> Context:
-    rng = np.random.default_rng(3)
-    for array in context.inputs.values():
-        array[...] = rng.normal(size=array.shape)
-    return context
+    return fill(context, {name: normal(*array.shape, seed=3) for name, array in context.inputs.items()})
 
 
 @pytest.mark.parametrize(("images", "batch"), [(1, 2), (2, 4), (2, 2), (3, 6)])

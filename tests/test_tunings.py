@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import fill, narrow_unet, random_inputs
 
 import hotloop_kernels as kernels
 from hotloop.bundle import builtin
 from hotloop.engines.native import NativeEngine
 from hotloop.errors import InputError
-from hotloop.nets.rewrites import constants
 from hotloop.nets.tunings import TUNINGS, at_hand, tune
-from hotloop.nets.unet import UNet
-from hotloop.spec import GROUPS, REWRITES, Family, Network, cells, family, resolve
+from hotloop.spec import GROUPS, REWRITES, Family, cells, family
 
-CONFIG = {
-    "block_out_channels": (32, 64), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "layers_per_block": 1, "norm_num_groups": 8,
-    "attention_head_dim": 4, "cross_attention_dim": 24, "time_cond_proj_dim": 6,
-}  # fmt: skip
 DIMS = {"N": 1, "B": 2, "T": 5, "Ti": 3, **cells(6, 4)}
 pytestmark = pytest.mark.skipif(not kernels.compiled(), reason="no compiled operators: nothing to tune with")
 
@@ -38,31 +31,13 @@ def subsets(names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 @pytest.fixture(scope="module", params=[False, True], ids=["conv", "linear"])
 def unet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
     folder = tmp_path_factory.mktemp("tunings") / "unet"
-    torch.manual_seed(1)
-    net = UNet(CONFIG | {"use_linear_projection": request.param})
-    with torch.no_grad():
-        for p in net.parameters():
-            p.normal_(std=p[0].numel() ** -0.5 if p.ndim > 1 else 0.3)
-    net.save(folder, dtype=torch.float32)
-    made = {key: tuple(v) if isinstance(v, list) else v for key, v in constants(net).items()}
-    return folder, replace(family("avatar-tiny"), context_dim=24, **made)
-
-
-def inputs(network: Network, dims: dict[str, int]) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {
-        tensor.name: rng.integers(0, 100, resolve(tensor.shape, dims)).astype(tensor.dtype)
-        if tensor.dtype != "float32" or tensor.name == "timestep"
-        else rng.standard_normal(resolve(tensor.shape, dims)).astype(np.float32)
-        for tensor in network.inputs
-    }
+    return folder, narrow_unet(folder, block_out_channels=(32, 64), use_linear_projection=request.param)
 
 
 def outputs(engine: NativeEngine, dims: dict[str, int]) -> list[np.ndarray]:
-    symbols = {d for t in (*engine.network.inputs, *engine.network.outputs) for d in t.shape if isinstance(d, str)}
-    context = engine.context(**{symbol: dims[symbol] for symbol in symbols})
-    for name, value in inputs(engine.network, dims).items():
-        context.inputs[name][:] = value
+    """By a context of its own: a tuned copy shares the plain engine's."""
+    network = engine.network
+    context = fill(engine.context(**network.pick(dims)), random_inputs(network, dims, ids=100))
     context.run()
     return [value.copy() for value in context.outputs.values()]
 

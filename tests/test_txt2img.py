@@ -28,34 +28,10 @@ SCHEMA = jsonschema.Draft202012Validator(
     json.loads((Path(harness.__file__).parent / "result.schema.json").read_text())
 )  # fmt: skip
 
-# Paints every picture in one grey.
-PAINTER = """
-import numpy as np
-from peers.work import Found
-
-class Adapter:
-    def __init__(self, setup, *, grey, breaks=False):
-        self.versions, self.grey, self.breaks = {"painter": "1"}, grey, breaks
-
-    def ready(self, work):
-        self.work = work
-
-    def draw(self):
-        if self.breaks:
-            raise RuntimeError("out of paint")
-        width, height = self.work.size
-        return list(np.full((self.work.batch, height, width, 3), self.grey, np.uint8))
-
-    def found(self):
-        return Found(self.work.steps, {"loop": 0.001, "step": 0.0001}, self.work.noise)
-"""
-
-
 @pytest.fixture
 def painter(tmp_path: Path):
-    file = tmp_path / "painter.py"
-    file.write_text(PAINTER)
-    return lambda name, grey, **settings: Peer(name, str(file), settings={"grey": grey, **settings})
+    file = shutil.copy(Path(__file__).parent / "doubles/painter_peer.py", tmp_path)
+    return lambda name, grey, **settings: Peer(name, file, settings={"grey": grey, **settings})
 
 
 @pytest.fixture

@@ -19,14 +19,14 @@ from hotloop.errors import BundleError, InputError
 from hotloop.evaluation.certificates import BOUNDS, broken, certify, compare
 from hotloop.evaluation.metrics import decibels, mse
 from hotloop.files import cache_folder
-from hotloop.nets.base import Net, find_weights
+from hotloop.nets.base import Net
 from hotloop.pipeline import Pipeline
 from hotloop.selection import Choice
 from hotloop.spec import Family, phase_grid
-from hotloop.weights import Weights, derived, save
+from hotloop.weights import Weights
 
 from . import layers, quantize, tensorrt
-from .onnx import PARTS, export_graph, graph_name
+from .onnx import PARTS, graph_name, point_graph, trace_graph
 from .progress import Progress
 from .recipe import Recipe, Target, mixes
 from .reference import PROMPTS, images_for
@@ -98,17 +98,14 @@ class Making:
         network = self.family.split(self.recipe.rewrites, self.recipe.groups)[name]
         net = self.nets[PARTS[name].folder]
         keep = () if compute == "fp32" else self._given_keep()
-        weights = Weights.open(find_weights(file.parent, net.stem))
-        sums = file.parent / derived.FILE
-        if "phase" in network.rewrites and not sums.exists():
-            save(derived.derive(weights), sums)
-        # All that decides the graph's bytes; the weights' places are in it, their values are not.
+        # All that decides the traced graph; where the weights lie, and how they are stored, comes after.
         key = key_of({
             "code": self.code, "config": net.config, "class": net.class_name, "network": repr(network),
-            "compute": compute, "keep": sorted(keep), "layout": {key: (weights.dtype(key), weights.span(key))
-            for key in weights}, "tools": [version(tool) for tool in ("torch", "onnx", "onnxscript")],
+            "compute": compute, "keep": sorted(keep),
+            "tools": [version(tool) for tool in ("torch", "onnx", "onnxscript")],
         })  # fmt: skip
-        self.store.graph(key, file, lambda out: export_graph(net, network, out, compute=compute, keep_fp32=keep))
+        traced = self.store.graph(key, lambda: trace_graph(net, network, compute=compute, keep_fp32=keep))
+        point_graph(traced, net, network, file)
 
     def build_and_certify(self, targets: Sequence[Target]) -> None:
         """Add the engines to the manifest. Raises BundleError naming the bound that one breaks and its worst layer."""

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-__all__ = ["PARTS", "Part", "difference", "export_graph", "graph_name", "load_part", "reference", "sample_inputs"]
+__all__ = [
+    "PARTS", "Part", "difference", "export_graph", "graph_name", "load_part", "point_graph", "reference",
+    "sample_inputs", "trace_graph",
+]  # fmt: skip
 
 # Opset 20 is the first with Gelu, the activation of every feed-forward layer; 22 the first with bfloat16 convolutions.
 _OPSET = {"fp32": 20, "fp16": 20, "bf16": 22}
@@ -113,21 +116,40 @@ def export_graph(
     on the architecture, the arguments and the versions of torch and onnxscript. It is checked, and its shapes inferred
     strictly, before this returns. Raises BundleError when a weight of the network is in none of the files.
     """
-    import onnx
+    point_graph(trace_graph(net, network, compute=compute, keep_fp32=keep_fp32), net, network, file)
+
+
+def trace_graph(net: Net, network: Network, *, compute: str = "fp32", keep_fp32: Collection[str] = ()) -> bytes:
+    """The part of `export_graph` that takes its time: a graph whose weights are inputs after the network's own.
+
+    It knows the architecture, not the files: one serves every layout and precision that weights are stored in.
+    """
     import onnx_ir
     from onnxscript import optimizer
 
-    files = [Weights.open(find_weights(file.parent, net.stem))]
     with torch.device("meta"):
         plain = type(net)(net.config)
     module = module_of(plain.eval(), network).lower(compute, keep=keep_fp32)
-    if any(derived.is_derived(name) for name, _ in module.named_parameters()):
-        files.append(_derived(file.parent, files[0]))
     model = _trace(module, factor=_factor(plain), opset=_OPSET[compute])
-    held = _weights_as_inputs(model.graph)
+    _weights_as_inputs(model.graph)
     # Weights are inputs here, so the optimiser folds shapes and constants and cannot copy a weight.
     optimizer.optimize_ir(model)
     _widen_softmax(model.graph)
+    proto = onnx_ir.to_proto(model)
+    _strip(proto)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def point_graph(traced: bytes, net: Net, network: Network, file: Path) -> None:
+    """Write `file`: what `trace_graph` gave, over the weights that lie beside. Raises as `export_graph` does."""
+    import onnx
+    import onnx_ir
+
+    files = [Weights.open(find_weights(file.parent, net.stem))]
+    model = onnx_ir.from_proto(onnx.ModelProto.FromString(traced))
+    held = {str(value.name): value for value in model.graph.inputs if str(value.name).startswith(_PREFIX)}
+    if any(derived.is_derived(name) for name in held):
+        files.append(_derived(file.parent, files[0]))
     _point_into(files, model.graph, held, prefix=net.prefix)
     _name_shapes(model.graph, network)
     proto = onnx_ir.to_proto(model)
@@ -194,13 +216,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _weights_as_inputs(graph: onnx_ir.Graph) -> dict[str, onnx_ir.Value]:
-    held = {name: value for name, value in graph.initializers.items() if name.startswith(_PREFIX)}
-    for name, value in held.items():
+def _weights_as_inputs(graph: onnx_ir.Graph) -> None:
+    for name, value in [one for one in graph.initializers.items() if one[0].startswith(_PREFIX)]:
         graph.initializers.pop(name)
         value.const_value = None
         graph.inputs.append(value)
-    return held
 
 
 def _widen_softmax(graph: onnx_ir.Graph) -> None:

@@ -3,7 +3,8 @@
     bundles/<key>/     complete bundles; what the user gets are copies, which share their blocks where the file system
                        can (not hard links: onnx refuses weights that have two names)
     stamps/<path>.json inode, size and times of a bundle's files when they were last known to be whole
-    graphs/<key>.onnx  graphs, which depend on architecture and layout only: another LoRA needs no new tracing
+    graphs/<key>.onnx  traced graphs, which depend on the architecture only: another LoRA, or weights stored in another
+                       precision, need no new tracing
     work/<key>.*/      a bundle being made; never looked at by anyone else; of an exporter that was killed, removed by
                        the next one that makes something
     locks/<key>.lock   held while a key is made, so that parallel exporters of one thing do the work once
@@ -145,27 +146,25 @@ class Store:
             with contextlib.suppress(Timeout), contextlib.nullcontext() if other == key else lock.acquire(timeout=0):
                 shutil.rmtree(stale, ignore_errors=True)
 
-    def graph(self, key: str, out: Path, make: Callable[[Path], None]) -> bool:
-        """Put the graph of a key at `out`: from the cache, else `make(out)` writes it. True when the cache had it."""
+    def graph(self, key: str, make: Callable[[], bytes]) -> bytes:
+        """The graph of a key: from the cache, else `make` gives it."""
         found = self.root / "graphs" / f"{key}.onnx"
         try:
             raw = found.read_bytes()
             if hashlib.sha256(raw[32:]).digest() == raw[:32]:
-                out.write_bytes(raw[32:])
-                return True
+                return raw[32:]
         except FileNotFoundError:
             pass
-        make(out)
-        raw = out.read_bytes()
+        made = make()
         work = found.with_name(f".{key}.{os.getpid()}")
         try:
             found.parent.mkdir(parents=True, exist_ok=True)
-            work.write_bytes(hashlib.sha256(raw).digest() + raw)
+            work.write_bytes(hashlib.sha256(made).digest() + made)
             work.replace(found)
         except OSError:  # not kept, then: the graph itself is made
             with contextlib.suppress(OSError):
                 work.unlink()
-        return False
+        return made
 
     def keep(self, work: Path, key: str) -> Path:
         """Make the folder the bundle of its key, and drop the least recently used beyond LIMIT."""

@@ -46,8 +46,8 @@ def load_parts(folder: Path) -> tuple[Any, Any, Any]:
     from transformers import CLIPTextModel
 
     text = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
     return text.eval(), unet.eval(), vae.eval()
 
 
