@@ -211,7 +211,7 @@ class Field:
     stock      the same under compatible="diffusers", where stock pipelines have another one
     bundle     a bundle has a default of its own, in place of `default`
     flag       its option on the command line; "" for none there
-    settled    what stood for it is told in the result, and a stored request must have it
+    settled    a stored request must have it: no default may stand for it there
     stored     part of a stored request's arguments
     """
 

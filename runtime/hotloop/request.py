@@ -103,8 +103,7 @@ class Common(TypedDict, total=False):
         Name(), "one of `hotloop samplers`, diffusers' class or A1111's name for it", "plms", bundle=True,
         flag="--sampler", settled=True)]
     sampler_options: Annotated[Mapping[str, Any] | None, Field(
-        Options(), "what that sampler takes, NAME=VALUE on the command line", {}, flag="--sampler-option",
-        settled=True)]
+        Options(), "what that sampler takes, NAME=VALUE on the command line", {}, flag="--sampler-option")]
     seed: Annotated[int | Sequence[int] | None, Field(
         Seed(), "image i has seed + i, or a list of one each; -1: a fresh one, told in the result", RANDOM,
         flag="--seed", stored=False)]
