@@ -406,9 +406,7 @@ from hotloop.cli import app, main
 from hotloop_export.cli import export
 app.command("export")(export)
 sys.argv = ["hotloop", "export", *sys.argv[1:]]
-from importlib import metadata
-import hotloop.cli
-hotloop.cli.entry_points = lambda group: []
+sys.modules["hotloop.cli.app"].entry_points = lambda group: []
 main()
 """
 

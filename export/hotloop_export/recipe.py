@@ -11,6 +11,7 @@ from hotloop import samplers
 from hotloop.checks import check_integer, check_number
 from hotloop.engines import KINDS
 from hotloop.errors import InputError
+from hotloop.request import bundle_defaults
 from hotloop.spec import GROUPS, REWRITES
 
 __all__ = ["CERTIFY", "DEFAULTS", "PRECISIONS", "Recipe", "Target", "mixes", "parse_batches", "parse_shapes",
@@ -25,7 +26,7 @@ PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "native": ("fp32", "fp16", "bf16"),
 }
 # What a pipeline does when it is told nothing and the checkpoint does not tell: the habits of stock diffusers.
-DEFAULTS: Mapping[str, Any] = {"sampler": "plms", "num_inference_steps": 50, "guidance_scale": 7.5}
+DEFAULTS: Mapping[str, Any] = bundle_defaults()
 CERTIFY = ("quick", "full")
 _LARGEST_SIDE, _LARGEST_BATCH = 4096, 64
 

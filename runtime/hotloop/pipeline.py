@@ -24,7 +24,7 @@ from .errors import InputError
 from .files import cache_folder
 from .image.canvas import RESIZE_MODES, Canvas
 from .networks import Networks, open_networks
-from .request import MAX_IMAGES, Img2Img, Inpaint, Request, Txt2Img, documented, drawing_size
+from .request import MAX_IMAGES, Img2Img, Inpaint, Request, Txt2Img, bundle_defaults, documented, drawing_size
 from .samplers import StepTable
 from .samplers.schedule import Schedule
 from .selection import Choice, choose
@@ -181,8 +181,8 @@ class Pipeline:
 
     def _warm_loop(self, networks: Networks, shape: tuple[int, ...], *, guidance: bool) -> None:
         """One step of the loop on zeros: makes the contexts that calls of this shape use."""
-        n, family, defaults = shape[0], self.family, self.bundle.defaults
-        table = self.table(defaults.get("sampler", "plms"), defaults.get("num_inference_steps", 50))
+        n, family, defaults = shape[0], self.family, {**bundle_defaults(), **self.bundle.defaults}
+        table = self.table(defaults["sampler"], defaults["num_inference_steps"])
         context = np.zeros((n, family.vocab_tokens, family.context_dim), np.float32)
         cond = {"context": context}
         if networks.told_guidance:

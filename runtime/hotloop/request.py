@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from .image.metadata import StoredRequest
 
 __all__ = [
-    "MAX_IMAGES", "PIPELINES", "Callback", "Img2Img", "Inpaint", "Request", "Txt2Img", "aliases", "canonical",
-    "check_stored", "documented", "drawing_size", "fields", "schema",
+    "MAX_IMAGES", "PIPELINES", "Callback", "Img2Img", "Inpaint", "Request", "Txt2Img", "aliases", "bundle_defaults",
+    "canonical", "check_stored", "documented", "drawing_size", "fields", "schema",
 ]  # fmt: skip
 
 MAX_IMAGES = 64  # per call: more are asked for in several calls, each reproducible from its own seeds
@@ -236,6 +236,11 @@ def default_of(pipeline: str, name: str, *, stock: bool = False) -> Any:
     """What stands for a field that is left out; None is what its help says."""
     row = fields(pipeline)[name]
     return _of(pipeline, row.stock if stock and row.stock is not None else row.default)
+
+
+def bundle_defaults() -> dict[str, Any]:
+    """The fields that a bundle may have a default of its own for, with what stands where it has none."""
+    return {name: row.default for name, row in fields("txt2img").items() if row.bundle}
 
 
 def schema(pipeline: str) -> dict[str, Any]:
