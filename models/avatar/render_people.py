@@ -69,6 +69,7 @@ _NATURAL: dict[str, tuple[float, ...]] = {
 # For readers of attributes, every value often enough to be learned.
 _EVEN: dict[str, tuple[float, ...]] = {
     "age": (0.5, 0.25, 0.25),
+    "floating": (0.84, 0.16),
     "view": (0.8, 0.1, 0.1),
     "detail": (0.55, 0.15, 0.15, 0.15),
     "defect": (0.75, 0.05, 0.05, 0.05, 0.05, 0.05),
