@@ -199,9 +199,10 @@ class Canvas:
             self.label.paste(inner[1], box, mask)
             self._aim()
 
-    def bands(self, top: float, bottom: float, stops: Sequence[Colour], n: int = 10) -> None:
+    def bands(self, top: float, bottom: float, stops: Sequence[Colour]) -> None:
         """Fills (the clip) with a gradient from y = top to y = bottom."""
         w, h = self.image.size
+        n = max(8, round((bottom - top) * self.side / 5))
         edges = np.linspace(top, bottom, n + 1) * self.side - self.origin[1]
         at = np.linspace(0, len(stops) - 1, n)
         for i in range(n):

@@ -235,7 +235,7 @@ def _iris(c: Canvas, rig: Rig, eye: Eye, side: int, place) -> None:  # type: ign
     inner = disc(0, 0.02, 0.88, 0.9, 24)
     with c.clip(inner):
         low, high = inner[:, 1].min(), inner[:, 1].max()
-        c.bands(low, high, [deep, dark(colour, 0.28), colour, mix(colour, WHITE, 0.1), mix(colour, WHITE, 0.3)], 9)
+        c.bands(low, high, [deep, dark(colour, 0.28), colour, mix(colour, WHITE, 0.1), mix(colour, WHITE, 0.3)])
     c.fill(disc(0, 0.52, 0.58, 0.3), mix(colour, WHITE, 0.5), alpha=0.65 * (0.35 + 0.65 * eye.alive))
     c.fill(disc(0, -0.02, 0.4, 0.42), dark(colour, 0.84))
     # Highlights keep their place while the eye looks about, as reflections do; they always face the light.
@@ -287,7 +287,7 @@ def mouth(c: Canvas, rig: Rig) -> None:
     m, skin = rig.mouth(), rig.skin
     lips = mix(skin.ink, (150, 40, 60), 0.35 if rig.girl else 0.1)
     t = np.linspace(-1, 1, 21)
-    y = 0.24 + (0.006 if rig.boy else 0) - (0.004 if rig.child else 0)
+    y = 0.238 + (0.006 if rig.boy else 0) - (0.004 if rig.child else 0)
     bend = 0.02 * m.corners * (1 - 0.3 * min(1, m.opening / 0.04))
     wide = m.width * (1 - 0.25 * m.round)
     wave = 0.0035 * m.wave * np.sin(2.5 * np.pi * t)

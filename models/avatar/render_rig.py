@@ -218,16 +218,16 @@ class Rig:
         down, outer, inner = c[f"browDown{name}"], c[f"browOuterUp{name}"], c["browInnerUp"]
         return Eye(
             opening=max(0.0, opening),
-            slant=0.9 * angry - 0.75 * sad + 0.1 * cold,
+            slant=1.25 * angry - 0.75 * sad + 0.1 * cold,
             squint=0.5 * happy + 0.25 * angry + 0.12 * cold,
             iris=1 + 0.04 * happy - 0.1 * angry - 0.03 * cold - 0.3 * surprised - 0.06 * wide,
             alive=max(0.0, 1 - cold - 0.3 * angry),
             arch=min(1.0, happy),
-            brow_inner=0.012 * happy - 0.044 * angry - 0.022 * cold + 0.034 * sad + 0.04 * surprised
+            brow_inner=0.012 * happy - 0.054 * angry - 0.022 * cold + 0.034 * sad + 0.04 * surprised
             + 0.036 * inner - 0.036 * down,
             brow_outer=0.014 * happy + 0.02 * angry - 0.012 * cold - 0.026 * sad + 0.036 * surprised
             + 0.036 * outer - 0.018 * down,
-            brow_width=1 + 0.5 * angry,
+            brow_width=1 + 0.7 * angry,
         )  # fmt: skip
 
     def mouth(self) -> Mouth:
@@ -237,7 +237,7 @@ class Rig:
         jaw = c["jawOpen"]
         width = 0.039 + 0.02 * happy + 0.022 * angry + 0.004 * cold - 0.006 * sad + 0.002 * surprised
         width += 0.008 * a + 0.03 * i - 0.02 * u + 0.018 * e - 0.012 * o + 0.02 * c["mouthSmile"]
-        opening = 0.046 * happy + 0.03 * angry + 0.004 * sad + 0.062 * surprised + 0.06 * jaw
+        opening = 0.043 * happy + 0.03 * angry + 0.004 * sad + 0.062 * surprised + 0.06 * jaw
         opening += 0.062 * a + 0.026 * i + 0.022 * u + 0.034 * e + 0.05 * o
         corners = 0.2 + 0.8 * happy - 0.9 * angry - 0.3 * cold - 1.1 * sad - 0.2 * surprised
         corners += 0.9 * c["mouthSmile"] - 1.1 * c["mouthFrown"]
