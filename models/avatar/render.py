@@ -87,6 +87,8 @@ def _draw(size: int, *rigs: Rig, layers: tuple[str, ...] = LAYERS) -> Canvas:
 
 def _rgba(canvas: Canvas) -> np.ndarray:
     alpha = canvas.label.point([0] + [255] * 255)
+    # Where strokes cross themselves colour may lie outside the shape.
+    canvas.image.paste(0, (0, 0), canvas.label.point([255] + [0] * 255).convert("1"))
     return np.concatenate([canvas.reduced(), canvas.reduced(alpha)[..., None]], axis=-1)
 
 

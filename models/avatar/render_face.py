@@ -208,8 +208,9 @@ def _eye(c: Canvas, rig: Rig, side: int) -> None:
         c.line(place(under), (0, 0.006, 0.0075, 0.003), mix(lashes, rig.skin.ink, 0.4), "eyes")
     # The fold of the upper lid.
     fold = upper[3:-2] * (0.94, 1.0) + (0.002, -lash * 0.5 - 0.016)
-    if eye.opening > 0.25:
-        c.line(place(fold), (0, 0.005, 0.005, 0), mix(rig.skin.shade, rig.skin.ink, 0.6))
+    if eye.opening > 0.1:
+        deep = min(1.0, (eye.opening - 0.1) / 0.3)
+        c.line(place(fold), (0, 0.005, 0.005, 0), mix(rig.skin.shade, rig.skin.ink, 0.6), alpha=deep)
 
 
 def _stroke(path: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -338,30 +339,33 @@ def mouth(c: Canvas, rig: Rig) -> None:
 def marks(c: Canvas, rig: Rig) -> None:
     """Signs over everything: tears, the vein of anger, and sparkles round the lively."""
     mood, t = rig.controls, rig.traits
-    drop = max(mood["tear"], 0.9 * mood["sad"] if mood["sad"] > 0.3 else 0.0)
+    drop = max(mood["tear"], 0.9 * min(1.0, max(0.0, (mood["sad"] - 0.3) / 0.5)))
     cx, cy, rx, ry = _frame(rig)
     if drop > 0.03:
         for side in (-1, 1):
             x, y = (cx + 0.022) * side, cy + 0.66 * ry
-            size = 0.5 + 0.5 * drop
+            size = drop**0.5
             tear = [(x, y - 0.012), (x + 0.015 * size, y + 0.028 * size), (x + 0.013 * size, y + 0.056 * size),
                     (x, y + 0.068 * size), (x - 0.013 * size, y + 0.056 * size), (x - 0.015 * size, y + 0.028 * size)]
             drawn = rig.on_face(curve(tear, True, 4), 0.01)
             c.shape(drawn, (150, 214, 255), (58, 128, 214), "face", 0.004)
             c.fill(rig.on_face(oval(x - 0.004, y + 0.05 * size, 0.0045, 0.008, n=8), 0.01), WHITE)
-    if mood["angry"] > 0.25:
-        x, y, r = -0.15 * t.side, -0.165, 0.055 * min(1.0, mood["angry"] + 0.1)
-        for width, colour in ((0.03, WHITE), (0.0145, (206, 6, 58))):
+    vein = min(1.0, max(0.0, (mood["angry"] - 0.25) / 0.6))
+    if vein > 0.02:
+        x, y, r = -0.15 * t.side, -0.165, 0.055 * vein
+        for width, colour in ((0.03 * vein, WHITE), (0.0145 * vein, (206, 6, 58))):
             for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
                 bend = bezier((x + sx * r, y + sy * r * 0.34), (x + sx * r * 0.3, y + sy * r * 0.3),
                               (x + sx * r * 0.34, y + sy * r), 6)  # fmt: skip
                 c.fill(rig.on_skull(ribbon(bend, width), 0.02), colour, "face")
-    if mood["surprised"] > 0.3:
+    startled = min(1.0, max(0.0, (mood["surprised"] - 0.3) / 0.6))
+    if startled > 0.02:
         for k, angle in enumerate((-0.35, 0.0, 0.35)):
             a = -0.9 * t.side + angle + (math.pi if t.side < 0 else 0)
             start = np.array([0.31 * math.cos(a), 0.31 * math.sin(a) - 0.05])
-            stop = start * (1.18 + 0.05 * (k == 1)) * mood["surprised"] + start * (1 - mood["surprised"])
-            c.fill(ribbon(rig.head([start, (start + stop) / 2, stop]), (0.004, 0.014, 0.006)), (70, 60, 96), "face")
+            stop = start * (1 + (0.18 + 0.05 * (k == 1)) * startled)
+            path = rig.head([start, (start + stop) / 2, stop])
+            c.line(path, (0.004 * startled, 0.014 * startled, 0.006 * startled), (70, 60, 96), "face")
     if rig.face["detail"] == "lively":
         for i, (x, y, r) in enumerate(((-0.37, -0.24, 0.06), (0.38, -0.12, 0.05), (-0.4, 0.1, 0.036), (0.36, -0.3, 0.03))):
             y += 0.03 * t.jitter[10 + i]

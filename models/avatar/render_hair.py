@@ -54,7 +54,7 @@ def _tail(c: Canvas, rig: Rig, flip: int, spine: list[tuple[float, float]], widt
     tones, t = rig.hair, rig.traits
     line = curve(spine, n=7)
     steps = np.linspace(0, 1, len(line))
-    half = width * (0.34 + 0.66 * np.sin(np.pi * np.clip(0.12 + 0.62 * steps, 0, 1)) ** 0.8)
+    half = width * (0.16 + 0.84 * np.sin(np.pi * np.clip(0.03 + 0.7 * steps, 0, 1)) ** 0.9)
     for bend, size, reach in ((-0.55, 0.62, 0.9), (0.55, 0.55, 0.95), (0.0, 1.0, 1.04)):
         body = ribbon(line, tuple(2 * half * size * np.clip((1 - steps**3.2), 0, 1) ** 0.8))
         n = len(line)
@@ -118,10 +118,10 @@ def back_hair(c: Canvas, rig: Rig) -> None:
             half[-1] = (-0.25, low)
         _behind(c, rig, half, [(x, low) for x in np.linspace(half[-1][0], -half[-1][0], 7)], 0.06)
     if style == "ponytail":
-        spine = [(0.13, -0.24), (0.27, -0.29), (0.375, -0.16), (0.39, 0.08), (0.37, 0.3), (0.33, 0.5)]
+        spine = [(0.12, -0.23), (0.21, -0.29), (0.31, -0.26), (0.38, -0.1), (0.395, 0.1), (0.37, 0.32), (0.33, 0.5)]
         _tail(c, rig, t.side, spine, 0.085 + 0.01 * t.volume, True, -0.12)
     elif style == "twin tails":
-        spine = [(0.235, -0.14), (0.335, -0.17), (0.395, -0.02), (0.4, 0.2), (0.385, 0.4), (0.33, 0.58)]
+        spine = [(0.225, -0.13), (0.295, -0.185), (0.365, -0.14), (0.405, 0.02), (0.405, 0.2), (0.385, 0.4), (0.33, 0.58)]
         for flip in (-1, 1):
             _tail(c, rig, flip, spine, 0.078 + 0.01 * t.volume, True, -0.02)
     elif style == "spiky":

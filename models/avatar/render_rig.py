@@ -50,7 +50,7 @@ class Traits:
 
         return Traits(
             side=r.choice((-1, 1)), fringe=r.randrange(6), width=some(), chin=some(), tilt=some(), eye=some(),
-            iris=some(), brow=some(), nose=some(), volume=some(), trim=r.randrange(6), tuft=r.random() < 0.35,
+            iris=some(), brow=some(), nose=some(), volume=some(), trim=r.randrange(6), tuft=r.random() < 0.25,
             fang=r.random() < 0.15, mole=r.random() < 0.1, warmth=some(), scale=some(),
             jitter=tuple(some() for _ in range(24)),
         )  # fmt: skip
@@ -131,7 +131,7 @@ class Rig:
         self.head_scale *= self.zoom
         self.body_scale *= self.zoom
         self.ink = 0.0056 * (0.6 + 0.4 * self.zoom)
-        lift = 0.006 * c["breath"]
+        lift = 0.005 * c["breath"]
         self.neck = np.array([x, y + (0.325 if self.chibi else 0.345 if self.boy else 0.335) * self.head_scale])
         self.head_at = np.array([x, y - lift])
         self.yaw, self.pitch, self.roll = (math.radians(c[k]) for k in ("headYaw", "headPitch", "headRoll"))
@@ -202,8 +202,8 @@ class Rig:
     def body(self, points: Points) -> np.ndarray:
         """Body points -> picture points [n, 2]; breathing lifts the shoulders."""
         p = np.asarray(points, dtype=np.float64)
-        grown = p * (1 + 0.02 * self.controls["breath"], 1.0)
-        grown[:, 1] -= 0.012 * self.controls["breath"]
+        grown = p * (1 + 0.035 * self.controls["breath"], 1.0)
+        grown[:, 1] -= 0.018 * self.controls["breath"]
         return grown * self.body_scale + self.neck
 
     # Mimic.
@@ -213,20 +213,20 @@ class Rig:
         c, name = self.controls, "Left" if side > 0 else "Right"
         happy, angry, cold, sad, surprised = (c[k] for k in ("happy", "angry", "cold", "sad", "surprised"))
         wide = c[f"eyeWide{name}"]
-        opening = 1 - 0.06 * happy - 0.2 * angry - 0.44 * cold - 0.14 * sad + 0.22 * surprised + 0.2 * wide
+        opening = 1 - 0.06 * happy - 0.2 * angry - 0.44 * cold - 0.14 * sad + 0.22 * surprised + 0.26 * wide
         opening *= 1 - c[f"eyeBlink{name}"]
         down, outer, inner = c[f"browDown{name}"], c[f"browOuterUp{name}"], c["browInnerUp"]
         return Eye(
             opening=max(0.0, opening),
             slant=1.25 * angry - 0.75 * sad + 0.1 * cold,
             squint=0.5 * happy + 0.25 * angry + 0.12 * cold,
-            iris=1 + 0.04 * happy - 0.1 * angry - 0.03 * cold - 0.3 * surprised - 0.06 * wide,
+            iris=1 + 0.04 * happy - 0.1 * angry - 0.03 * cold - 0.3 * surprised - 0.1 * wide,
             alive=max(0.0, 1 - cold - 0.3 * angry),
             arch=min(1.0, happy),
             brow_inner=0.012 * happy - 0.054 * angry - 0.022 * cold + 0.034 * sad + 0.04 * surprised
-            + 0.036 * inner - 0.036 * down,
+            + 0.042 * inner - 0.04 * down,
             brow_outer=0.014 * happy + 0.02 * angry - 0.012 * cold - 0.026 * sad + 0.036 * surprised
-            + 0.036 * outer - 0.018 * down,
+            + 0.044 * outer - 0.02 * down,
             brow_width=1 + 0.7 * angry,
         )  # fmt: skip
 

@@ -318,10 +318,10 @@ def accessory(c: Canvas, rig: Rig) -> None:
     elif kind == "headphones":
         shell, glow = ((74, 78, 98), (74, 214, 232)) if rig.traits.trim % 2 else ((244, 244, 250), (255, 110, 150))
         ink = (30, 28, 44)
-        arc = rig.head(oval(0, -0.03, 0.286, 0.302, 190, 350, 26), 0.0)
+        arc = rig.head(oval(0, -0.03, 0.29, 0.312, 183, 357, 30), 0.0)
         c.line(arc, 0.046, ink, "accessory")
         c.line(arc, 0.034, shell, "accessory")
-        c.line(rig.head(oval(0, -0.03, 0.292, 0.309, 215, 275, 14), 0.0), (0, 0.008, 0), light(shell, 0.6))
+        c.line(rig.head(oval(0, -0.03, 0.296, 0.319, 215, 275, 14), 0.0), (0, 0.008, 0), light(shell, 0.6))
         for flip in (-1, 1):
             cup = curve([(0.245, -0.02), (0.29, -0.035), (0.318, 0.02), (0.32, 0.09), (0.292, 0.148), (0.246, 0.13)], True, 5)
             c.shape(rig.head(cup * (flip, 1.0), 0.0), shell, ink, "accessory", rig.ink)
