@@ -303,10 +303,10 @@ def mouth(c: Canvas, rig: Rig) -> None:
     if m.opening > 0.006:
         hole = rig.on_face(np.concatenate([upper, lower[::-1]]), 0.02)
         c.fill(grow(hole, 0.0045), lips, "mouth")
-        c.fill(hole, (150, 34, 52), "mouth")
+        c.fill(hole, (172, 36, 58), "mouth")
         with c.clip(hole):
             deep = np.concatenate([upper, (upper + (0, m.opening * 0.35))[::-1]])
-            c.fill(rig.on_face(deep, 0.02), (106, 20, 40))
+            c.fill(rig.on_face(deep, 0.02), (112, 18, 40))
             c.fill(rig.on_face(oval(0, y + m.opening * 1.08, wide * 0.62, m.opening * 0.5), 0.02), (240, 116, 124))
             teeth = m.teeth * min(0.014, m.opening * 0.34)
             if teeth > 0.002:
@@ -329,7 +329,7 @@ def mouth(c: Canvas, rig: Rig) -> None:
             pout = np.stack([0.55 * wide * t[3:-3], top[3:-3] + 0.011 * (1 - t[3:-3] ** 2)], 1)
             lower = np.concatenate([pout, upper[4:-4][::-1]])
             c.fill(rig.on_face(lower, 0.02), mix(skin.base, (226, 84, 112), 0.55), "mouth")
-        c.line(rig.on_face(upper, 0.02), (0.003, 0.0085, 0.0075, 0.0085, 0.003), lips, "mouth")
+        c.line(rig.on_face(upper, 0.02), (0.003, 0.01, 0.0085, 0.01, 0.003), lips, "mouth")
         c.line(rig.on_face([(-0.014, y + 0.021), (0.0, y + 0.023), (0.014, y + 0.021)], 0.02), (0, 0.005, 0), skin.shade)
 
 

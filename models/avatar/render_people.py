@@ -27,7 +27,7 @@ EYES: dict[str, Colour] = {
     "red": (228, 34, 52), "golden": (252, 186, 24),
 }  # fmt: skip
 SKIN: dict[str, Colour] = {
-    "pale": (255, 232, 220), "tan": (242, 196, 158), "brown": (190, 130, 92), "dark": (126, 82, 62),
+    "pale": (255, 232, 220), "tan": (242, 196, 158), "brown": (196, 138, 98), "dark": (138, 92, 70),
 }  # fmt: skip
 CLOTH: dict[str, Colour] = {
     "black": (58, 58, 72), "white": (246, 246, 250), "red": (204, 54, 62), "blue": (62, 100, 190),
