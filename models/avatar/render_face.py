@@ -10,7 +10,7 @@ from render_hair import cap_outline
 from render_people import Colour
 from render_rig import Eye, Rig
 
-__all__ = ["brows", "eyes", "head", "marks", "mouth", "neck"]
+__all__ = ["brows", "eye_frame", "eyes", "head", "marks", "mouth", "neck"]
 
 INK: Colour = (44, 26, 46)
 WHITE: Colour = (255, 255, 255)
@@ -123,7 +123,7 @@ def _lines(c: Canvas, rig: Rig) -> None:
 # Eyes.
 
 
-def _frame(rig: Rig) -> tuple[float, float, float, float]:
+def eye_frame(rig: Rig) -> tuple[float, float, float, float]:
     """Centre x and y, half width and half height of an open eye."""
     t = rig.traits
     x, y, rx, ry = 0.112, 0.1, 0.075 + 0.003 * t.eye, 0.072 + 0.004 * t.eye
@@ -142,7 +142,7 @@ def _frame(rig: Rig) -> tuple[float, float, float, float]:
 
 def _lids(rig: Rig, eye: Eye) -> tuple[np.ndarray, np.ndarray]:
     """Upper and lower lid [n, 2] each, inner corner first; eye coordinates, the outer corner at positive x."""
-    _, _, rx, ry = _frame(rig)
+    _, _, rx, ry = eye_frame(rig)
     tilt = 0.012 * rig.traits.tilt + (-0.004 if rig.girl else 0)
     t = np.linspace(0, 1, 15)
     x = rx * (2 * t - 1)
@@ -171,7 +171,7 @@ def eyes(c: Canvas, rig: Rig) -> None:
 
 def _eye(c: Canvas, rig: Rig, side: int) -> None:
     eye = rig.eye(side)
-    cx, cy, rx, ry = _frame(rig)
+    cx, cy, rx, ry = eye_frame(rig)
     upper, lower = _lids(rig, eye)
 
     def place(points: np.ndarray, lift: float = 0.0) -> np.ndarray:
@@ -220,7 +220,7 @@ def _stroke(path: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _iris(c: Canvas, rig: Rig, eye: Eye, side: int, place) -> None:  # type: ignore[no-untyped-def]
-    _, _, rx, ry = _frame(rig)
+    _, _, rx, ry = eye_frame(rig)
     colour = rig.iris
     gx = 0.025 * rig.controls["gazeX"] * side
     gy = 0.002 - 0.022 * rig.controls["gazeY"]
@@ -340,7 +340,7 @@ def marks(c: Canvas, rig: Rig) -> None:
     """Signs over everything: tears, the vein of anger, and sparkles round the lively."""
     mood, t = rig.controls, rig.traits
     drop = max(mood["tear"], 0.9 * min(1.0, max(0.0, (mood["sad"] - 0.3) / 0.5)))
-    cx, cy, rx, ry = _frame(rig)
+    cx, cy, rx, ry = eye_frame(rig)
     if drop > 0.03:
         for side in (-1, 1):
             x, y = (cx + 0.022) * side, cy + 0.66 * ry

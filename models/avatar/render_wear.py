@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from render_canvas import Canvas, Points, bezier, curve, dark, light, mirror, mix, oval, ribbon, shade
+from render_face import eye_frame, neck
 from render_people import Colour
 from render_rig import Palette, Rig
 
@@ -77,9 +78,7 @@ def _bow(c: Canvas, rig: Rig, x: float, y: float, size: float, tones: Palette, p
 
 def body(c: Canvas, rig: Rig) -> None:
     """Shoulders and clothes. The neck is drawn after the trunk and before collars."""
-    from render_face import neck
-
-    tones, skin, kind = rig.cloth, rig.skin, rig.face["clothes"]
+    tones, kind = rig.cloth, rig.face["clothes"]
     outline, wide = _trunk(rig)
     if kind == "hoodie":
         hood = curve([(-0.075, -0.06), (-0.165, -0.05), (-0.215, 0.02), (-0.19, 0.09), (0.19, 0.09), (0.215, 0.02),
@@ -93,12 +92,11 @@ def body(c: Canvas, rig: Rig) -> None:
     with c.clip(trunk):
         _folds(c, rig, wide)
     {"school uniform": _uniform, "hoodie": _hoodie, "shirt": _shirt, "suit": _suit, "kimono": _kimono}[kind](
-        c, rig, wide, neck
+        c, rig, wide
     )
-    del skin
 
 
-def _uniform(c: Canvas, rig: Rig, wide: float, neck) -> None:  # type: ignore[no-untyped-def]
+def _uniform(c: Canvas, rig: Rig, wide: float) -> None:
     second, tones = _contrast(rig), rig.cloth
     vee = [(-0.075, 0.0), (0.075, 0.0), (0.0, 0.15)]
     c.fill(rig.body(vee), rig.skin.base, "face")
@@ -122,7 +120,7 @@ def _uniform(c: Canvas, rig: Rig, wide: float, neck) -> None:  # type: ignore[no
         _bow(c, rig, 0.0, 0.18, size, _tones(colour), PART, rig.body)
 
 
-def _hoodie(c: Canvas, rig: Rig, wide: float, neck) -> None:  # type: ignore[no-untyped-def]
+def _hoodie(c: Canvas, rig: Rig, wide: float) -> None:
     tones, second = rig.cloth, _contrast(rig)
     neck(c, rig)
     roll = [(0.07, -0.045), (0.135, -0.03), (0.178, 0.03), (0.15, 0.09), (0.06, 0.14), (0.0, 0.155)]
@@ -142,7 +140,7 @@ def _hoodie(c: Canvas, rig: Rig, wide: float, neck) -> None:  # type: ignore[no-
         c.shape(rig.body(oval(0.05 * side, 0.262, 0.009, 0.014, n=10)), second.shade, tones.ink, PART, 0.004)
 
 
-def _shirt(c: Canvas, rig: Rig, wide: float, neck) -> None:  # type: ignore[no-untyped-def]
+def _shirt(c: Canvas, rig: Rig, wide: float) -> None:
     tones, second = rig.cloth, _contrast(rig)
     c.fill(rig.body([(-0.07, 0.0), (0.07, 0.0), (0.0, 0.12)]), rig.skin.base, "face")
     neck(c, rig)
@@ -157,7 +155,7 @@ def _shirt(c: Canvas, rig: Rig, wide: float, neck) -> None:  # type: ignore[no-u
         c.line(rig.body(np.concatenate([pocket, pocket[:1]])), 0.005, mix(tones.shade, tones.ink, 0.5))
 
 
-def _suit(c: Canvas, rig: Rig, wide: float, neck) -> None:  # type: ignore[no-untyped-def]
+def _suit(c: Canvas, rig: Rig, wide: float) -> None:
     tones = rig.cloth
     white = Palette((252, 252, 255), (214, 220, 236), (92, 96, 128), (255, 255, 255))
     front = [(-0.09, -0.01), (0.09, -0.01), (0.075, 0.14), (0.0, 0.34), (-0.075, 0.14)]
@@ -181,7 +179,7 @@ def _suit(c: Canvas, rig: Rig, wide: float, neck) -> None:  # type: ignore[no-un
     _both(c, rig, lapel, deep)
 
 
-def _kimono(c: Canvas, rig: Rig, wide: float, neck) -> None:  # type: ignore[no-untyped-def]
+def _kimono(c: Canvas, rig: Rig, wide: float) -> None:
     tones, second, t = rig.cloth, _contrast(rig), rig.traits
     flower = (255, 196, 214) if rig.face["colour"] in ("black", "blue", "green", "red") else (236, 96, 134)
     trunk = rig.body(_trunk(rig)[0])
@@ -209,8 +207,6 @@ def _kimono(c: Canvas, rig: Rig, wide: float, neck) -> None:  # type: ignore[no-
 
 
 def _dress(c: Canvas, rig: Rig, outline: np.ndarray, wide: float) -> None:
-    from render_face import neck
-
     tones, second, skin = rig.cloth, _contrast(rig), rig.skin
     shoulders = rig.body(outline)
     c.shape(shoulders, skin.base, skin.ink, "face", rig.ink)
@@ -252,12 +248,15 @@ def _dress(c: Canvas, rig: Rig, outline: np.ndarray, wide: float) -> None:
 # On the head.
 
 
-def _lens(kind: str, x: float) -> np.ndarray:
-    if kind == "round":
-        return oval(x, 0.105, 0.092, 0.092, n=30)
-    box = [(x - 0.09, 0.035), (x + 0.09, 0.035), (x + 0.096, 0.046), (x + 0.086, 0.152), (x + 0.07, 0.17),
-           (x - 0.07, 0.17), (x - 0.086, 0.152), (x - 0.096, 0.046)]  # fmt: skip
-    return np.array(box)
+def _lens(rig: Rig, side: int) -> np.ndarray:
+    """A lens round the eye of that side, head coordinates."""
+    x, y, rx, ry = eye_frame(rig)
+    if rig.face["glasses"] == "round":
+        return oval(x * side, y + 0.004, rx + 0.019, max(rx + 0.014, ry + 0.016), n=30)
+    w, top, low = rx + 0.019, y - ry * 0.86, y + max(ry, 0.064) + 0.012
+    box = [(-w + 0.006, top), (w - 0.006, top), (w, top + 0.011), (w - 0.01, low - 0.018), (w - 0.026, low),
+           (0.026 - w, low), (0.01 - w, low - 0.018), (-w, top + 0.011)]  # fmt: skip
+    return np.add(box, (x * side, 0))
 
 
 def glasses(c: Canvas, rig: Rig) -> None:
@@ -268,18 +267,16 @@ def glasses(c: Canvas, rig: Rig) -> None:
     frame = ((38, 32, 52), (150, 42, 58), (48, 58, 120))[rig.traits.trim % 3]
     width = 0.0125 if kind == "round" else 0.016
     for side in (-1, 1):
-        x = 0.11 * side
-        lens = rig.on_face(_lens(kind, x), 0.04)
+        ring = _lens(rig, side)
+        lens, x = rig.on_face(ring, 0.04), ring[:, 0].mean()
         c.fill(lens, (220, 240, 255), alpha=0.08)
         with c.clip(lens):
             for dx, w in ((-0.03, 0.02), (0.0, 0.008)):
                 glare = [(x + dx + 0.03, 0.0), (x + dx + 0.03 + w, 0.0), (x + dx - 0.04 + w, 0.22), (x + dx - 0.04, 0.22)]
                 c.fill(rig.on_face(glare, 0.04), (255, 255, 255), alpha=0.2)
-        ring = np.concatenate([lens, lens[:2]])
-        c.line(ring, width * rig.head_scale, frame, "glasses")
-        top = ring[1:4] if kind == "square" else None
-        if top is not None:
-            c.line(rig.on_face([(x - 0.094, 0.038), (x + 0.094, 0.038)], 0.04), 0.024, frame, "glasses")
+        c.line(np.concatenate([lens, lens[:2]]), width * rig.head_scale, frame, "glasses")
+        if kind == "square":
+            c.line(rig.on_face(ring[[7, 0, 1, 2]], 0.04), 0.024 * rig.head_scale, frame, "glasses")
         hinge = rig.on_face(np.array([(0.202, 0.08), (0.236, 0.07)]) * (side, 1.0), 0.01)
         c.line(hinge, 0.012, frame, "glasses")
     bridge = curve([(-0.022, 0.086), (0.0, 0.075), (0.022, 0.086)], n=5)
@@ -318,7 +315,7 @@ def accessory(c: Canvas, rig: Rig) -> None:
     elif kind == "headphones":
         shell, glow = ((74, 78, 98), (74, 214, 232)) if rig.traits.trim % 2 else ((244, 244, 250), (255, 110, 150))
         ink = (30, 28, 44)
-        arc = rig.head(oval(0, -0.03, 0.29, 0.312, 183, 357, 30), 0.0)
+        arc = rig.head(oval(0, -0.03, 0.288, 0.312, 177, 363, 32), 0.0)
         c.line(arc, 0.046, ink, "accessory")
         c.line(arc, 0.034, shell, "accessory")
         c.line(rig.head(oval(0, -0.03, 0.296, 0.319, 215, 275, 14), 0.0), (0, 0.008, 0), light(shell, 0.6))
