@@ -193,9 +193,7 @@ class _Writer:
             rest.append(self.clothes())
         if self.has("background"):
             rest.append(self.pick(BACKGROUND_TAGS, "background"))
-        if self.has("age") and face["age"] != "adult":
-            rest.append(self.pick(AGE_TAGS, "age"))
-        elif self.has("age") and rng.random() < 0.05:
+        if self.has("age") and (face["age"] != "adult" or rng.random() < 0.05):
             rest.append(self.pick(AGE_TAGS, "age"))
         if self.has("view") and (words := self.view(VIEW_TAGS)):
             rest.append(words)

@@ -125,7 +125,8 @@ def ribbon(points: np.ndarray, width: float | Sequence[float]) -> np.ndarray:
 def leaf(start: Points, control: Points, stop: Points, width: float, n: int = 9, blunt: float = 0.62) -> np.ndarray:
     """A lock of hair: full width at its start, a point at its end."""
     t = _steps(n)
-    return ribbon(bezier(start, control, stop, n), tuple(width * (1 - t**1.6) ** blunt * (0.55 + 0.45 * np.minimum(1, 4 * t))))
+    taper = (1 - t**1.6) ** blunt * (0.55 + 0.45 * np.minimum(1, 4 * t))
+    return ribbon(bezier(start, control, stop, n), tuple(width * taper))
 
 
 class Canvas:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from render_canvas import Canvas, bezier, curve, dark, grow, light, mirror, mix, oval, ribbon
@@ -64,8 +65,9 @@ def head(c: Canvas, rig: Rig) -> None:
     c.shape(outline, skin.base, skin.ink, "face", rig.ink * 0.9)
     with c.clip(outline):
         # The side of the jaw away from the light, then the fringe's shadow.
-        rim = curve([(0.245, 0.03), (0.205, 0.1), (0.185, 0.17), (0.12, 0.255), (0.05, 0.293), (0.06, 0.34), (0.26, 0.3)])
-        c.fill(rig.on_face(rim + (0.006 * rig.glow, 0)), skin.shade)
+        jaw = curve([(0.245, 0.03), (0.205, 0.1), (0.185, 0.17), (0.12, 0.255), (0.05, 0.293), (0.06, 0.34),
+                     (0.26, 0.3)])  # fmt: skip
+        c.fill(rig.on_face(np.add(jaw, (0.014 * rig.glow, 0))), skin.shade)
         fringe = rig.on_skull(cap_outline(rig), -0.02)
         c.fill(fringe + np.array([0.006, 0.026]) * rig.head_scale, skin.shade)
         for side in (-1, 1):
@@ -86,8 +88,10 @@ def head(c: Canvas, rig: Rig) -> None:
 
 def _cheeks(c: Canvas, rig: Rig) -> None:
     mood = rig.controls
-    flush = 0.22 * (1 - mood["cold"]) * (0.2 if rig.boy else 0.6 if rig.elder else 1) + 0.5 * mood["happy"] + 0.2 * mood["sad"]
-    flush = min(1.0, flush + 0.8 * mood["blush"] + (0.3 if rig.face["detail"] == "lively" else 0) + 0.25 * mood["angry"])
+    rosy = 0.2 if rig.boy else 0.6 if rig.elder else 1.0
+    flush = 0.22 * rosy * (1 - mood["cold"]) + (0.3 if rig.face["detail"] == "lively" else 0)
+    flush += 0.5 * mood["happy"] + 0.2 * mood["sad"] + 0.8 * mood["blush"] + 0.25 * mood["angry"]
+    flush = min(1.0, flush)
     colour = mix(rig.skin.base, (255, 74, 96), 0.62)
     for side in (-1, 1):
         for grown, alpha in ((1.0, 0.26), (0.78, 0.28), (0.52, 0.3)):
@@ -115,8 +119,9 @@ def _lines(c: Canvas, rig: Rig) -> None:
         c.fill(rig.on_face(oval(0.155 * rig.traits.side, 0.158, 0.0065, 0.0065, n=10)), skin.ink)
     if rig.elder:
         tone = mix(skin.shade, skin.ink, 0.45)
+        folds = ([(0.056, 0.212), (0.074, 0.232), (0.078, 0.256)], [(0.075, 0.186), (0.11, 0.197), (0.145, 0.187)])
         for side in (-1, 1):
-            for line in ([(0.056, 0.212), (0.074, 0.232), (0.078, 0.256)], [(0.075, 0.186), (0.11, 0.197), (0.145, 0.187)]):  # fmt: skip
+            for line in folds:
                 c.line(rig.on_face(curve(np.array(line) * (side, 1.0))), (0, 0.0065, 0.0065, 0), tone)
 
 
@@ -171,7 +176,7 @@ def eyes(c: Canvas, rig: Rig) -> None:
 
 def _eye(c: Canvas, rig: Rig, side: int) -> None:
     eye = rig.eye(side)
-    cx, cy, rx, ry = eye_frame(rig)
+    cx, cy, _, _ = eye_frame(rig)
     upper, lower = _lids(rig, eye)
 
     def place(points: np.ndarray, lift: float = 0.0) -> np.ndarray:
@@ -188,11 +193,12 @@ def _eye(c: Canvas, rig: Rig, side: int) -> None:
         with c.clip(white):
             _iris(c, rig, eye, side, place)
             # The lid's shadow on the ball.
-            shadow = np.concatenate([upper + (0, -0.02), (upper + (0, 0.013))[::-1]])
+            shadow = np.concatenate([np.add(upper, (0, -0.02)), np.add(upper, (0, 0.013))[::-1]])
             c.fill(place(shadow), (70, 60, 110), alpha=0.34)
     # Lash line: thin at the nose, full over the iris, a wing at the temple.
     tip = upper[-1]
-    wing = np.array([tip + (0.01, -0.006 + 0.01 * eye.arch * (1 - min(1, eye.opening))), tip + (0.022, -0.016)])
+    rise = 0.01 * eye.arch * (1 - min(1, eye.opening))
+    wing = np.add(tip, [(0.01, rise - 0.006), (0.022, -0.016)])
     if rig.boy or rig.elder:
         wing = wing[:1]
     path = np.concatenate([upper, wing])
@@ -201,8 +207,8 @@ def _eye(c: Canvas, rig: Rig, side: int) -> None:
     if rig.girl and not rig.elder:
         for k, reach in ((11, 0.016), (13, 0.02)):
             root = upper[k]
-            hair = [root + (-0.006, 0.004), root + (reach, -reach * 1.05), root + (0.008, 0.006)]
-            c.fill(place(np.array(hair)), lashes, "eyes")
+            hair = np.add(root, [(-0.006, 0.004), (reach, -reach * 1.05), (0.008, 0.006)])
+            c.fill(place(hair), lashes, "eyes")
     under = lower[7:] if not rig.girl else lower[5:]
     if gap > 0.006:
         c.line(place(under), (0, 0.006, 0.0075, 0.003), mix(lashes, rig.skin.ink, 0.4), "eyes")
@@ -219,7 +225,7 @@ def _stroke(path: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.concatenate([path - lift * 0.8, (path + lift * 0.2)[::-1]])
 
 
-def _iris(c: Canvas, rig: Rig, eye: Eye, side: int, place) -> None:  # type: ignore[no-untyped-def]
+def _iris(c: Canvas, rig: Rig, eye: Eye, side: int, place: Callable[[np.ndarray], np.ndarray]) -> None:
     _, _, rx, ry = eye_frame(rig)
     colour = rig.iris
     gx = 0.025 * rig.controls["gazeX"] * side
@@ -263,7 +269,8 @@ def brows(c: Canvas, rig: Rig) -> None:
     if rig.face["hair"] == "black":
         with c.clip(rig.on_skull(cap_outline(rig), 0.012)):
             for path, thick in paths:
-                c.line(path, (thick, thick * 2.3, thick * 2.3, thick), mix(rig.hair.base, rig.hair.light, 0.5), alpha=0.6)
+                glow = mix(rig.hair.base, rig.hair.light, 0.5)
+                c.line(path, (thick, thick * 2.3, thick * 2.3, thick), glow, alpha=0.6)
     for path, thick in paths:
         c.line(path, (thick * 0.75, thick * 1.1, thick * 0.9, thick * 0.12), colour, "brows")
 
@@ -305,14 +312,15 @@ def mouth(c: Canvas, rig: Rig) -> None:
         c.fill(grow(hole, 0.0045), lips, "mouth")
         c.fill(hole, (172, 36, 58), "mouth")
         with c.clip(hole):
-            deep = np.concatenate([upper, (upper + (0, m.opening * 0.35))[::-1]])
+            deep = np.concatenate([upper, np.add(upper, (0, m.opening * 0.35))[::-1]])
             c.fill(rig.on_face(deep, 0.02), (112, 18, 40))
             c.fill(rig.on_face(oval(0, y + m.opening * 1.08, wide * 0.62, m.opening * 0.5), 0.02), (240, 116, 124))
             teeth = m.teeth * min(0.014, m.opening * 0.34)
             if teeth > 0.002:
-                c.fill(rig.on_face(np.concatenate([upper - (0, 0.01), (upper + (0, teeth))[::-1]]), 0.02), WHITE)
+                row = np.concatenate([upper - (0, 0.01), np.add(upper, (0, teeth))[::-1]])
+                c.fill(rig.on_face(row, 0.02), WHITE)
             if m.clench > 0.05:
-                bite = np.concatenate([upper - (0, 0.01), (upper + (0, m.opening * 1.3 * m.clench))[::-1]])
+                bite = np.concatenate([upper - (0, 0.01), np.add(upper, (0, m.opening * 1.3 * m.clench))[::-1]])
                 c.fill(rig.on_face(bite, 0.02), WHITE)
                 middle = (upper + lower) / 2
                 c.line(rig.on_face(middle, 0.02), 0.005, skin.ink, alpha=m.clench)
@@ -330,7 +338,8 @@ def mouth(c: Canvas, rig: Rig) -> None:
             lower = np.concatenate([pout, upper[4:-4][::-1]])
             c.fill(rig.on_face(lower, 0.02), mix(skin.base, (226, 84, 112), 0.55), "mouth")
         c.line(rig.on_face(upper, 0.02), (0.003, 0.01, 0.0085, 0.01, 0.003), lips, "mouth")
-        c.line(rig.on_face([(-0.014, y + 0.021), (0.0, y + 0.023), (0.014, y + 0.021)], 0.02), (0, 0.005, 0), skin.shade)
+        chin = [(-0.014, y + 0.021), (0.0, y + 0.023), (0.014, y + 0.021)]
+        c.line(rig.on_face(chin, 0.02), (0, 0.005, 0), skin.shade)
 
 
 # Marks.
@@ -340,13 +349,19 @@ def marks(c: Canvas, rig: Rig) -> None:
     """Signs over everything: tears, the vein of anger, and sparkles round the lively."""
     mood, t = rig.controls, rig.traits
     drop = max(mood["tear"], 0.9 * min(1.0, max(0.0, (mood["sad"] - 0.3) / 0.5)))
-    cx, cy, rx, ry = eye_frame(rig)
+    cx, cy, _, ry = eye_frame(rig)
     if drop > 0.03:
         for side in (-1, 1):
             x, y = (cx + 0.022) * side, cy + 0.66 * ry
             size = drop**0.5
-            tear = [(x, y - 0.012), (x + 0.015 * size, y + 0.028 * size), (x + 0.013 * size, y + 0.056 * size),
-                    (x, y + 0.068 * size), (x - 0.013 * size, y + 0.056 * size), (x - 0.015 * size, y + 0.028 * size)]
+            tear = [
+                (x, y - 0.012),
+                (x + 0.015 * size, y + 0.028 * size),
+                (x + 0.013 * size, y + 0.056 * size),
+                (x, y + 0.068 * size),
+                (x - 0.013 * size, y + 0.056 * size),
+                (x - 0.015 * size, y + 0.028 * size),
+            ]
             drawn = rig.on_face(curve(tear, True, 4), 0.01)
             c.shape(drawn, (150, 214, 255), (58, 128, 214), "face", 0.004)
             c.fill(rig.on_face(oval(x - 0.004, y + 0.05 * size, 0.0045, 0.008, n=8), 0.01), WHITE)
@@ -367,7 +382,8 @@ def marks(c: Canvas, rig: Rig) -> None:
             path = rig.head([start, (start + stop) / 2, stop])
             c.line(path, (0.004 * startled, 0.014 * startled, 0.006 * startled), (70, 60, 96), "face")
     if rig.face["detail"] == "lively":
-        for i, (x, y, r) in enumerate(((-0.37, -0.24, 0.06), (0.38, -0.12, 0.05), (-0.4, 0.1, 0.036), (0.36, -0.3, 0.03))):
+        sparkles = ((-0.37, -0.24, 0.06), (0.38, -0.12, 0.05), (-0.4, 0.1, 0.036), (0.36, -0.3, 0.03))
+        for i, (x, y, r) in enumerate(sparkles):
             y += 0.03 * t.jitter[10 + i]
             star = []
             for k in range(16):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from render_canvas import Canvas, bezier, curve, leaf, light, mirror, mix, oval, ribbon
@@ -13,26 +15,28 @@ __all__ = ["back_hair", "cap_outline", "front_hair"]
 PART = "hair"
 
 
-def _tips(c: Canvas, rig: Rig, edges: list[tuple[float, float]], lock: float, reach: float, z: float) -> np.ndarray:
-    """A jagged lower edge through the given points: from each, a tip `reach` below, notches `lock` above it."""
+def _tips(edges: Sequence[tuple[float, float]], lock: float, reach: float) -> np.ndarray:
+    """A jagged lower edge through the given points: tips `reach` below them, notches `lock` above."""
     out = []
-    for (x0, y0), (x1, y1) in zip(edges, edges[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(edges):
         tip = ((x0 + x1) / 2 + 0.15 * (x0 + x1) / 2, (y0 + y1) / 2 + reach)
         out += [*bezier((x0, y0 - lock), (x0 * 1.02, (y0 + tip[1]) / 2), tip, 5)[:-1]]
         out += [*bezier(tip, (x1 * 1.02, (y1 + tip[1]) / 2), (x1, y1 - lock), 5)[:-1]]
     return np.array(out)
 
 
-def _mass(c: Canvas, rig: Rig, half: list[tuple[float, float]], ends: np.ndarray, z: float) -> np.ndarray:
+def _mass(rig: Rig, half: list[tuple[float, float]], ends: np.ndarray, z: float) -> np.ndarray:
     """A symmetrical mass of hair: crown, both sides through `half` (left, downwards), and the jagged ends."""
     left = curve([(0, -0.26), (-0.15, -0.225), (-0.222, -0.15), *half], n=5)
     return rig.hang(np.concatenate([left, ends, mirror(left)[::-1][:-1]]), z)
 
 
-def _behind(c: Canvas, rig: Rig, half: list[tuple[float, float]], ends: list[tuple[float, float]], reach: float) -> None:
+def _behind(
+    c: Canvas, rig: Rig, half: list[tuple[float, float]], ends: list[tuple[float, float]], reach: float
+) -> None:
     """Hair behind head and neck, in shadow where neck and shoulders stand before it."""
     tones = rig.hair
-    whole = _mass(c, rig, half, _tips(c, rig, ends, 0.015, reach, -0.05), -0.05)
+    whole = _mass(rig, half, _tips(ends, 0.015, reach), -0.05)
     c.shape(whole, tones.base, tones.ink, PART, rig.ink)
     with c.clip(whole):
         low = half[-1][1]
@@ -51,7 +55,7 @@ def _glint(x: float, top: float, bottom: float) -> np.ndarray:
 
 def _tail(c: Canvas, rig: Rig, flip: int, spine: list[tuple[float, float]], width: float, tie: bool, z: float) -> None:
     """A bound tail of hair along a spine: a full body that ends in three tips, with strands and a tie."""
-    tones, t = rig.hair, rig.traits
+    tones = rig.hair
     line = curve(spine, n=7)
     steps = np.linspace(0, 1, len(line))
     half = width * (0.16 + 0.84 * np.sin(np.pi * np.clip(0.03 + 0.7 * steps, 0, 1)) ** 0.9)
@@ -80,7 +84,6 @@ def _tail(c: Canvas, rig: Rig, flip: int, spine: list[tuple[float, float]], widt
         knot = rig.head(np.array([(x - 0.01, y - 0.035), (x + 0.035, y - 0.03), (x + 0.04, y + 0.035), (x, y + 0.045)])
                         * (flip, 1.0), z)  # fmt: skip
         c.shape(knot, colour, mix(colour, (40, 10, 50), 0.6), PART, rig.ink * 0.8)
-    del t
 
 
 def _spikes(rig: Rig, count: int, start: float, stop: float, inner: float, outer: float, seed: int) -> np.ndarray:
@@ -110,7 +113,8 @@ def back_hair(c: Canvas, rig: Rig) -> None:
         _behind(c, rig, half, [(x, 0.6) for x in np.linspace(-0.33, 0.33, 7)], 0.07)
     elif style == "bob":
         half = [(-0.254, -0.06), (-0.297 - v, 0.07), (-0.312 - v, 0.19), (-0.27, 0.285)]
-        _behind(c, rig, half, [(-0.27, 0.285), (-0.2, 0.3), (-0.07, 0.29), (0.07, 0.29), (0.2, 0.3), (0.27, 0.285)], 0.02)
+        ends = [(-0.27, 0.285), (-0.2, 0.3), (-0.07, 0.29), (0.07, 0.29), (0.2, 0.3), (0.27, 0.285)]
+        _behind(c, rig, half, ends, 0.02)
     else:
         low = 0.2 if style != "spiky" else 0.16
         half = [(-0.25, -0.06), (-0.268 - v, 0.07), (-0.235, low)]
@@ -121,14 +125,16 @@ def back_hair(c: Canvas, rig: Rig) -> None:
         spine = [(0.12, -0.23), (0.21, -0.29), (0.31, -0.26), (0.38, -0.1), (0.395, 0.1), (0.37, 0.32), (0.33, 0.5)]
         _tail(c, rig, t.side, spine, 0.085 + 0.01 * t.volume, True, -0.12)
     elif style == "twin tails":
-        spine = [(0.225, -0.13), (0.295, -0.185), (0.365, -0.14), (0.405, 0.02), (0.405, 0.2), (0.385, 0.4), (0.33, 0.58)]
+        spine = [(0.225, -0.13), (0.295, -0.185), (0.365, -0.14), (0.405, 0.02), (0.405, 0.2), (0.385, 0.4),
+                 (0.33, 0.58)]  # fmt: skip
         for flip in (-1, 1):
             _tail(c, rig, flip, spine, 0.078 + 0.01 * t.volume, True, -0.02)
     elif style == "spiky":
-        crown = rig.head(np.concatenate([_spikes(rig, 11, 165, 375, 0.285, 0.395, 0), [(0.2, 0.2), (-0.2, 0.2)]]), -0.03)
+        nape = [(0.2, 0.2), (-0.2, 0.2)]
+        crown = rig.head(np.concatenate([_spikes(rig, 11, 165, 375, 0.285, 0.395, 0), nape]), -0.03)
         c.shape(crown, tones.base, tones.ink, PART, rig.ink)
         with c.clip(crown):
-            inner = rig.head(np.concatenate([_spikes(rig, 11, 168, 372, 0.26, 0.335, 0), [(0.2, 0.2), (-0.2, 0.2)]]))
+            inner = rig.head(np.concatenate([_spikes(rig, 11, 168, 372, 0.26, 0.335, 0), nape]))
             c.fill(inner, tones.shade)
     if face["floating"] != "none":
         _floating(c, rig)
@@ -142,11 +148,11 @@ def _floating(c: Canvas, rig: Rig) -> None:
     for k, (leeward, y, reach, rise, width) in enumerate(locks):
         flip = leeward * t.side
         wave = 0.018 * math.sin(rig.flow + 1.3 * k) + 0.012 * t.jitter[k]
-        spine = curve([(0.16, y - 0.05), (0.235, y + 0.035), (0.31, y + 0.02 + wave), (reach - 0.07, y - 0.35 * rise - wave),
-                       (reach, y - rise + wave)], n=5)  # fmt: skip
+        spine = curve([(0.16, y - 0.05), (0.235, y + 0.035), (0.31, y + 0.02 + wave),
+                       (reach - 0.07, y - 0.35 * rise - wave), (reach, y - rise + wave)], n=5)  # fmt: skip
         lock = rig.head(ribbon(spine, (width, width * 1.1, width * 0.9, width * 0.5, 0)) * (flip, 1.0), -0.06)
         c.shape(lock, tones.base, tones.ink, PART, rig.ink)
-        inner = ribbon(spine[3:] + (0, 0.16 * width), (0, 0.4 * width, 0.4 * width, 0.2 * width, 0))
+        inner = ribbon(np.add(spine[3:], (0, 0.16 * width)), (0, 0.4 * width, 0.4 * width, 0.2 * width, 0))
         c.fill(rig.head(inner * (flip, 1.0), -0.06), tones.shade)
 
 
@@ -179,11 +185,11 @@ def _edge(rig: Rig) -> tuple[np.ndarray, list[tuple[float, float]]]:
         points[i] += (0.008 * t.jitter[i], (0.012 if i % 2 else 0.01) * t.jitter[-i])
     if t.side < 0:
         points = mirror(points)[::-1]
-    lean = 0.016 * t.side + 0.006 * rig.sway
+    lean = 0.016 * t.side + 0.014 * rig.sway
     out: list[np.ndarray] = []
     for i in range(0, len(points) - 2, 2):
         a, tip, b = points[i : i + 3]
-        tip = tip + (0.006 * rig.sway, 0)
+        tip = np.add(tip, (0.011 * rig.sway, 0))
         out += [bezier(a, (a[0] * 0.74 + tip[0] * 0.26 - lean, a[1] * 0.46 + tip[1] * 0.54), tip, 8)[:-1]]
         out += [bezier(tip, (b[0] * 0.74 + tip[0] * 0.26 - lean, b[1] * 0.46 + tip[1] * 0.54), b, 8)[:-1]]
     return np.concatenate([*out, points[-1:]]), [tuple(p) for p in points[2:-2:2]]
@@ -245,13 +251,13 @@ def front_hair(c: Canvas, rig: Rig) -> None:
     tones, t = rig.hair, rig.traits
     for flip in (-1, 1):
         _side_lock(c, rig, flip)
-    edge, notches = _edge(rig)
+    _, notches = _edge(rig)
     cap = rig.on_skull(cap_outline(rig), 0.012)
     c.shape(cap, tones.base, tones.ink, PART, rig.ink)
     with c.clip(cap):
         # The side away from the light, and a darker root under the crown.
         away = [(0.32, -0.34), (0.15, -0.33), (0.212, -0.2), (0.222, -0.08), (0.196, 0.02), (0.2, 0.14), (0.32, 0.12)]
-        c.fill(rig.on_skull(curve(away, n=5)), tones.shade)
+        c.fill(rig.on_skull(np.add(curve(away, n=5), (0.014 * rig.glow, 0))), tones.shade)
         for x, y in notches:
             wedge = [(x - 0.022, y + 0.12), (x + 0.004, y - 0.01), (x * 0.94 + 0.008, y - 0.075), (x + 0.03, y + 0.1)]
             c.fill(rig.on_skull(wedge, 0.012), tones.shade)

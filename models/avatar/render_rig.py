@@ -160,8 +160,8 @@ class Rig:
         skin = SKIN[face["skin"]]
         skin = mix(skin, (255, 200, 190) if warm > 0 else (250, 230, 190), 0.06 * abs(warm))
         r, g, b = skin
-        self.skin = Palette(skin, (round(r * 0.9), round(g * 0.76), round(b * 0.76)),
-                            dark((round(r * 0.62), round(g * 0.44), round(b * 0.42)), 0.28), light(skin, 0.4))  # fmt: skip
+        line = dark((round(r * 0.62), round(g * 0.44), round(b * 0.42)), 0.28)
+        self.skin = Palette(skin, (round(r * 0.9), round(g * 0.76), round(b * 0.76)), line, light(skin, 0.4))
         cloth = CLOTH[face["colour"]]
         self.cloth = _tones(cloth)
         if face["colour"] == "white":
@@ -196,7 +196,8 @@ class Rig:
         low = np.clip((p[:, 1] - 0.02) / 0.4, 0, 1.2)
         p[:, 0] += 0.03 * self.sway * low**1.5 + 0.008 * low * np.sin(self.flow + 9 * p[:, 1])
         q = self.head(p, z)
-        upright = self.head_at + (p + (z * math.sin(self.yaw), -z * math.sin(self.pitch))) * self.head_scale
+        turned = np.add(p, (z * math.sin(self.yaw), -z * math.sin(self.pitch)))
+        upright = self.head_at + turned * self.head_scale
         return q + (upright - q) * np.clip(low, 0, 1)[:, None] * 0.6
 
     def body(self, points: Points) -> np.ndarray:

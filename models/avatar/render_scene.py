@@ -36,8 +36,8 @@ class _Backdrop:
 
 
 def _cloud(c: _Backdrop, x: float, y: float, r: float, rng: random.Random, colour: Colour, below: Colour) -> None:
-    puffs = [(x + r * dx, y - r * dy, r * s * (0.9 + 0.2 * rng.random()))
-             for dx, dy, s in ((-1.3, 0.0, 0.5), (-0.6, 0.32, 0.7), (0.2, 0.45, 0.85), (1.0, 0.1, 0.6), (1.6, -0.05, 0.4))]
+    shape = ((-1.3, 0.0, 0.5), (-0.6, 0.32, 0.7), (0.2, 0.45, 0.85), (1.0, 0.1, 0.6), (1.6, -0.05, 0.4))
+    puffs = [(x + r * dx, y - r * dy, r * s * (0.9 + 0.2 * rng.random())) for dx, dy, s in shape]
     for shift, tone in ((0.1 * r, below), (0.0, colour)):
         for px, py, pr in puffs:
             c.disc(px, py + shift, pr, tone)
@@ -64,7 +64,7 @@ def backdrop(kind: str, size: int, seed: int) -> np.ndarray:
                 petal = oval(r * 0.62, 0, r * 0.5, r * 0.34, n=12)
                 a = 2 * np.pi * (i / 5 + 0.13 * r * 100)
                 turned = petal @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
-                c.fill(turned + (x, y), (255, 184, 206), 0.8)
+                c.fill(np.add(turned, (x, y)), (255, 184, 206), 0.8)
             c.disc(x, y, r * 0.16, (255, 240, 214))
     elif kind == "green":
         c.gradient([(198, 232, 168), (160, 212, 138), (124, 190, 112)])
@@ -75,7 +75,7 @@ def backdrop(kind: str, size: int, seed: int) -> np.ndarray:
             x, y, r, a = rng.random(), rng.random(), 0.04 + 0.03 * rng.random(), 6.28 * rng.random()
             blade = np.array([(-r, 0), (-0.2 * r, -0.42 * r), (r, 0), (-0.2 * r, 0.42 * r)])
             blade = blade @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
-            c.fill(blade + (x, y), (96, 168, 92), 0.85)
+            c.fill(np.add(blade, (x, y)), (96, 168, 92), 0.85)
     elif kind == "blue sky":
         c.gradient([(82, 160, 244), (140, 200, 252), (206, 232, 255)])
         for x, y, r in ((0.08, 0.2, 0.075), (0.84, 0.13, 0.07), (0.93, 0.5, 0.06), (0.02, 0.62, 0.055)):
@@ -125,10 +125,13 @@ def spoil(image: np.ndarray, kind: str, seed: int) -> np.ndarray:
         overlay = Image.new("RGBA", picture.size, (0, 0, 0, 0))
         draw = ImageDraw.Draw(overlay)
         for row in (0.36, 0.62, 0.88):
-            zigzag = [((i + 0.5) / 12 * size, (row + (0.05 if i % 2 else -0.05) - 0.12 * (i / 12 - 0.5)) * size)
-                      for i in range(12)]
+            zigzag = [
+                ((i + 0.5) / 12 * size, (row + (0.05 if i % 2 else -0.05) - 0.12 * (i / 12 - 0.5)) * size)
+                for i in range(12)
+            ]
+            below = [(x, y + size * 0.02) for x, y in zigzag]
             draw.line(zigzag, fill=(255, 255, 255, 190), width=max(1, round(size * 0.025)))
-            draw.line([(x, y + size * 0.02) for x, y in zigzag], fill=(60, 60, 60, 120), width=max(1, round(size * 0.012)))
+            draw.line(below, fill=(60, 60, 60, 120), width=max(1, round(size * 0.012)))
         return np.asarray(Image.alpha_composite(picture, overlay).convert("RGB"))
     if kind in ("low quality", "worst quality"):
         cells = 30 if kind == "low quality" else 19

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from render_canvas import Canvas, Points, bezier, curve, dark, light, mirror, mix, oval, ribbon, shade
 from render_face import eye_frame, neck
@@ -43,7 +45,7 @@ def _both(c: Canvas, rig: Rig, points: Points, tones: Palette, part: str = PART,
 
 def _folds(c: Canvas, rig: Rig, wide: float) -> None:
     """Shadow of head and hair on the chest, arms apart from the trunk, and creases (inside the clothes' clip)."""
-    tones, d = rig.cloth, 0.012 * rig.drape
+    tones, d = rig.cloth, 0.022 * rig.drape
     under = rig.head([(-0.2, 0.3), (0.23, 0.3), (0.19, 0.41), (0.02, 0.46), (-0.15, 0.41)], 0.02)
     c.fill(curve(under, True, 5), tones.shade)
     arm = [(wide * 1.2, 0.06), (wide * 0.96, 0.13), (wide * 0.8 + d, 0.26), (wide * 0.78, 0.45), (wide * 1.3, 0.45)]
@@ -57,17 +59,20 @@ def _folds(c: Canvas, rig: Rig, wide: float) -> None:
             crease = bezier(start, bend, stop, 8) * (side, 1.0)
             c.line(rig.body(crease), (0, 0.007, 0.006, 0), mix(tones.shade, tones.ink, 0.35))
     edge = curve([(-wide * 0.95, 0.11), (-wide * 0.72, 0.07), (-wide * 0.4, 0.048)], n=5)
-    c.line(rig.body(edge + (0, 0.012)), (0, 0.01, 0), tones.light, alpha=0.7)
+    c.line(rig.body(np.add(edge, (0, 0.012))), (0, 0.01, 0), tones.light, alpha=0.7)
 
 
-def _bow(c: Canvas, rig: Rig, x: float, y: float, size: float, tones: Palette, part: str, place) -> None:  # type: ignore[no-untyped-def]
+def _bow(
+    c: Canvas, rig: Rig, x: float, y: float, size: float, tones: Palette, part: str,
+    place: Callable[[np.ndarray], np.ndarray],
+) -> None:  # fmt: skip
     """A ribbon tied in a bow: two loops, two ends, a knot."""
     for side in (-1, 1):
         end = np.array([(0.0, 0.0), (0.34, 0.85), (0.62, 0.72), (0.16, -0.05)]) * (side * size, size) + (x, y)
         c.shape(place(end), tones.shade, tones.ink, part, rig.ink * 0.8)
     for side in (-1, 1):
-        loop = curve(np.array([(0.0, -0.12), (0.55, -0.52), (1.0, -0.42), (1.02, 0.3), (0.6, 0.34), (0.0, 0.14)]), True, 4)
-        drawn = place(loop * (side * size, size) + (x, y))
+        loop = curve([(0.0, -0.12), (0.55, -0.52), (1.0, -0.42), (1.02, 0.3), (0.6, 0.34), (0.0, 0.14)], True, 4)
+        drawn = place(np.add(loop * (side * size, size), (x, y)))
         c.shape(drawn, tones.base, tones.ink, part, rig.ink * 0.9)
         with c.clip(drawn):
             fold = np.array([(0.1, 0.02), (1.1, 0.02), (1.1, 0.6), (0.0, 0.5)]) * (side * size, size) + (x, y)
@@ -130,8 +135,8 @@ def _hoodie(c: Canvas, rig: Rig, wide: float) -> None:
         drawn = rig.body(half * (side, 1.0))
         c.shape(drawn, tones.base, tones.ink, PART, rig.ink)
         with c.clip(drawn):
-            lining = curve([(0.06, -0.05), (0.092, 0.02), (0.065, 0.085), (0.0, 0.122), (0.0, 0.09), (0.04, 0.06)], True, 4)
-            c.fill(rig.body(lining * (side, 1.0)), tones.shade)
+            lining = [(0.06, -0.05), (0.092, 0.02), (0.065, 0.085), (0.0, 0.122), (0.0, 0.09), (0.04, 0.06)]
+            c.fill(rig.body(curve(lining, True, 4) * (side, 1.0)), tones.shade)
             crease = curve([(0.13, -0.02), (0.15, 0.03), (0.12, 0.075)], n=5) * (side, 1.0)
             c.line(rig.body(crease), (0, 0.007, 0), mix(tones.shade, tones.ink, 0.3))
         cord = curve([(0.05, 0.125), (0.056 + 0.004 * rig.drape, 0.19), (0.05, 0.255)], n=4) * (side, 1.0)
@@ -184,21 +189,23 @@ def _kimono(c: Canvas, rig: Rig, wide: float) -> None:
     flower = (255, 196, 214) if rig.face["colour"] in ("black", "blue", "green", "red") else (236, 96, 134)
     trunk = rig.body(_trunk(rig)[0])
     with c.clip(trunk):
-        for i, (x, y, r) in enumerate(((-0.2, 0.15, 0.036), (0.215, 0.13, 0.032), (-0.27, 0.26, 0.03), (0.18, 0.235, 0.028),
-                                       (-0.13, 0.235, 0.022), (0.285, 0.25, 0.036))):  # fmt: skip
+        for i, (x, y, r) in enumerate((
+            (-0.2, 0.15, 0.036), (0.215, 0.13, 0.032), (-0.27, 0.26, 0.03), (0.18, 0.235, 0.028), (-0.13, 0.235, 0.022),
+            (0.285, 0.25, 0.036),
+        )):  # fmt: skip
             x += 0.012 * t.jitter[i + 6]
             for k in range(5):
                 a = 2 * np.pi * (k / 5) + t.jitter[i]
-                c.fill(rig.body(oval(x + 0.6 * r * np.cos(a), y + 0.6 * r * np.sin(a), 0.52 * r, 0.52 * r, n=10)), flower)
+                petal = oval(x + 0.6 * r * np.cos(a), y + 0.6 * r * np.sin(a), 0.52 * r, 0.52 * r, n=10)
+                c.fill(rig.body(petal), flower)
             c.fill(rig.body(oval(x, y, r * 0.26, r * 0.26, n=8)), (255, 236, 150))
     neck(c, rig)
     c.fill(rig.body([(-0.06, 0.015), (0.06, 0.015), (0.0, 0.13)]), rig.skin.base, "face")
     c.fill(rig.body([(-0.02, 0.03), (0.05, 0.02), (0.0, 0.13)]), rig.skin.shade)
-    for bands, tone, width in (((0.0, 0.0), second, (0.012, 0.036, 0.05, 0.05)), ((0.026, 0.012), tones, (0.008, 0.036, 0.05, 0.05))):
-        dx, dy = bands
-        left = ribbon(curve([(-0.06 - dx, -0.05 + dy), (-0.07 - dx, 0.03), (0.005 - dx, 0.16 + dy), (0.09, 0.3)], n=5), width)
-        right = ribbon(curve([(0.06 + dx, -0.05 + dy), (0.07 + dx, 0.03), (-0.005 + dx, 0.16 + dy), (-0.09, 0.3)], n=5), width)
-        for piece in (left, right):
+    for dx, dy, tone, width in ((0.0, 0.0, second, 0.012), (0.026, 0.012, tones, 0.008)):
+        spine = [(-0.06 - dx, -0.05 + dy), (-0.07 - dx, 0.03), (0.005 - dx, 0.16 + dy), (0.09, 0.3)]
+        band = ribbon(curve(spine, n=5), (width, 0.036, 0.05, 0.05))
+        for piece in (band, mirror(band)):
             c.shape(rig.body(piece), tone.base if tone is second else tones.shade, tones.ink, PART, rig.ink * 0.85)
     sash = _tones((250, 200, 84) if rig.face["colour"] not in ("yellow", "white") else (196, 60, 86))
     belt = rig.body([(-wide * 0.98, 0.285), (wide * 0.98, 0.285), (wide, 0.6), (-wide, 0.6)])
@@ -215,9 +222,10 @@ def _dress(c: Canvas, rig: Rig, outline: np.ndarray, wide: float) -> None:
         c.fill(rig.body(curve(arm, n=5)), skin.shade)
     neck(c, rig)
     for side in (-1, 1):
-        c.line(rig.body(curve([(0.04, 0.075), (0.08, 0.055), (0.13, 0.056)], n=5) * (side, 1.0)), (0, 0.006, 0), skin.shade)
-        c.line(rig.body(curve([(wide * 0.74, 0.2), (wide * 0.76, 0.26), (wide * 0.8, 0.4)]) * (side, 1.0)), (0, 0.007, 0.007),
-               skin.ink)  # fmt: skip
+        bone = curve([(0.04, 0.075), (0.08, 0.055), (0.13, 0.056)], n=5) * (side, 1.0)
+        c.line(rig.body(bone), (0, 0.006, 0), skin.shade)
+        arm = curve([(wide * 0.74, 0.2), (wide * 0.76, 0.26), (wide * 0.8, 0.4)]) * (side, 1.0)
+        c.line(rig.body(arm), (0, 0.007, 0.007), skin.ink)
         strap = curve([(0.135, 0.045), (0.15, 0.1), (0.145, 0.19)], n=4)
         c.shape(rig.body(ribbon(strap, 0.03) * (side, 1.0)), tones.base, tones.ink, PART, rig.ink * 0.8)
     bust = curve([(-wide * 0.78, 0.17), (-0.1, 0.155), (0.0, 0.18), (0.1, 0.155), (wide * 0.78, 0.17)], n=6)
@@ -225,7 +233,7 @@ def _dress(c: Canvas, rig: Rig, outline: np.ndarray, wide: float) -> None:
     drawn = rig.body(cloth)
     c.shape(drawn, tones.base, tones.ink, PART, rig.ink)
     with c.clip(drawn):
-        d = 0.01 * rig.drape
+        d = 0.02 * rig.drape
         c.fill(rig.body([(0.1 + d, 0.3), (0.16, 0.15), (0.3, 0.15), (0.3, 0.6), (0.13, 0.6)]), tones.shade)
         for x in (-0.15, -0.06, 0.05):
             c.line(rig.body([(x, 0.22), (x * 1.1 + d, 0.3), (x * 1.15, 0.42)]), (0, 0.007, 0.007), tones.shade)
@@ -272,8 +280,8 @@ def glasses(c: Canvas, rig: Rig) -> None:
         c.fill(lens, (220, 240, 255), alpha=0.08)
         with c.clip(lens):
             for dx, w in ((-0.03, 0.02), (0.0, 0.008)):
-                glare = [(x + dx + 0.03, 0.0), (x + dx + 0.03 + w, 0.0), (x + dx - 0.04 + w, 0.22), (x + dx - 0.04, 0.22)]
-                c.fill(rig.on_face(glare, 0.04), (255, 255, 255), alpha=0.2)
+                glare = [(0.03, 0.0), (0.03 + w, 0.0), (w - 0.04, 0.22), (-0.04, 0.22)]
+                c.fill(rig.on_face(np.add(glare, (x + dx, 0)), 0.04), (255, 255, 255), alpha=0.2)
         c.line(np.concatenate([lens, lens[:2]]), width * rig.head_scale, frame, "glasses")
         if kind == "square":
             c.line(rig.on_face(ring[[7, 0, 1, 2]], 0.04), 0.024 * rig.head_scale, frame, "glasses")
@@ -309,7 +317,7 @@ def accessory(c: Canvas, rig: Rig) -> None:
             a = 0.35 * side
             p = np.asarray(points) - (x, y)
             turned = p @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
-            return rig.head(turned + (x, y), 0.08)
+            return rig.head(np.add(turned, (x, y)), 0.08)
 
         _bow(c, rig, x, y, 0.115, _tones(colour), "accessory", place)
     elif kind == "headphones":
@@ -320,8 +328,8 @@ def accessory(c: Canvas, rig: Rig) -> None:
         c.line(arc, 0.034, shell, "accessory")
         c.line(rig.head(oval(0, -0.03, 0.296, 0.319, 215, 275, 14), 0.0), (0, 0.008, 0), light(shell, 0.6))
         for flip in (-1, 1):
-            cup = curve([(0.245, -0.02), (0.29, -0.035), (0.318, 0.02), (0.32, 0.09), (0.292, 0.148), (0.246, 0.13)], True, 5)
-            c.shape(rig.head(cup * (flip, 1.0), 0.0), shell, ink, "accessory", rig.ink)
+            cup = [(0.245, -0.02), (0.29, -0.035), (0.318, 0.02), (0.32, 0.09), (0.292, 0.148), (0.246, 0.13)]
+            c.shape(rig.head(curve(cup, True, 5) * (flip, 1.0), 0.0), shell, ink, "accessory", rig.ink)
             pad = curve([(0.24, -0.01), (0.262, -0.02), (0.268, 0.06), (0.262, 0.13), (0.24, 0.12)], True, 4)
             c.shape(rig.head(pad * (flip, 1.0), 0.03), dark(shell, 0.4), ink, "accessory", rig.ink * 0.7)
             ring = rig.head(oval(0.294 * flip, 0.056, 0.016, 0.05, n=16), 0.0)

@@ -63,7 +63,9 @@ def main() -> None:
     if options.motions:
         page = motions(sample_face(options.start), options.size)
     else:
-        page = faces(options.count, options.size, start=options.start, natural=not options.even, columns=options.columns)
+        page = faces(
+            options.count, options.size, start=options.start, natural=not options.even, columns=options.columns
+        )
     page.save(options.out)
 
 
