@@ -9,7 +9,7 @@ import numpy as np
 from render_canvas import Canvas, bezier, curve, dark, grow, light, mirror, mix, oval, ribbon
 from render_hair import cap_outline
 from render_people import Colour
-from render_rig import Eye, Rig
+from render_rig import Eye, Mouth, Rig
 
 __all__ = ["brows", "eye_frame", "eyes", "head", "marks", "mouth", "neck"]
 
@@ -24,7 +24,7 @@ def _outline(rig: Rig) -> np.ndarray:
     low = 0.307 + 0.008 * t.chin + (-0.016 if rig.child else 0.01 if rig.boy or rig.elder else 0)
     full = 0.012 * t.jitter[0] + (0.012 if rig.child else 0.008 if rig.boy else 0)
     chin = 0.056 + 0.011 * t.jitter[1] + (0.022 if rig.boy else 0)
-    low += 0.012 * rig.controls["jawOpen"]
+    low += 0.018 * rig.controls["jawOpen"]
     half = [(0.0, -0.26), (0.17, -0.19), (wide, -0.04), (wide - 0.003, 0.08), (wide - 0.026 + full * 0.5, 0.16),
             (0.142 + full, low - 0.072), (chin, low - 0.018)]  # fmt: skip
     points = np.array([*half, (0.0, low), *mirror(half[1:])[::-1]])
@@ -291,55 +291,67 @@ def _brow(rig: Rig, side: int) -> tuple[np.ndarray, float]:
 # The mouth.
 
 
-def mouth(c: Canvas, rig: Rig) -> None:
-    m, skin = rig.mouth(), rig.skin
-    lips = mix(skin.ink, (150, 40, 60), 0.35 if rig.girl else 0.1)
+def _lips(rig: Rig, m: Mouth) -> tuple[np.ndarray, np.ndarray]:
+    """The lines where the lips meet, or part: upper and lower [21, 2], from left to right."""
     t = np.linspace(-1, 1, 21)
     y = 0.238 + (0.006 if rig.boy else 0) - (0.004 if rig.child else 0)
-    bend = 0.02 * m.corners * (1 - 0.3 * min(1, m.opening / 0.04))
+    bend = 0.024 * m.corners * (1 - 0.35 * min(1, m.opening / 0.04))
     wide = m.width * (1 - 0.25 * m.round)
     wave = 0.0035 * m.wave * np.sin(2.5 * np.pi * t)
     top = y - bend * (t**2 - 0.35) + wave - m.round * 0.3 * m.opening * (1 - t**2)
     top = top + 0.003 * (1 - np.abs(t)) * (1 - m.round)
-    fall = (1 - t**2) ** (0.5 - 0.12 * m.clench) if m.opening > 0 else 0 * t
-    low = top + m.opening * (1 + 0.3 * m.round) * fall
-    if m.clench > 0.02:
-        square = np.clip(1.6 * (1 - np.abs(t) ** 6), 0, 1)
-        low = low * (1 - m.clench) + (top + (m.opening * 1.15) * square) * m.clench
-    upper, lower = np.stack([wide * t, top], 1), np.stack([wide * t, low], 1)
-    if m.opening > 0.006:
+    low = top + m.opening * (1 + 0.3 * m.round) * (1 - t**2) ** (0.5 - 0.12 * m.clench)
+    square = np.clip(1.6 * (1 - np.abs(t) ** 6), 0, 1)
+    low = low * (1 - m.clench) + (top + (m.opening * 1.15) * square) * m.clench
+    return np.stack([wide * t, top], 1), np.stack([wide * t, low], 1)
+
+
+def mouth(c: Canvas, rig: Rig) -> None:
+    m, skin = rig.mouth(), rig.skin
+    line = mix(skin.ink, (150, 40, 60), 0.35 if rig.girl else 0.1)
+    upper, lower = _lips(rig, m)
+    wide, t = upper[-1, 0], np.linspace(-1, 1, 21)
+    parted = min(1.0, m.opening / 0.02)
+    pink = mix(skin.base, (226, 84, 112), 0.55)
+    if rig.girl:
+        pout = np.stack([0.55 * wide * t[3:-3], lower[3:-3, 1] + 0.011 * (1 - t[3:-3] ** 2)], 1)
+        tint = rig.on_face(np.concatenate([pout, upper[4:-4][::-1]]), 0.02)
+        c.fill(tint, pink, "mouth" if parted < 0.5 else "face", 1 - parted)
+    chin = np.stack([0.35 * wide * t[7:14], lower[7:14, 1] + 0.013 + 0.007 * (1 - parted)], 1)
+    c.line(rig.on_face(chin, 0.02), (0, 0.005, 0), skin.shade)
+    if m.pucker > 0.02:
+        ring = np.concatenate([upper, lower[::-1]])
+        c.fill(grow(rig.on_face(ring, 0.02), 0.003 + 0.011 * m.pucker), mix(skin.shade, pink, 0.7), "mouth")
+    c.line(rig.on_face(upper, 0.02), (0.003, 0.01, 0.0085, 0.01, 0.003), line, "mouth")
+    if m.opening > 0.002:
         hole = rig.on_face(np.concatenate([upper, lower[::-1]]), 0.02)
-        c.fill(grow(hole, 0.0045), lips, "mouth")
+        c.fill(grow(hole, 0.0015 + 0.003 * parted), line, "mouth")
         c.fill(hole, (172, 36, 58), "mouth")
         with c.clip(hole):
-            deep = np.concatenate([upper, np.add(upper, (0, m.opening * 0.35))[::-1]])
-            c.fill(rig.on_face(deep, 0.02), (112, 18, 40))
-            c.fill(rig.on_face(oval(0, y + m.opening * 1.08, wide * 0.62, m.opening * 0.5), 0.02), (240, 116, 124))
-            teeth = m.teeth * min(0.014, m.opening * 0.34)
-            if teeth > 0.002:
-                row = np.concatenate([upper - (0, 0.01), np.add(upper, (0, teeth))[::-1]])
-                c.fill(rig.on_face(row, 0.02), WHITE)
-            if m.clench > 0.05:
-                bite = np.concatenate([upper - (0, 0.01), np.add(upper, (0, m.opening * 1.3 * m.clench))[::-1]])
-                c.fill(rig.on_face(bite, 0.02), WHITE)
-                middle = (upper + lower) / 2
-                c.line(rig.on_face(middle, 0.02), 0.005, skin.ink, alpha=m.clench)
-                for x in (-0.5, 0.0, 0.5):
-                    c.line(rig.on_face([(x * wide, y - 0.03), (x * wide, y + 0.06)], 0.02), 0.0035, skin.ink,
-                           alpha=m.clench)  # fmt: skip
-            elif rig.traits.fang and m.opening > 0.02 and m.round < 0.3:
-                x = 0.55 * wide * rig.traits.side
-                c.fill(rig.on_face([(x - 0.008, y - 0.01), (x + 0.008, y - 0.01), (x, y + 0.019)], 0.02), WHITE)
-        low_lip = np.stack([wide * t[7:14] * 0.8, low[7:14] + 0.012], 1)
-        c.line(rig.on_face(low_lip, 0.02), (0, 0.005, 0), skin.shade)
-    else:
-        if rig.girl:
-            pout = np.stack([0.55 * wide * t[3:-3], top[3:-3] + 0.011 * (1 - t[3:-3] ** 2)], 1)
-            lower = np.concatenate([pout, upper[4:-4][::-1]])
-            c.fill(rig.on_face(lower, 0.02), mix(skin.base, (226, 84, 112), 0.55), "mouth")
-        c.line(rig.on_face(upper, 0.02), (0.003, 0.01, 0.0085, 0.01, 0.003), lips, "mouth")
-        chin = [(-0.014, y + 0.021), (0.0, y + 0.023), (0.014, y + 0.021)]
-        c.line(rig.on_face(chin, 0.02), (0, 0.005, 0), skin.shade)
+            _inside(c, rig, m, upper, lower)
+
+
+def _inside(c: Canvas, rig: Rig, m: Mouth, upper: np.ndarray, lower: np.ndarray) -> None:
+    """The dark of the throat, the tongue, and teeth: a row, a fang, or both rows clenched."""
+    wide, y = upper[-1, 0], float(upper[10, 1])
+
+    def below(depth: float) -> np.ndarray:
+        return rig.on_face(np.concatenate([upper - (0, 0.01), np.add(upper, (0, depth))[::-1]]), 0.02)
+
+    c.fill(below(m.opening * 0.35), (112, 18, 40))
+    c.fill(rig.on_face(oval(0, y + m.opening * 1.12, wide * 0.62, m.opening * 0.5), 0.02), (240, 116, 124))
+    teeth = m.teeth * min(0.014, m.opening * 0.34)
+    if teeth > 0.001:
+        c.fill(below(teeth), WHITE)
+    if m.clench > 0.05:
+        c.fill(below(m.opening * 1.3 * m.clench), WHITE)
+        c.line(rig.on_face((upper + lower) / 2, 0.02), 0.005, rig.skin.ink, alpha=m.clench)
+        for x in (-0.5, 0.0, 0.5):
+            gap = rig.on_face([(x * wide, y - 0.03), (x * wide, y + 0.06)], 0.02)
+            c.line(gap, 0.0035, rig.skin.ink, alpha=m.clench)
+    elif rig.traits.fang and m.opening > 0.02 and m.round < 0.3:
+        x = 0.55 * wide * rig.traits.side
+        c.fill(rig.on_face([(x - 0.008, y - 0.01), (x + 0.008, y - 0.01), (x, y + 0.019)], 0.02), WHITE)
 
 
 # Marks.

@@ -84,7 +84,7 @@ class Eye:
 
 @dataclass(frozen=True)
 class Mouth:
-    """Half width, opening, corners (+ up), roundness, clenched teeth, upper teeth, all of them blends."""
+    """Half width, opening, corners (+ up), roundness, clenched teeth, upper teeth, wavering, puckered lips."""
 
     width: float
     opening: float
@@ -93,6 +93,7 @@ class Mouth:
     clench: float
     teeth: float
     wave: float
+    pucker: float
 
 
 def _tones(colour: Colour, ink: float = 0.55, glow: float = 0.45, deep: float = 0.3) -> Palette:
@@ -237,13 +238,15 @@ class Rig:
         a, i, u, e, o = (c[f"mouth{v}"] for v in "AIUEO")
         jaw = c["jawOpen"]
         width = 0.039 + 0.02 * happy + 0.022 * angry + 0.004 * cold - 0.006 * sad + 0.002 * surprised
-        width += 0.008 * a + 0.03 * i - 0.02 * u + 0.018 * e - 0.012 * o + 0.02 * c["mouthSmile"]
+        width += 0.008 * a + 0.03 * i - 0.02 * u + 0.018 * e - 0.012 * o + 0.028 * c["mouthSmile"]
         opening = 0.043 * happy + 0.03 * angry + 0.004 * sad + 0.062 * surprised + 0.06 * jaw
-        opening += 0.062 * a + 0.026 * i + 0.022 * u + 0.034 * e + 0.05 * o
+        opening += 0.062 * a + 0.026 * i + 0.03 * u + 0.034 * e + 0.05 * o
+        room = 0.062 + 0.018 * jaw
+        opening /= (1 + (opening / room) ** 3) ** (1 / 3)
         corners = 0.2 + 0.8 * happy - 0.9 * angry - 0.3 * cold - 1.1 * sad - 0.2 * surprised
         corners += 0.9 * c["mouthSmile"] - 1.1 * c["mouthFrown"]
         return Mouth(
-            width=max(0.018, width), opening=min(opening, 0.1), corners=max(-1.3, min(1.3, corners)),
+            width=max(0.018, width), opening=opening, corners=max(-1.3, min(1.3, corners)),
             round=min(1.0, 0.9 * u + 0.8 * o + surprised + 0.5 * a + 0.6 * jaw), clench=angry * (1 - min(1, jaw + a)),
-            teeth=min(1.0, happy + 0.6 * angry + 0.9 * i + 0.7 * e + 0.4 * a), wave=sad,
+            teeth=min(1.0, happy + 0.6 * angry + 0.9 * i + 0.7 * e + 0.4 * a), wave=sad, pucker=u,
         )  # fmt: skip
