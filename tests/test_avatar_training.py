@@ -1,0 +1,288 @@
+"""The second avatar's training queue: every stage for a few steps in small, resuming, pausing, who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("diffusers")
+
+HERE = Path(__file__).resolve().parents[1] / "models" / "avatar"
+OWN = {path.stem for path in HERE.glob("*.py")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _modules():
+    """The folder's modules by their bare names, as its commands see them; the first model has some of the same."""
+    others = {name: sys.modules.pop(name) for name in OWN if name in sys.modules}
+    sys.path.insert(0, str(HERE))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    sys.path.remove(str(HERE))
+    for name in OWN:
+        sys.modules.pop(name, None)
+    sys.modules.update(others)
+
+
+def the(name: str):
+    return importlib.import_module(name)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Options of a small run in a folder of its own, its data drawn."""
+    train = the("train")
+    options = the("training").Options(root=tmp_path_factory.mktemp("avatar"), small=True, steps=6)
+    train._data(options)
+    return options
+
+
+def run(options, *names: str, **changes):
+    train = the("train")
+    for name in names:
+        stage = replace(train.STAGES[name], segments=(1,), **changes)
+        importlib.import_module(stage.module).stage(stage, options, train._needs(options, stage, "test"))
+        assert train.progress(options, name)["segments"] == 1
+    return train.progress(options, names[-1])
+
+
+# Data.
+
+
+def test_shards_hold_what_they_say_and_no_held_out_person(small):
+    data, render = the("data"), the("render")
+    faces = data.Shards(small.build / "data", "faces")
+    assert len(faces) == 32
+    images, labels, seeds = faces.rows(np.array([3, 31]), "images", "labels", "seeds")
+    assert images.shape == (2, 128, 128, 3) and images.dtype == np.uint8
+    if not data.couple(int(seeds[0])):
+        np.testing.assert_array_equal(labels[0], render.labels(render.sample_face(int(seeds[0]))))
+        np.testing.assert_array_equal(images[0], render.render(render.sample_face(int(seeds[0])), 128).image)
+    for seed in faces.all("seeds"):
+        assert not render.held_out(render.sample_face(int(seed)))
+    held = data.Shards(small.build / "data", "even", held=True)
+    assert len(held) and all(render.held_out(render.sample_face(int(s), natural=False)) for s in held.all("seeds"))
+
+
+def test_drawing_goes_on_where_it_stopped_and_never_twice(tmp_path):
+    data = the("data")
+    wanted = [("even", 8, False)]
+    asked = iter([False, True])
+    assert not data.fill(tmp_path, wanted, shard=4, stop=lambda: next(asked))
+    first = (tmp_path / "even-000" / "images.npy").stat().st_mtime_ns
+    assert data.fill(tmp_path, wanted, shard=4)
+    assert (tmp_path / "even-000" / "images.npy").stat().st_mtime_ns == first
+    assert len(set(data.Shards(tmp_path, "even").all("seeds").tolist())) == 8
+
+
+def test_seeds_of_the_two_probes_never_meet(small):
+    data = the("data")
+    for a, b in (("even", "other"), ("pairs", "judged")):
+        one, two = (set(data.Shards(small.build / "data", k).all("seeds").tolist()) for k in (a, b))
+        assert not one & two
+
+
+# Layers.
+
+
+def test_quick_group_norm_is_group_norm():
+    quick = the("quick")
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(4, 16)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(3, 16, 5, 7) + 0.5
+    results = []
+    for kind in (torch.nn.GroupNorm, quick.QuickGroupNorm):
+        norm.__class__, y = kind, x.clone().contiguous(memory_format=torch.channels_last).requires_grad_()
+        norm.zero_grad()
+        out = norm(y)
+        (out * torch.linspace(0, 1, 35).view(5, 7)).square().sum().backward()
+        results.append((out, y.grad, norm.weight.grad.clone(), norm.bias.grad.clone()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+# Captions.
+
+
+def test_the_first_models_prompts_are_single_tokens_a_word_and_couples_claim_by_side(small):
+    texts, vocabulary, model = the("texts"), the("vocabulary"), the("model")
+    clip = model.Tokenizer().clip
+    for prompt in the("base").PREVIEW:
+        if prompt.isascii():
+            assert len(clip.tokenize(prompt)) == sum(vocabulary.words([prompt]).values()), prompt
+    pair = next(seed for seed in range(400) if the("data").couple(seed))
+    claims = texts.caption_of(pair, 0, empty=0).claims
+    assert claims and all(name.split("_")[0] in ("left", "right") or name == "background" for name in claims)
+    assert set(claims) <= set(texts.CLAIMS)
+    written = texts.write(np.arange(12), forms=2)
+    assert written.ids.shape == (12, 2, 77) and written.claims.shape == (12, 2, len(texts.CLAIMS))
+
+
+# Stages.
+
+
+@pytest.fixture(scope="module")
+def begun(small):
+    """The first stages, a few steps each."""
+    run(small, "probe_train", "autoencoder", "text", "base")
+    return small
+
+
+def test_every_first_stage_runs_and_stock_diffusers_loads_the_folder(begun):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(begun.build / "folder", safety_checker=None)
+    assert pipe.vae_scale_factor == 4 and type(pipe.scheduler).__name__ == "PNDMScheduler"
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a girl with pink hair", num_inference_steps=1, output_type="np").images.shape == (1, 128, 128, 3)
+    assert abs(pipe.vae.config.scaling_factor - the("autoencoder").scaling(begun)) < 1e-6
+
+
+def test_folding_centres_the_latents(begun):
+    autoencoder, data = the("autoencoder"), the("data")
+    images = data.Shards(begun.build / "data", "even").rows(np.arange(32), "images")[0]
+    means, _ = autoencoder.encode(autoencoder.load(begun), images)
+    scaled = means * autoencoder.scaling(begun)
+    assert scaled.mean((0, 2, 3)).abs().max() < 0.05 and abs(float(scaled.std()) - 1) < 0.05
+
+
+def test_losses_fall(small, tmp_path):
+    """The probe learns 32 rows in a few dozen steps."""
+    options = replace(small, steps=50, root=tmp_path)
+    options.build.mkdir()
+    (options.build / "data").symlink_to(small.build / "data")
+    run(options, "probe_train")
+    # 16 heads' chance level is 24, the first step stands at 26.
+    assert the("train").progress(options, "probe_train")["figures"]["loss"] < 24
+
+
+def test_a_stage_resumes_from_the_commit_alone_with_a_new_cosine(begun, tmp_path):
+    """Killed, its build folder lost: weights/ is enough."""
+    training, probe_train = the("training"), the("probe_train")
+    import shutil
+
+    shutil.copytree(begun.weights, tmp_path / "weights")
+    options = replace(begun, root=tmp_path)
+    stage = replace(the("train").STAGES["probe_train"], segments=(1, 1))
+    needs = training.progress(options, "probe_train")["needs"]
+    fresh = probe_train.Probe()
+    again = training.Run(stage, {"probe": fresh}, options, needs=needs)
+    stored = probe_train.load(options)
+    for a, b in zip(fresh.parameters(), stored.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert again.step == 6 and again.segment == 1 and again.part == 0 and again.rate() < 0.1 * stage.peak
+    assert not again.optimizer.state
+
+
+def test_a_stopped_stage_goes_on_inside_its_segment(begun, tmp_path, monkeypatch):
+    training = the("training")
+    options = replace(begun, root=tmp_path, steps=0)
+    stage = training.Stage("part", "part", (10, 10), peak=1e-2)
+    now = [0.0]
+    monkeypatch.setattr(training.Run, "_now", lambda self: now[0])
+
+    def begin():
+        torch.manual_seed(0)
+        return training.Run(stage, {"net": torch.nn.Linear(3, 1)}, options, needs={"a": "1"})
+
+    one = begin()
+    for _ in range(4):
+        now[0] += 1
+        one.descend(one.modules["net"](torch.ones(2, 3)).square().mean())
+    assert one.close() is False and training.progress(options, "part")["segments"] == 0
+    two = begin()
+    assert two.step == 4 and two.spent == 4 and two.optimizer.state
+    one.local.unlink()
+    three = begin()
+    assert three.spent == 4 and three.rate() < 0.1 * stage.peak  # the rest of the segment, warming up
+    now[0] += 4
+    three.count()
+    assert 0.2 * stage.peak < three.rate() < 0.9 * stage.peak
+    now[0] += 3
+    three.count()
+    assert not three.going() and three.close() is True
+    assert training.progress(options, "part")["segments"] == 1
+    assert begin().segment == 1
+
+
+def test_weights_of_other_versions_are_never_mixed_silently(begun, tmp_path):
+    training, probe_train, train = the("training"), the("probe_train"), the("train")
+    stage = train.STAGES["probe_train"]
+    with pytest.raises(SystemExit, match="other versions"):
+        training.Run(stage, {"probe": probe_train.Probe()}, begun, needs={"renderer": "tomorrow's"})
+    adopted = training.Run(stage, {"probe": probe_train.Probe()}, replace(begun, adopt=True), needs={"renderer": "x"})
+    assert adopted.step == 6
+
+
+def test_training_waits_while_somebody_measures(monkeypatch, tmp_path):
+    training = the("training")
+    monkeypatch.setattr(training, "PAUSE", tmp_path / "pause")
+    assert not training.paused()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", lambda _: None)
+        with training.quiet():
+            assert training.paused()
+    assert not training.paused()
+    training.PAUSE.write_text("999999999")  # who paused is gone
+    assert not training.paused() and not training.PAUSE.exists()
+    the("train").main(["--pause"])
+    assert training.paused()
+    the("train").main(["--resume"])
+    assert not training.paused()
+
+
+def test_two_processes_never_work_at_one_stage(tmp_path):
+    train, training = the("train"), the("training")
+    options = training.Options(root=tmp_path)
+    with train._locked(options, "base") as mine:
+        assert mine
+        with train._locked(options, "base") as also:
+            assert not also
+    with train._locked(options, "base") as mine:
+        assert mine
+
+
+def test_the_queue_names_stages_that_exist_and_every_stage():
+    train = the("train")
+    assert {name for name, _ in train.QUEUE} == set(train.STAGES)
+    for stage in train.STAGES.values():
+        assert max(stage.segments) <= 60
+        assert max(k for name, k in train.QUEUE if name == stage.name) == len(stage.segments)
+        assert set(stage.needs) <= set(train.STAGES) and set(stage.data) <= set(train.DATA)
+        assert (HERE / f"{stage.module}.py").exists()
+
+
+# Who judges.
+
+
+def test_nothing_that_trains_or_ranks_imports_the_judge():
+    allowed = {"probe_judge.py", "score.py"}
+    for path in HERE.glob("*.py"):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module or "")
+        assert "probe_judge" not in names or path.name in allowed, path.name
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "weights").glob("*.json")), ids=lambda path: path.stem)
+def test_committed_weights_are_those_of_their_progress_and_small(path):
+    known, weights = json.loads(path.read_text()), path.with_suffix(".safetensors")
+    assert known["weights"] == the("training").digest(weights)
+    assert os.path.getsize(weights) <= 12e6
