@@ -331,6 +331,9 @@ def make_caption(face: Face, seed: int, *, empty: float = 0.0) -> Caption:
         form = rng.choice(("tags", "sentence"))
     writer = _Writer(face, kept | _unusual(face), rng)
     text = getattr(writer, form)()
+    if not text:
+        writer = _Writer(face, {"hair"}, rng)
+        text = writer.tags()
     return Caption(text, writer.claims)
 
 
