@@ -88,7 +88,7 @@ def _draw(size: int, *rigs: Rig, layers: tuple[str, ...] = LAYERS) -> Canvas:
 def _rgba(canvas: Canvas) -> np.ndarray:
     alpha = canvas.label.point([0] + [255] * 255)
     # Where strokes cross themselves colour may lie outside the shape.
-    canvas.image.paste(0, (0, 0), canvas.label.point([255] + [0] * 255).convert("1"))
+    canvas.image.paste(0, (0, 0), canvas.label.point([255] + [0] * 255))
     return np.concatenate([canvas.reduced(), canvas.reduced(alpha)[..., None]], axis=-1)
 
 
@@ -122,7 +122,7 @@ def render_layers(face: Face, size: int, controls: Mapping[str, float] | None = 
         draw(canvas, rig)
         own = canvas.label.point([255 * (v // 16 == i and v > 0) for v in range(256)])
         picture = canvas.image.copy()
-        picture.paste(0, (0, 0), own.point([255 - v for v in range(256)]).convert("1"))
+        picture.paste(0, (0, 0), own.point([255 - v for v in range(256)]))
         layers[name] = np.concatenate([canvas.reduced(picture), canvas.reduced(own)[..., None]], axis=-1)
     return layers
 

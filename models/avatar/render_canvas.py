@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -129,6 +129,44 @@ def leaf(start: Points, control: Points, stop: Points, width: float, n: int = 9,
     return ribbon(bezier(start, control, stop, n), tuple(width * taper))
 
 
+class _Sheet:
+    """A rectangle to draw on: colours, and labels that are cut from the sheet below only when something marks them."""
+
+    def __init__(self, image: Image.Image, label: Image.Image | None, at: np.ndarray, below: _Sheet | None) -> None:
+        self.image, self.at, self.below, self._label = image, at, below, label
+        self.offset = at + 0.5
+        self.draw = ImageDraw.Draw(image)
+
+    @cached_property
+    def blend(self) -> ImageDraw.ImageDraw:
+        return ImageDraw.Draw(self.image, "RGBA")
+
+    @cached_property
+    def mark(self) -> ImageDraw.ImageDraw:
+        return ImageDraw.Draw(self.label)
+
+    @property
+    def label(self) -> Image.Image:
+        if self._label is None:
+            assert self.below is not None
+            self._label = self.below.label.crop(self.box)
+        return self._label
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Where this sheet lies on the one below."""
+        x, y = (self.at - self.below.at).tolist() if self.below else (0, 0)
+        return x, y, x + self.image.width, y + self.image.height
+
+    def settle(self, mask: Image.Image) -> _Sheet:
+        """Pastes what was drawn, within the mask, onto the sheet below."""
+        assert self.below is not None
+        self.below.image.paste(self.image, self.box, mask)
+        if self._label is not None:
+            self.below.label.paste(self._label, self.box, mask)
+        return self.below
+
+
 class Canvas:
     """A picture and, beside it, a label image that says which layer and part each sample shows (0: nothing)."""
 
@@ -138,26 +176,18 @@ class Canvas:
         self.image = Image.new("RGB", (self.side, self.side))
         self.label = Image.new("L", (self.side, self.side), 0)
         self.layer = 0
-        self.origin = (0, 0)
-        self._aim()
-
-    def _aim(self) -> None:
-        self._origin = np.array(self.origin) + 0.5
-        self._draw, self._mark = ImageDraw.Draw(self.image), ImageDraw.Draw(self.label)
-        self._blend = ImageDraw.Draw(self.image, "RGBA")
-
-    def _pixels(self, points: np.ndarray) -> list[float]:
-        return np.rint(np.asarray(points) * self.side - self._origin).ravel().tolist()
+        self._top = _Sheet(self.image, self.label, np.zeros(2, dtype=np.int64), None)
 
     def fill(self, points: np.ndarray, colour: Colour, part: str | None = None, alpha: float = 1.0) -> None:
         """Fills a polygon; with alpha below 1 it tints what is there. Without a part the labels stay as they are."""
-        pixels = self._pixels(points)
+        top = self._top
+        pixels = np.rint(np.asarray(points) * self.side - top.offset).ravel().tolist()
         if alpha >= 1:
-            self._draw.polygon(pixels, fill=colour)
+            top.draw.polygon(pixels, fill=colour)
         elif alpha > 0:
-            self._blend.polygon(pixels, fill=(*colour, round(alpha * 255)))
+            top.blend.polygon(pixels, fill=(*colour, round(alpha * 255)))
         if part is not None:
-            self._mark.polygon(pixels, fill=self.layer * 16 + self.parts.index(part))
+            top.mark.polygon(pixels, fill=self.layer * 16 + self.parts.index(part))
 
     def shape(
         self, points: np.ndarray, colour: Colour, ink: Colour, part: str, width: float | np.ndarray = 0.005
@@ -179,39 +209,34 @@ class Canvas:
     @contextmanager
     def clip(self, points: np.ndarray) -> Iterator[None]:
         """Inside, only what falls within the polygon is drawn."""
-        pixels = np.rint(points * self.side - 0.5).astype(int)
-        at, room = np.array(self.origin), np.array(self.image.size)
-        low = np.maximum(pixels.min(0), at)
-        high = np.minimum(pixels.max(0) + 1, at + room)
+        top = self._top
+        pixels = np.rint(points * self.side - 0.5).astype(np.int64)
+        low = np.maximum(pixels.min(0), top.at)
+        high = np.minimum(pixels.max(0) + 1, top.at + top.image.size)
         if (high <= low).any():
-            low, high = at, at + 1
-        before = self.image, self.label, self.origin
-        box = (*(low - at).tolist(), *(high - at).tolist())
+            low, high = top.at, top.at + 1
         mask = Image.new("1", tuple((high - low).tolist()))
         ImageDraw.Draw(mask).polygon((pixels - low).ravel().tolist(), fill=1)
-        self.image, self.label, self.origin = self.image.crop(box), self.label.crop(box), tuple(low.tolist())
-        self._aim()
+        cut = (*(low - top.at).tolist(), *(high - top.at).tolist())
+        self._top = _Sheet(top.image.crop(cut), None, low, top)
         try:
             yield
         finally:
-            inner = self.image, self.label
-            self.image, self.label, self.origin = before
-            self.image.paste(inner[0], box, mask)
-            self.label.paste(inner[1], box, mask)
-            self._aim()
+            self._top = self._top.settle(mask)
 
     def bands(self, top: float, bottom: float, stops: Sequence[Colour]) -> None:
         """Fills (the clip) with a gradient from y = top to y = bottom."""
-        w, h = self.image.size
+        sheet = self._top
+        w, h = sheet.image.size
         n = max(8, round((bottom - top) * self.side / 5))
-        edges = np.linspace(top, bottom, n + 1) * self.side - self.origin[1]
+        edges = np.linspace(top, bottom, n + 1) * self.side - float(sheet.at[1])
         at = np.linspace(0, len(stops) - 1, n)
         for i in range(n):
             rgb = tuple(round(float(np.interp(at[i], range(len(stops)), [s[k] for s in stops]))) for k in range(3))
             y0 = 0 if i == 0 else round(edges[i])
             y1 = h if i == n - 1 else round(edges[i + 1])
             if y1 > y0 and y1 > 0 and y0 < h:
-                self._draw.rectangle((0, y0, w, y1), fill=rgb)
+                sheet.draw.rectangle((0, y0, w, y1), fill=rgb)
 
     def reduced(self, image: Image.Image | None = None) -> np.ndarray:
         return np.asarray((image or self.image).reduce(self.supersampling))
