@@ -45,6 +45,7 @@ __all__ = ["KINDS", "SHARD", "SIZE", "Shards", "composite", "couple", "fill", "s
 
 SIZE = 128
 SHARD = 512
+LARGE_SHARD = 128  # rows of half a megabyte
 COUPLES = 0.06
 _NAMES = list(ATTRIBUTES)
 Row = dict[str, np.ndarray]
@@ -175,17 +176,16 @@ def _job(job: tuple[Path, str, bool, int, int]) -> str:
 
 
 def fill(
-    folder: Path, wanted: Sequence[tuple[str, int, bool]], *, processes: int = 1, shard: int = SHARD,
+    folder: Path, wanted: Sequence[tuple[str, int, bool]], *, processes: int = 1, shard: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> bool:  # fmt: skip
     """Draws the shards that are missing, in order; wanted: (kind, rows, held). False when it was stopped."""
     folder.mkdir(parents=True, exist_ok=True)
-    jobs: list[Any] = [
-        (folder, kind, held, i, shard)
-        for kind, rows, held in wanted
-        for i in range(-(-rows // shard))
-        if not _place(folder, kind, held, i).exists()
-    ]
+    jobs: list[Any] = []
+    for kind, rows, held in wanted:
+        size = shard or (LARGE_SHARD if kind == "large" else SHARD)
+        jobs += [(folder, kind, held, i, size) for i in range(-(-rows // size))]
+    jobs = [job for job in jobs if not _place(*job[:4]).exists()]
     if processes <= 1:
         for job in jobs:
             if stop():

@@ -23,7 +23,10 @@ def load(options: Options) -> nn.Module:
 
 
 def _make(options: Options) -> nn.Module:
-    return make_text_encoder(num_hidden_layers=1) if options.small else make_text_encoder()
+    text = make_text_encoder(num_hidden_layers=1) if options.small else make_text_encoder()
+    if options.device == "cpu":
+        text.set_attn_implementation("eager")  # the fused attention's backward is slow on CPUs
+    return text
 
 
 def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
@@ -39,6 +42,8 @@ def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
             if not run.going():
                 break
             ids, claims = (v.to(options.device) for v in captions.batch(np.random.randint(0, pool, batch)))
+            # Tokens see only those before them: what comes after the last end token changes nothing here.
+            ids = ids[:, : int((ids == ids[:, -1:]).int().argmax(1).max()) + 4]
             with torch.autocast(options.device, torch.bfloat16):
                 hidden = text(ids).last_hidden_state
             loss, right = reader(hidden, ids, claims)
