@@ -65,8 +65,8 @@ def run(options, *names: str, **changes):
 def test_shards_hold_what_they_say_and_no_held_out_person(small):
     data, render = the("data"), the("render")
     faces = data.Shards(small.build / "data", "faces")
-    assert len(faces) == 32
-    images, labels, seeds = faces.rows(np.array([3, 31]), "images", "labels", "seeds")
+    assert len(faces) == 16
+    images, labels, seeds = faces.rows(np.array([3, 15]), "images", "labels", "seeds")
     assert images.shape == (2, 128, 128, 3) and images.dtype == np.uint8
     if not data.couple(int(seeds[0])):
         np.testing.assert_array_equal(labels[0], render.labels(render.sample_face(int(seeds[0]))))
@@ -95,7 +95,98 @@ def test_seeds_of_the_two_probes_never_meet(small):
         assert not one & two
 
 
-# Layers.
+# Losses and layers, against closed forms.
+
+
+def test_adversarial_losses_have_their_closed_forms():
+    adversary = the("adversary")
+    real, fake = torch.tensor([0.0, 2.0]), torch.tensor([0.0, -2.0])
+    one = np.log(2)
+    up, down = np.log1p(np.exp(-2)), np.log1p(np.exp(2))
+    expected = {
+        "non-saturating": (2 * (one + up) / 2, (one + down) / 2),
+        "least squares": (0.5 * (1 + 1) / 2 + 0.5 * (0 + 4) / 2, 0.5 * (1 + 9) / 2),
+        "hinge": ((1 + 0) / 2 + (1 + 0) / 2, 1.0),
+        "wgan-gp": (-1 - 1, 1.0),
+    }  # fmt: skip
+    for name, loss in adversary.LOSSES.items():
+        for got, wanted in zip(loss(real, fake), expected[name], strict=True):
+            assert float(got) == pytest.approx(wanted, abs=1e-6), name
+    weight = torch.randn(6)
+    slope = float(weight.norm())
+
+    def linear(x):
+        return x @ weight
+
+    a, b = torch.randn(5, 6), torch.randn(5, 6)
+    assert float(adversary.gradient_penalty(linear, a, b)) == pytest.approx((slope - 1) ** 2, rel=1e-4)
+    assert float(adversary.r1(linear, a)) == pytest.approx(0.5 * slope**2, rel=1e-4)
+
+
+def test_the_textbook_networks_have_their_sizes():
+    adversary, generators = the("adversary"), the("generators")
+    assert adversary.parameters(generators.MLPGenerator()) == 1_506_448
+    assert adversary.parameters(generators.Critic()) == 94_721
+
+
+def test_slerp_keeps_lengths_and_ends():
+    slerp = the("generators").slerp
+    a, b = torch.nn.functional.normalize(torch.randn(2, 3, 8), dim=-1)
+    torch.testing.assert_close(slerp(a, b, 0.0), a)
+    torch.testing.assert_close(slerp(a, b, 1.0), b, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(slerp(a, b, 0.3).norm(dim=-1), torch.ones(3))
+
+
+def test_modulation_of_inputs_is_modulation_of_weights():
+    layer = the("generators")._Modulated(4, 6, 5)
+    x, w = torch.randn(2, 4, 7, 7), torch.randn(2, 5)
+    scale = layer.style(w)
+    for i in range(2):
+        weight = layer.weight * scale[i][None, :, None, None]
+        weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        expected = torch.nn.functional.conv2d(x[i : i + 1], weight, layer.bias, padding=1)
+        torch.testing.assert_close(layer(x, w)[i : i + 1], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_divergence_of_gaussians_is_torchs():
+    post, prior = torch.randn(2, 4, 16)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Normal(post[:, :8], (0.5 * post[:, 8:]).exp()),
+        torch.distributions.Normal(prior[:, :8], (0.5 * prior[:, 8:]).exp()),
+    ).mean(0)
+    torch.testing.assert_close(the("animation").divergence(post, prior), expected)
+
+
+def test_consistency_answers_are_the_input_at_no_noise():
+    skip, out = the("student").boundary(torch.tensor([0, 999]))
+    assert float(skip[0]) == 1 and float(out[0]) == 0 and float(skip[1]) < 1e-6 and float(out[1]) > 0.999
+
+
+def test_a_still_field_leaves_a_picture_alone_and_a_shift_moves_it():
+    warp = the("warp")
+    key, reveal = torch.rand(2, 1, 4, 32, 32)
+    still = torch.zeros(1, 9, 8, 8)
+    still[:, 4], still[:, 5:] = -30, -30  # nothing revealed, nothing painted
+    torch.testing.assert_close(warp.blend(key, reveal, still), key, atol=1e-5, rtol=0)
+    shown = still.clone()
+    shown[:, 4] = 30
+    torch.testing.assert_close(warp.blend(key, reveal, shown), reveal, atol=1e-5, rtol=0)
+    moved = still.clone()
+    moved[:, 0] = float(np.arctanh(4 / 32 / warp.REACH))  # from four pixels to the right
+    got = warp.blend(key, reveal, moved)
+    torch.testing.assert_close(got[..., :-4], key[..., 4:], atol=1e-4, rtol=0)
+    assert float(got[..., -4:].abs().max()) < 1e-4  # outside is transparent
+
+
+def test_parts_paste_where_they_were_cropped():
+    warp = the("warp")
+    box = torch.tensor([[0.25, 0.25, 0.75, 0.75]])
+    picture = torch.rand(1, 2, 64, 64)
+    part = warp.crop(picture, box, 32)
+    torch.testing.assert_close(part, picture[..., 16:48, 16:48], atol=1e-5, rtol=0)
+    back = warp.paste(part, box, 64)
+    torch.testing.assert_close(back[..., 17:47, 17:47], picture[..., 17:47, 17:47], atol=1e-5, rtol=0)
+    assert float(back[..., :15, :].abs().max()) == 0
 
 
 def test_quick_group_norm_is_group_norm():
@@ -152,9 +243,40 @@ def test_every_first_stage_runs_and_stock_diffusers_loads_the_folder(begun):
     assert abs(pipe.vae.config.scaling_factor - the("autoencoder").scaling(begun)) < 1e-6
 
 
+def test_the_later_stages_run(begun):
+    known = run(begun, "student")
+    from safetensors import safe_open
+
+    with safe_open(begun.build / "student.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert names and all(name.startswith("unet.") and "lora_" in name for name in names)
+    known = run(begun, "upscaler")
+    assert {"over bicubic, clean (dB)", "edge band error"} <= set(known["figures"])
+    known = run(begun, "animator")
+    assert {"psnr", "controls: r, mean error"} <= set(known["figures"]) and (begun.build / "animator.png").exists()
+    known = run(begun, "tinyvae", "segmenter", "clip")
+    assert any(name.startswith("R@1") for name in known["figures"])
+
+
+def test_an_empty_lora_changes_nothing_and_only_it_is_trained(begun):
+    base, student = the("base"), the("student")
+    _, unet = base.load(begun)
+    x, t, context = torch.randn(2, 4, 32, 32), torch.tensor([5, 900]), torch.randn(2, 77, 128)
+    before = unet(x, t, context).sample
+    lora = student.adapted(unet, 4)
+    torch.testing.assert_close(unet(x, t, context).sample, before)
+    assert {id(p) for p in unet.parameters() if p.requires_grad} == {id(p) for p in lora.parameters()}
+
+
+@pytest.mark.parametrize("name", ["gan", "gan-class", "dcgan", "wgan", "style", "cvae"])
+def test_the_textbook_generators_run(small, name):
+    figures = run(replace(small, steps=3), name)["figures"]
+    assert 1 <= figures["colours drawn"] <= 9
+
+
 def test_folding_centres_the_latents(begun):
     autoencoder, data = the("autoencoder"), the("data")
-    images = data.Shards(begun.build / "data", "even").rows(np.arange(32), "images")[0]
+    images = data.Shards(begun.build / "data", "even").rows(np.arange(16), "images")[0]
     means, _ = autoencoder.encode(autoencoder.load(begun), images)
     scaled = means * autoencoder.scaling(begun)
     assert scaled.mean((0, 2, 3)).abs().max() < 0.05 and abs(float(scaled.std()) - 1) < 0.05

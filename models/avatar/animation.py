@@ -164,7 +164,7 @@ def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
             loss = loss + 0.1 * parts["read"]
         run.descend(loss, **parts)
     with run.average.applied():
-        figures = shown(nets, options)
+        figures = shown(nets, options) if run.over else {}
     return run.close(**figures)
 
 

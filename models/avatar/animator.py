@@ -16,7 +16,7 @@ from controls import CONTROLS
 from torch import Tensor, nn
 from warp import FIELD, crop
 
-__all__ = ["Z", "Decoder", "Encoder", "Fields", "Keyframe", "Posterior"]
+__all__ = ["Decoder", "Encoder", "Fields", "Keyframe", "Posterior", "Z"]
 
 Z = 8
 COARSE, MIDDLE, FINE = 96, 48, 16
@@ -26,7 +26,8 @@ PARTS = 2  # eyes, mouth
 @dataclass(frozen=True)
 class Keyframe:
     """What is known of a keyframe: maps [B, 96, 16, 16], [B, 48, 32, 32], [B, 16, 64, 64], [B, 16, 128, 128]; prior of
-    z [B, 2 Z] (means, log-variances); reveal texture premultiplied [B, 4, 128, 128]; boxes of eyes and mouth [B, 2, 4]."""
+    z [B, 2 Z] (means, log-variances); reveal texture premultiplied [B, 4, 128, 128]; boxes of eyes and mouth
+    [B, 2, 4]."""
 
     maps: tuple[Tensor, Tensor, Tensor, Tensor]
     prior: Tensor

@@ -75,7 +75,7 @@ def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
     with run.average.applied():
         vae.eval()
         factor = _fold(vae, kinds[0].rows(np.arange(min(512, len(kinds[0]))), "images")[0])
-        figures = gate(vae, options)
+        figures = gate(vae, options) if run.over else {}
     return run.close(scaling=factor, **figures)
 
 

@@ -75,7 +75,7 @@ def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
             with run.average.applied():
                 preview(encoder, unet, options)
     with run.average.applied():
-        figures = {} if options.small else asked(encoder, unet, options)
+        figures = asked(encoder, unet, options) if run.over and not options.small else {}
         write(encoder, unet, options)
     return run.close(**figures)
 

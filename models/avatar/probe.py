@@ -126,7 +126,7 @@ def train(
             out = probe(x)
         run.descend(loss(out, labels, controls, posed))
     with run.average.applied():
-        figures = held_out_scores(probe.eval(), options, kinds)
+        figures = held_out_scores(probe.eval(), options, kinds) if run.over else {}
     return run.close(**figures)
 
 

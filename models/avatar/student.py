@@ -108,7 +108,7 @@ def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
         loss = ((guess - goal) ** 2 + 1e-6).sqrt().mean()
         run.descend(loss)
     with run.average.applied():
-        figures = {} if options.small else drawn_well(encoder, unet, options)
+        figures = drawn_well(encoder, unet, options) if run.over and not options.small else {}
         write(unet, lora, options)
     return run.close(**figures)
 

@@ -32,29 +32,34 @@ from training import Options, Stage, digest, progress
 
 __all__ = ["DATA", "QUEUE", "STAGES", "main", "renderer_version", "work"]
 
+TEXTBOOK = ("gan", "gan-class", "dcgan", "wgan", "style", "cvae")
 STAGES = {stage.name: stage for stage in (
-    Stage("probe_train", "probe_train", (8, 20), peak=2e-3, data={"even": 4096, "pairs": 2048}),
-    Stage("autoencoder", "autoencoder", (14,), peak=8e-4, data={"even": 4096}),
+    Stage("probe_train", "probe_train", (6, 20), peak=2e-3, data={"even": 4096, "pairs": 2048}),
+    Stage("autoencoder", "autoencoder", (8,), peak=8e-4, data={"even": 4096}),
     Stage("text", "text", (5,), peak=2e-3),
-    Stage("base", "base", (30, 60, 60, 60, 60, 60), peak=1.2e-3, needs=("autoencoder", "text"), data={"faces": 4096}),
+    Stage("base", "base", (15, 60, 60, 60, 60, 60), peak=1.2e-3, needs=("autoencoder", "text"), data={"faces": 4096}),
     Stage("student", "student", (20, 40), peak=5e-4, needs=("autoencoder", "text", "base"), data={"faces": 6144}),
     Stage("upscaler", "upscaler", (12, 30), peak=1e-3, needs=("autoencoder",), data={"large": 512}),
     Stage("animator", "animation", (25, 60, 60), peak=1e-3, needs=("autoencoder", "probe_train"),
           data={"pairs": 2048}),
-    Stage("probe_judge", "probe_judge", (8, 20, 30), peak=2e-3, data={"other": 3072, "judged": 2048}),
+    Stage("tinyvae", "tinyvae", (20, 30), needs=("autoencoder", "probe_train"), data={"even": 4096}),
+    Stage("segmenter", "segmenter", (15,), peak=1e-3, needs=("probe_train",), data={"parts": 1024}),
+    Stage("clip", "clip", (20, 30), peak=5e-4, needs=("probe_train", "text"), data={"faces": 4096}),
+    *(Stage(name, "textbook", (8,), needs=(), data={"even": 4096}) for name in TEXTBOOK),
+    Stage("probe_judge", "probe_judge", (6, 20), peak=2e-3, data={"other": 3072, "judged": 2048}),
 )}  # fmt: skip
 VOCABULARY = Path(__file__).parent / "tokenizer" / "vocab.json"
 # Rows of each kind: enough to begin with, then all.
 DATA = {
     "even": (4096, 10240), "pairs": (2048, 10240), "faces": (6144, 24576), "other": (3072, 8192),
-    "judged": (2048, 6144), "large": (512, 2560),
+    "judged": (2048, 6144), "large": (512, 2560), "parts": (1024, 3072),
 }  # fmt: skip
-HELD = {"even": 1024, "pairs": 512, "faces": 512, "other": 512, "judged": 512, "large": 128}
+HELD = {"even": 1024, "pairs": 512, "faces": 512, "other": 512, "judged": 512, "large": 128, "parts": 256}
 # (stage, how many of its segments are to be done by then), in order of worth.
 QUEUE: tuple[tuple[str, int], ...] = (
     ("probe_train", 1), ("autoencoder", 1), ("text", 1), ("base", 1), ("probe_judge", 1), ("upscaler", 1),
     ("base", 2), ("probe_train", 2), ("animator", 1), ("probe_judge", 2), ("base", 6), ("student", 2), ("upscaler", 2),
-    ("animator", 3), ("probe_judge", 3),
+    ("animator", 3), ("tinyvae", 2), ("segmenter", 1), ("clip", 2), *((name, 1) for name in TEXTBOOK),
 )  # fmt: skip
 
 
@@ -86,10 +91,10 @@ def _data(options: Options, only: list[str] | None = None) -> bool:
     wanted = []
     for part in (0, 1):
         for kind in kinds:
-            wanted.append((kind, 32 if small else DATA[kind][part], False))
+            wanted.append((kind, 16 if small else DATA[kind][part], False))
             if part == 0 and kind in HELD:
-                wanted.append((kind, 32 if small else HELD[kind], True))
-    return fill(options.build / "data", wanted, shard=32 if small else 0, stop=_stopped)
+                wanted.append((kind, 16 if small else HELD[kind], True))
+    return fill(options.build / "data", wanted, shard=16 if small else 0, stop=_stopped)
 
 
 def _stopped() -> bool:

@@ -232,6 +232,11 @@ class Run:
             return (self.step - self.begun_at) / self.options.steps
         return min(1.0, self.spent / self.length) if self.length else 1.0
 
+    @property
+    def over(self) -> bool:
+        """True when the segment is complete, False when it was stopped: then there is no time to judge it."""
+        return self.part >= 1
+
     def rate(self, warmup: float = 0.03) -> float:
         """Warm-up, then a cosine to 2 % over what is left of the segment; later segments peak lower."""
         p = (self.part - self.start) / max(1e-6, 1 - self.start)
@@ -297,7 +302,7 @@ class Run:
         """Averaged weights and progress, where they are committed."""
         save_weights(self.public, self.modules, self.average)
         self.figures |= figures
-        over = self.part >= 1
+        over = self.over
         state = {
             "stage": self.stage.name, "step": self.step, "segments": self.segment + over,
             "spent": 0.0 if over else round(self.spent, 2), "needs": self.needs, "weights": digest(self.public),
@@ -313,7 +318,7 @@ class Run:
         """Saves all; True when the segment is complete."""
         self.save()
         self.publish(**figures)
-        return self.part >= 1
+        return self.over
 
     def _check(self, recorded: Mapping[str, str]) -> None:
         stale = {k: (v, self.needs[k]) for k, v in recorded.items() if k in self.needs and self.needs[k] != v}

@@ -97,11 +97,7 @@ class _Rows:
             left, top = (min(max(0, v - 8), 128 - WINDOW) for v in (x, y))
             cut = np.s_[top : top + WINDOW, left : left + WINDOW]
             low = part["lows"][row][cut]
-            if n % 2:
-                picture = trips[row][cut]
-            else:
-                picture = composite(low, self._ground(rng, part, row, cut))
-            rgb.append(picture)
+            rgb.append(trips[row][cut] if n % 2 else composite(low, self._ground(rng, part, row, cut)))
             matte.append(low[..., 3])
             truth.append(part["crops"][row, crop])
             inside.append((x - left, y - top))
@@ -153,7 +149,7 @@ def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
         y = _cut(y.float(), inside)
         run.descend(_loss(y, truth), mse=(y - truth).square().mean())
     with run.average.applied():
-        figures = judged(net.eval(), options)
+        figures = judged(net.eval(), options) if run.over else {}
     return run.close(**figures)
 
 
