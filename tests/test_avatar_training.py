@@ -268,6 +268,18 @@ def test_an_empty_lora_changes_nothing_and_only_it_is_trained(begun):
     assert {id(p) for p in unet.parameters() if p.requires_grad} == {id(p) for p in lora.parameters()}
 
 
+def test_clips_begin_and_end_still_and_never_jump(small):
+    motions, controls = the("motions"), the("controls")
+    for name in motions.CLIPS:
+        moved = motions.sequence(name, 100)
+        assert moved.shape == (100, len(controls.NAMES))
+        still = moved.copy()
+        still[:, controls.NAMES.index("breath")] = 0
+        assert np.abs(still[[0, -1]]).max() < 0.05 and np.abs(still).max() > 0.2, name
+        assert np.abs(np.diff(moved, axis=0)).max() < 0.3, name
+    run(small, "motions")
+
+
 @pytest.mark.parametrize("name", ["gan", "gan-class", "dcgan", "wgan", "style", "cvae"])
 def test_the_textbook_generators_run(small, name):
     figures = run(replace(small, steps=3), name)["figures"]

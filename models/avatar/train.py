@@ -45,6 +45,7 @@ STAGES = {stage.name: stage for stage in (
     Stage("tinyvae", "tinyvae", (20, 30), needs=("autoencoder", "probe_train"), data={"even": 4096}),
     Stage("segmenter", "segmenter", (15,), peak=1e-3, needs=("probe_train",), data={"parts": 1024}),
     Stage("clip", "clip", (20, 30), peak=5e-4, needs=("probe_train", "text"), data={"faces": 4096}),
+    Stage("motions", "motions", (3,)),
     *(Stage(name, "textbook", (8,), needs=(), data={"even": 4096}) for name in TEXTBOOK),
     Stage("probe_judge", "probe_judge", (6, 20), peak=2e-3, data={"other": 3072, "judged": 2048}),
 )}  # fmt: skip
@@ -55,11 +56,13 @@ DATA = {
     "judged": (2048, 6144), "large": (512, 2560), "parts": (1024, 3072),
 }  # fmt: skip
 HELD = {"even": 1024, "pairs": 512, "faces": 512, "other": 512, "judged": 512, "large": 128, "parts": 256}
+# Minutes of one cosine on a GPU: base, student and animator in seven.
+ON_GPU = {"base": 3.6, "student": 1.2, "animator": 1.4}
 # (stage, how many of its segments are to be done by then), in order of worth.
 QUEUE: tuple[tuple[str, int], ...] = (
     ("probe_train", 1), ("autoencoder", 1), ("text", 1), ("base", 1), ("probe_judge", 1), ("upscaler", 1),
     ("base", 2), ("probe_train", 2), ("animator", 1), ("probe_judge", 2), ("base", 6), ("student", 2), ("upscaler", 2),
-    ("animator", 3), ("tinyvae", 2), ("segmenter", 1), ("clip", 2), *((name, 1) for name in TEXTBOOK),
+    ("animator", 3), ("tinyvae", 2), ("segmenter", 1), ("clip", 2), ("motions", 1), *((name, 1) for name in TEXTBOOK),
 )  # fmt: skip
 
 
@@ -77,24 +80,29 @@ def _data_version(options: Options) -> str:
     return path.read_text() if path.exists() else renderer_version()
 
 
-def _data(options: Options, only: list[str] | None = None) -> bool:
+def _mark_version(options: Options) -> None:
+    """build/data is one renderer's; another's drawings join it only when told to, and then it says so."""
+    path, now = options.build / "data" / "version", renderer_version()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    then = path.read_text() if path.exists() else now
+    if now not in then.split("+"):
+        if not options.adopt:
+            raise SystemExit(f"[train] build/data is by renderer {then}, today's is {now}: remove it, or --adopt")
+        then = f"{then}+{now}"
+    path.write_text(then)
+
+
+def _data(options: Options, processes: int = 1) -> bool:
     """Draws what the queue needs; the held-out rows and enough to begin with come first."""
     small = options.small
-    version = options.build / "data" / "version"
-    version.parent.mkdir(parents=True, exist_ok=True)
-    now = renderer_version()
-    if version.exists() and version.read_text() != now:
-        print(f"[train] build/data was drawn by renderer {version.read_text()}, today's is {now}", flush=True)
-    else:
-        version.write_text(now)
-    kinds = only or list(DATA)
+    _mark_version(options)
     wanted = []
     for part in (0, 1):
-        for kind in kinds:
+        for kind in DATA:
             wanted.append((kind, 16 if small else DATA[kind][part], False))
             if part == 0 and kind in HELD:
                 wanted.append((kind, 16 if small else HELD[kind], True))
-    return fill(options.build / "data", wanted, shard=16 if small else 0, stop=_stopped)
+    return fill(options.build / "data", wanted, processes=processes, shard=16 if small else 0, stop=_stopped)
 
 
 def _stopped() -> bool:
@@ -153,12 +161,12 @@ def _try(options: Options, name: str, version: str) -> bool:
         return True
 
 
-def work(options: Options, names: list[str], rows: tuple[tuple[str, int], ...] = QUEUE) -> None:
+def work(options: Options, names: list[str], rows: tuple[tuple[str, int], ...] = QUEUE, *, processes: int = 1) -> None:
     """Goes through the rows until all are done, nothing can begin any more, or somebody asks to stop."""
     if "data" in names:
         with _locked(options, "data") as mine:
             if mine:
-                _data(options)
+                _data(options, processes)
     version = _data_version(options)
     tried = 0
     while not training.Stop.now():
@@ -183,14 +191,24 @@ def status(options: Options) -> None:
         print(line, "STALE: " + ", ".join(stale) if stale else "", json.dumps(now.get("figures", {}))[:300])
 
 
+def _gpu_rows(options: Options, names: list[str]) -> tuple[tuple[str, int], ...]:
+    """One more cosine of each of these stages, its minutes those of a GPU."""
+    rows = []
+    for name in names:
+        if name in ON_GPU:
+            more = progress(options, name).get("segments", 0) + 1
+            STAGES[name] = replace(STAGES[name], segments=(ON_GPU[name],) * more)
+            rows.append((name, more))
+    return tuple(rows)
+
+
 def rehearse(names: list[str], options: Options) -> None:
     """The path of a GPU run in small, on this machine, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         small = replace(options, root=Path(folder), small=True, steps=options.steps or 3)
         rows = tuple((name, 1) for name in STAGES if name in names or any(name in STAGES[n].needs for n in names))
-        global_segments = {name: (1,) for name, _ in rows}
-        for name, segments in global_segments.items():
-            STAGES[name] = replace(STAGES[name], segments=segments)
+        for name, _ in rows:
+            STAGES[name] = replace(STAGES[name], segments=(1,))
         work(small, ["data", *(name for name, _ in rows)], rows)
         done = {name: progress(small, name).get("step", 0) for name, _ in rows}
         print(json.dumps({"rehearsed": done}), flush=True)
@@ -203,6 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=0, help="stop, saved, after so many minutes")
     parser.add_argument("--stages", default="", help="comma-separated; all of them unless given")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="that draw data")
     parser.add_argument("--steps", type=int, default=0, help="so many steps a segment (trials)")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--adopt", action="store_true", help="go on although what a stage was made with has changed")
@@ -225,7 +244,12 @@ def main(arguments: list[str] | None = None) -> None:
     names = chosen.stages.split(",") if chosen.stages else ["data", *STAGES]
     if unknown := set(names) - {"data", *STAGES}:
         parser.error(f"stages are data, {', '.join(STAGES)}; got {', '.join(sorted(unknown))}")
-    rehearse([n for n in names if n != "data"], options) if chosen.rehearse else work(options, names)
+    if chosen.rehearse:
+        rehearse([n for n in names if n in (ON_GPU if not chosen.stages else STAGES)], options)
+    elif chosen.gpu:
+        work(options, ["data", *names], _gpu_rows(options, names), processes=chosen.processes)
+    else:
+        work(options, names, processes=chosen.processes)
 
 
 if __name__ == "__main__":
