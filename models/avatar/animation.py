@@ -33,13 +33,14 @@ SIZE = 128
 @dataclass(frozen=True)
 class Batch:
     """Premultiplied float32 [B, 4, 128, 128] keyframes as the network gets them, targets and reveal textures; grounds
-    [B, 3, 128, 128]; controls of the second frame [B, controls]; boxes [B, frame, part, 4]."""
+    [B, 3, 128, 128]; controls of the second frame and of the keyframe [B, controls]; boxes [B, frame, part, 4]."""
 
     keys: Tensor
     targets: Tensor
     reveals: Tensor
     grounds: Tensor
     controls: Tensor
+    held: Tensor
     boxes: Tensor
 
 
@@ -68,7 +69,7 @@ class Pairs:
         worn = torch.cat([(trip - (1 - alpha) * ground).clamp(0, 1).minimum(alpha), alpha], dim=1)
         use = torch.from_numpy(rng.rand(len(rows)) < 0.5).to(device).view(-1, 1, 1, 1)
         controls, boxes = (torch.from_numpy(np.array(part[n][rows])).to(device).float() for n in ("controls", "boxes"))
-        return Batch(torch.where(use, worn, keys), targets, reveals, ground, controls[:, 1], boxes)
+        return Batch(torch.where(use, worn, keys), targets, reveals, ground, controls[:, 1], controls[:, 0], boxes)
 
 
 def divergence(post: Tensor, prior: Tensor) -> Tensor:
@@ -90,6 +91,16 @@ def frame(batch_keys: Tensor, key: Keyframe, fields: Fields) -> Tensor:
 def _seen(boxes: Tensor) -> Tensor:
     """bool [..]: boxes that are there."""
     return boxes[..., 2] > boxes[..., 0]
+
+
+def _coarse(b: Batch, key: Keyframe, fields: Fields) -> Tensor:
+    """L1 of the frame made of averaged textures: a flow that is far off finds its way there, where at full size it
+    sees only its neighbours."""
+    total = torch.zeros((), device=b.keys.device)
+    for scale in (4, 8):
+        small = (F.avg_pool2d(v, scale) for v in (b.keys, key.reveal))
+        total = total + (blend(*small, fields.whole) - F.avg_pool2d(b.targets, scale)).abs().mean()
+    return total
 
 
 def _smoothness(fields: Fields, targets: Tensor) -> Tensor:
@@ -120,22 +131,34 @@ def _loss(nets: _Nets, b: Batch, device: str) -> tuple[Tensor, dict[str, Tensor]
         key = nets.encoder(b.keys)
         post = nets.posterior(b.targets, b.keys, b.controls)
         z = _sample(post)
-        told = nets.decoder.places(key, nets.decoder.tell(torch.cat([b.controls, z], dim=1)))
+        told = nets.decoder.places(key, nets.decoder.told(key, b.controls, z))
         fields = nets.decoder(key, b.controls, z, boxes=_where(b, told))
     new = frame(b.keys, key, fields)
     weight = 1 + 3 * detail(b.boxes[:, 1].cpu().numpy(), SIZE).to(device)
     kl = divergence(post, key.prior)
     parts = {
         "l1": (weight * (new - b.targets).abs()).mean(),
+        "coarse": _coarse(b, key, fields),
         "steps": gradient_loss(new, b.targets),
         "smooth": _smoothness(fields, b.targets),
         "mask": split(fields.whole)[2].mean(),
         "reveal": (key.reveal - b.reveals).abs().mean(),
         "places": ((key.boxes - b.boxes[:, 0]).abs().mean(-1) * _seen(b.boxes[:, 0])).mean()
         + ((told - _roomy(b.boxes[:, 1])).abs().mean(-1) * _seen(b.boxes[:, 1])).mean(),
+        "held": F.smooth_l1_loss(key.held, b.held, beta=0.1),
         "kl": kl.clamp(min=FREE).sum(),
     }
-    share = {"l1": 1.0, "steps": 0.5, "smooth": 0.1, "mask": 0.02, "reveal": 0.5, "places": 0.3, "kl": 2e-4}
+    share = {
+        "l1": 1.0,
+        "steps": 0.5,
+        "smooth": 0.1,
+        "mask": 0.02,
+        "reveal": 0.5,
+        "places": 0.3,
+        "kl": 4e-3,
+        "coarse": 1.0,
+        "held": 0.5,
+    }
     total = torch.stack([share[name] * value for name, value in parts.items()]).sum()
     return total, parts | {"nats": kl.sum()}, new
 

@@ -27,12 +27,13 @@ PARTS = 2  # eyes, mouth
 class Keyframe:
     """What is known of a keyframe: maps [B, 96, 16, 16], [B, 48, 32, 32], [B, 16, 64, 64], [B, 16, 128, 128]; prior of
     z [B, 2 Z] (means, log-variances); reveal texture premultiplied [B, 4, 128, 128]; boxes of eyes and mouth
-    [B, 2, 4]."""
+    [B, 2, 4]; the controls it is held at [B, controls]."""
 
     maps: tuple[Tensor, Tensor, Tensor, Tensor]
     prior: Tensor
     reveal: Tensor
     boxes: Tensor
+    held: Tensor
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Encoder(nn.Module):
         self.maps = nn.ModuleList([_conv(96, COARSE, 1), _conv(64, MIDDLE, 1), _conv(32, FINE, 1), _conv(16, FINE, 1)])
         self.texture = _conv(16, 5)
         self.squeeze = _conv(128, 32, 1)
-        self.told = nn.Linear(32 * 64, 2 * Z + 4 * PARTS)
+        self.told = nn.Linear(32 * 64, 2 * Z + 4 * PARTS + len(CONTROLS))
         nn.init.zeros_(self.told.weight)
 
     def forward(self, rgba: Tensor) -> Keyframe:
@@ -99,7 +100,8 @@ class Encoder(nn.Module):
         colour = torch.cat([colour[:, :3] * colour[:, 3:], colour[:, 3:]], dim=1)
         reveal = rgba * (1 - mask) + colour * mask
         maps = tuple(one(level) for one, level in zip(self.maps, levels, strict=True))
-        return Keyframe(maps, told[:, : 2 * Z], reveal, _boxes(told[:, 2 * Z :].view(-1, PARTS, 4)))
+        prior, places, held = told.split((2 * Z, 4 * PARTS, len(CONTROLS)), dim=1)
+        return Keyframe(maps, prior, reveal, _boxes(places.view(-1, PARTS, 4)), held)
 
 
 def _boxes(raw: Tensor) -> Tensor:
@@ -125,22 +127,40 @@ class _Film(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Keyframe, controls [B, controls] (scaled as controls.to_vector) and z [B, Z] -> `Fields`."""
+    """Keyframe, controls [B, controls] (scaled as controls.to_vector) and z [B, Z] -> `Fields`.
+
+    Most motion is the head's, as one piece: an affine flow, weighed cell by cell; the rest is added to it."""
 
     def __init__(self, told: int = 96) -> None:
         super().__init__()
-        self.tell = nn.Sequential(nn.Linear(len(CONTROLS) + Z, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU())
+        self.tell = nn.Sequential(nn.Linear(2 * len(CONTROLS) + Z, told), nn.SiLU(), nn.Linear(told, told), nn.SiLU())
         self.coarse = nn.ModuleList([_Film(COARSE, told), _Film(COARSE, told)])
         self.to_middle, self.middle = _conv(COARSE, MIDDLE, 1), nn.ModuleList([_Film(MIDDLE, told)])
         self.to_fine, self.fine = _conv(MIDDLE, FINE, 1), _Film(FINE, told)
-        self.out = _conv(FINE, FIELD, 1)
+        self.out, self.affine = _conv(FINE, FIELD + 1, 1), nn.Linear(told, 6)
         self.to_part = _conv(MIDDLE, PARTS * FINE, 1)
         self.parts = nn.ModuleList([_Film(FINE, told) for _ in range(PARTS)])
         self.part_outs = nn.ModuleList([_conv(FINE, FIELD, 1) for _ in range(PARTS)])
         self.place = nn.Linear(told, PARTS * 4)
-        for last in (self.out, *self.part_outs, self.place):
+        for last in (self.out, self.affine, *self.part_outs, self.place):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
+
+    def told(self, key: Keyframe, controls: Tensor, z: Tensor) -> Tensor:
+        """[B, told]: what the frame is to show, and how that differs from what the keyframe shows."""
+        out: Tensor = self.tell(torch.cat([controls, controls - key.held, z], dim=1))
+        return out
+
+    def _whole(self, y: Tensor, told: Tensor) -> Tensor:
+        """The field over the picture [B, 9, 64, 64]."""
+        raw = self.out(y).float()
+        weight = raw[:, FIELD:].sigmoid()
+        side = torch.linspace(-1, 1, raw.shape[-1], device=raw.device)
+        x, y = side.expand(len(side), -1), side[:, None].expand(-1, len(side))
+        a = self.affine(told).float()[:, :, None, None]
+        moved = torch.cat([a[:, 0:1] * x + a[:, 1:2] * y + a[:, 2:3], a[:, 3:4] * x + a[:, 4:5] * y + a[:, 5:6]], dim=1)
+        flows = raw[:, :4] + (weight * moved).repeat(1, 2, 1, 1)
+        return torch.cat([flows, raw[:, 4:FIELD]], dim=1)
 
     def places(self, key: Keyframe, told: Tensor) -> Tensor:
         """Where eyes and mouth will be [B, 2, 4], with room around them."""
@@ -149,7 +169,7 @@ class Decoder(nn.Module):
 
     def forward(self, key: Keyframe, controls: Tensor, z: Tensor, boxes: Tensor | None = None) -> Fields:
         """boxes: where the parts are taken to be, instead of where the network thinks they will be."""
-        told = self.tell(torch.cat([controls, z], dim=1))
+        told = self.told(key, controls, z)
         coarse, middle, fine, finest = key.maps
         x = coarse
         for block in self.coarse:
@@ -158,7 +178,7 @@ class Decoder(nn.Module):
         for block in self.middle:
             x = block(x, told)
         y = F.interpolate(self.to_fine(x), scale_factor=2.0, mode="bilinear", align_corners=False) + fine
-        whole = self.out(self.fine(y, told)).float()
+        whole = self._whole(self.fine(y, told), told)
         boxes = self.places(key, told) if boxes is None else boxes
         narrow = self.to_part(x).chunk(PARTS, dim=1)
         parts = []
