@@ -258,6 +258,23 @@ def test_the_later_stages_run(begun):
     assert any(name.startswith("R@1") for name in known["figures"])
 
 
+def test_a_tuned_decoder_leaves_the_latents_alone(begun):
+    autoencoder, training = the("autoencoder"), the("training")
+    x = the("pixels").to_tensor(the("data").Shards(begun.build / "data", "even").rows(np.arange(2), "images")[0])
+    before = autoencoder.load(begun)
+    run(begun, "decoder")
+    after = autoencoder.load(begun)
+    torch.testing.assert_close(after.encode(x).latent_dist.mean, before.encode(x).latent_dist.mean)
+    z = torch.randn(1, 4, 32, 32)
+    assert not torch.equal(after.decode(z).sample, before.decode(z).sample)
+    # Of other latents it is not taken.
+    path = begun.weights / "decoder.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps(known | {"needs": known["needs"] | {"autoencoder": "another"}}))
+    torch.testing.assert_close(autoencoder.load(begun).decode(z).sample, before.decode(z).sample)
+    assert training.progress(begun, "autoencoder")["segments"] == 1
+
+
 def test_an_empty_lora_changes_nothing_and_only_it_is_trained(begun):
     base, student = the("base"), the("student")
     _, unet = base.load(begun)

@@ -19,7 +19,7 @@ from pixels import detail, gradient_loss, psnr, to_images, to_tensor
 from probe import accuracy, faces, predict
 from quick import quicken
 from torch import Tensor
-from training import Options, Run, Stage, batches, load_weights, progress
+from training import Options, Run, Stage, batches, digest, load_weights, progress
 
 __all__ = ["CONFIG", "GATE", "decode", "encode", "gate", "load", "make", "scaling", "stage"]
 
@@ -145,6 +145,11 @@ def load(options: Options) -> AutoencoderKL:
     vae = _start(options)
     load_weights(options.weights / "autoencoder.safetensors", {"vae": vae})
     vae.register_to_config(scaling_factor=scaling(options))
+    # A decoder that has learned on alone, if it belongs to these latents.
+    own = options.weights / "autoencoder.safetensors"
+    if progress(options, "decoder").get("needs", {}).get("autoencoder") == digest(own):
+        parts = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
+        load_weights(options.weights / "decoder.safetensors", parts)
     return quicken(vae.eval().requires_grad_(False).to(options.device))
 
 

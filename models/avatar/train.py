@@ -37,7 +37,8 @@ STAGES = {stage.name: stage for stage in (
     Stage("probe_train", "probe_train", (6, 20), peak=2e-3, data={"even": 4096, "pairs": 2048}),
     Stage("autoencoder", "autoencoder", (8,), peak=8e-4, data={"even": 4096}),
     Stage("text", "text", (5,), peak=2e-3),
-    Stage("base", "base", (15, 60, 60, 60, 60, 60), peak=1.2e-3, needs=("autoencoder", "text"), data={"faces": 4096}),
+    Stage("base", "base", (15, 60, 60, 60, 60, 60), peak=1.2e-3, needs=("autoencoder", "text"), data={"faces": 3072}),
+    Stage("decoder", "decoder", (20,), peak=6e-4, needs=("autoencoder",), data={"faces": 4096}),
     Stage("student", "student", (20, 40), peak=5e-4, needs=("autoencoder", "text", "base"), data={"faces": 6144}),
     Stage("upscaler", "upscaler", (12, 30), peak=1e-3, needs=("autoencoder",), data={"large": 512}),
     Stage("animator", "animation", (25, 60, 60), peak=1e-3, needs=("autoencoder", "probe_train"),
@@ -61,8 +62,9 @@ ON_GPU = {"base": 3.6, "student": 1.2, "animator": 1.4}
 # (stage, how many of its segments are to be done by then), in order of worth.
 QUEUE: tuple[tuple[str, int], ...] = (
     ("probe_train", 1), ("autoencoder", 1), ("text", 1), ("base", 1), ("probe_judge", 1), ("upscaler", 1),
-    ("base", 2), ("probe_train", 2), ("animator", 1), ("probe_judge", 2), ("base", 6), ("student", 2), ("upscaler", 2),
-    ("animator", 3), ("tinyvae", 2), ("segmenter", 1), ("clip", 2), ("motions", 1), *((name, 1) for name in TEXTBOOK),
+    ("base", 2), ("probe_train", 2), ("animator", 1), ("probe_judge", 2), ("decoder", 1), ("base", 6), ("student", 2),
+    ("upscaler", 2), ("animator", 3), ("tinyvae", 2), ("segmenter", 1), ("clip", 2), ("motions", 1),
+    *((name, 1) for name in TEXTBOOK),
 )  # fmt: skip
 
 
