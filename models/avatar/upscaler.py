@@ -40,11 +40,12 @@ class Upscaler(nn.Module):
         super().__init__()
         self.enter = nn.Conv2d(4, width, 3, 1, 1)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1))
+            nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.LeakyReLU(0.1), nn.Conv2d(width, width, 3, 1, 1))
             for _ in range(blocks)
         )
         self.leave = nn.Conv2d(width, 4 * 16, 3, 1, 1)
-        nn.init.zeros_(self.leave.weight)
+        # Leaky: while the last layer is still small, plain rectifiers before it die, all of them.
+        nn.init.normal_(self.leave.weight, std=0.01)
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
 
     def forward(self, rgb: Tensor, matte: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class Upscaler(nn.Module):
         h = self.enter(x)
         for block in self.blocks:
             h = h + block(h)
-        fine = F.pixel_shuffle(self.leave(F.relu(h)), 4)
+        fine = F.pixel_shuffle(self.leave(F.leaky_relu(h, 0.1)), 4)
         return F.interpolate(plain, scale_factor=4.0, mode="bilinear") + fine
 
 
