@@ -417,6 +417,19 @@ def test_the_queue_names_stages_that_exist_and_every_stage():
         assert (HERE / f"{stage.module}.py").exists()
 
 
+def test_nothing_is_built_on_an_autoencoder_that_failed_its_gate(tmp_path):
+    train, training = the("train"), the("training")
+    options = training.Options(root=tmp_path)
+    options.weights.mkdir()
+    done = {"segments": 9, "figures": {"gate": False}}
+    for name in train.STAGES:
+        (options.weights / f"{name}.json").write_text(json.dumps(done))
+    assert train._missing(options, train.STAGES["base"]) == ["the autoencoder's gate"]
+    assert not train._missing(replace(options, adopt=True), train.STAGES["base"])
+    (options.weights / "autoencoder.json").write_text(json.dumps(done | {"figures": {"gate": True}}))
+    assert not train._missing(options, train.STAGES["base"])
+
+
 # Who judges.
 
 

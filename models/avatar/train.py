@@ -35,7 +35,7 @@ __all__ = ["DATA", "QUEUE", "STAGES", "main", "renderer_version", "work"]
 TEXTBOOK = ("gan", "gan-class", "dcgan", "wgan", "style", "cvae")
 STAGES = {stage.name: stage for stage in (
     Stage("probe_train", "probe_train", (6, 20), peak=2e-3, data={"even": 4096, "pairs": 2048}),
-    Stage("autoencoder", "autoencoder", (8,), peak=8e-4, data={"even": 4096}),
+    Stage("autoencoder", "autoencoder", (8, 20), peak=8e-4, data={"even": 4096}),
     Stage("text", "text", (5,), peak=2e-3),
     Stage("base", "base", (15, 60, 60, 60, 60, 60), peak=1.2e-3, needs=("autoencoder", "text"), data={"faces": 3072}),
     Stage("decoder", "decoder", (20,), peak=6e-4, needs=("autoencoder",), data={"faces": 4096}),
@@ -61,7 +61,7 @@ HELD = {"even": 1024, "pairs": 512, "faces": 512, "other": 512, "judged": 512, "
 ON_GPU = {"base": 3.6, "student": 1.2, "animator": 1.4}
 # (stage, how many of its segments are to be done by then), in order of worth.
 QUEUE: tuple[tuple[str, int], ...] = (
-    ("probe_train", 1), ("autoencoder", 1), ("text", 1), ("base", 1), ("probe_judge", 1), ("upscaler", 1),
+    ("probe_train", 1), ("autoencoder", 2), ("text", 1), ("base", 1), ("probe_judge", 1), ("upscaler", 1),
     ("base", 2), ("probe_train", 2), ("animator", 1), ("probe_judge", 2), ("decoder", 1), ("base", 6), ("student", 2),
     ("upscaler", 2), ("animator", 3), ("tinyvae", 2), ("segmenter", 1), ("clip", 2), ("motions", 1),
     *((name, 1) for name in TEXTBOOK),
@@ -139,7 +139,12 @@ def _drawn(options: Options, stage: Stage) -> bool:
 
 
 def _missing(options: Options, stage: Stage) -> list[str]:
-    return [n for n in stage.needs if progress(options, n).get("segments", 0) < len(STAGES[n].segments)]
+    """Stages to be finished before this one; nothing is built on an autoencoder that has not passed its gate."""
+    missing = [n for n in stage.needs if progress(options, n).get("segments", 0) < len(STAGES[n].segments)]
+    gate = progress(options, "autoencoder").get("figures", {}).get("gate")
+    if "autoencoder" in stage.needs and gate is False and not (options.small or options.adopt):
+        missing.append("the autoencoder's gate")
+    return missing
 
 
 def _needs(options: Options, stage: Stage, version: str) -> dict[str, str]:
@@ -179,6 +184,9 @@ def work(options: Options, names: list[str], rows: tuple[tuple[str, int], ...] =
             tried = 0
             continue
         tried += 1
+        if tried == 1:
+            waits = {name: _missing(options, STAGES[name]) or "data, or another process" for name, _ in left}
+            print(json.dumps({"waiting for": waits}), flush=True)
         if options.small or tried > 360:
             return
         time.sleep(10)  # data or another process's stage is on its way

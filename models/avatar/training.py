@@ -205,7 +205,9 @@ class Run:
         self.average = Average(everything.values(), stage.decay)
         self.step = self.begun_at = self.segment = 0
         self.spent = self.start = 0.0  # minutes in this segment; where its cosine starts
-        self.figures: dict[str, Any] = {}
+        known = progress(options, stage.name)
+        self.figures: dict[str, Any] = dict(known.get("figures", {}))
+        self.judged: int = known.get("judged", 0)  # the step that the figures on held-out rows belong to
         self.recent: dict[str, list[float]] = {}
         self.local = options.build / f"{stage.name}.pt"
         self.public = options.weights / f"{stage.name}.safetensors"
@@ -306,7 +308,7 @@ class Run:
         state = {
             "stage": self.stage.name, "step": self.step, "segments": self.segment + over,
             "spent": 0.0 if over else round(self.spent, 2), "needs": self.needs, "weights": digest(self.public),
-            "figures": self.figures,
+            "judged": self.judged, "figures": self.figures,
         }  # fmt: skip
         path = self.public.with_suffix(".json")
         old = json.loads(path.read_text()) if path.exists() else {}
@@ -316,6 +318,7 @@ class Run:
 
     def close(self, **figures: Any) -> bool:
         """Saves all; True when the segment is complete."""
+        self.judged = self.step if self.over else self.judged
         self.save()
         self.publish(**figures)
         return self.over
