@@ -701,7 +701,9 @@ def test_a_single_file_says_what_it_predicts(
     assert source.scheduler.get("timestep_spacing", "leading") == ("trailing" if zero else "leading")
     assert source.manner.defaults["sampler"] == ("ddim" if prediction == "v_prediction" else "plms")
     # What the caller says stands before what the file says.
-    told = open_source(file, tokenizer=made.folder / "tokenizer", prediction="epsilon")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        told = open_source(file, tokenizer=made.folder / "tokenizer", prediction="epsilon")
     assert told.scheduler["prediction_type"] == "epsilon"
 
 

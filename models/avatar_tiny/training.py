@@ -70,10 +70,11 @@ class Run:
         os.replace(temporary, self.path)
         self.saved = time.monotonic()
 
-    def log(self, every: int = 50, **values: float) -> None:
+    def log(self, every: int = 50, **values: float | torch.Tensor) -> None:
         if self.step % every == 0 or self.done:
             line = {"step": self.step, "minutes": round(self.elapsed / 60, 2), "rate": round(self.rate(), 7)}
-            print(json.dumps(line | {k: round(float(v), 5) for k, v in values.items()}), flush=True)
+            shown = {key: round(torch.as_tensor(value).item(), 5) for key, value in values.items()}
+            print(json.dumps(line | shown), flush=True)
 
 
 def batches(count: int, size: int, seed: int) -> Iterator[np.ndarray]:
