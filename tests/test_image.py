@@ -569,13 +569,6 @@ def test_read_text_refuses_what_is_no_png(tmp_path: Path) -> None:
 # --- Layout ---
 
 
-def test_letterbox_keeps_the_whole_picture_and_its_proportions() -> None:
-    got = np.asarray(images.letterbox(picture(64, 32), (40, 40), fill=(9, 9, 9)))
-    assert (got[:10] == 9).all() and (got[30:] == 9).all()
-    np.testing.assert_array_equal(got[10:30], np.asarray(images.resize(picture(64, 32), (40, 20))))
-    assert images.letterbox(picture(1000, 1), (8, 8)).size == (8, 8)
-
-
 def test_a_contact_sheet_holds_every_picture_in_reading_order() -> None:
     cells = [Image.new("RGB", (8, 8), (i, i, i)) for i in range(5)]
     sheet = np.asarray(images.contact_sheet(cells, 3, gap=2))

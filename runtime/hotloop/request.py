@@ -165,7 +165,7 @@ class Img2Img(Edit, total=False):
     """What img2img takes by name."""
 
     resize_mode: Annotated[str | None, Field(
-        Choice(tuple(RESIZE_MODES)), "to another shape: default stretches, fill adds bars, crop takes the middle",
+        Choice(tuple(RESIZE_MODES)), "to another shape: default stretches, fill repeats its edges, crop cuts them",
         "default", flag="--resize-mode")]
 
 

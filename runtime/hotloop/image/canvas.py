@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["RESIZE_MODES", "Canvas", "Frame"]
 
 # diffusers' names of the ways to another shape
-RESIZE_MODES = {"default": images.resize, "fill": images.letterbox, "crop": images.centre_crop}
+RESIZE_MODES = {"default": images.resize, "fill": images.fill, "crop": images.centre_crop}
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from hotloop_kernels import rgb
 from ..errors import InputError
 
 __all__ = [
-    "LIMIT_PIXELS", "blur", "centre_crop", "contact_sheet", "encode", "fill", "from_array", "latent_mask", "letterbox",
+    "LIMIT_PIXELS", "blur", "centre_crop", "contact_sheet", "encode", "fill", "from_array", "latent_mask",
     "mask_array", "mask_region", "open_image", "open_mask", "paste", "read_text", "resize", "save", "to_float",
     "to_rgb8",
 ]  # fmt: skip
@@ -253,15 +253,6 @@ def latent_mask(mask: F32, factor: int) -> F32:
 def resize(image: Image.Image, size: Size) -> Image.Image:
     """To exactly `size` (width, height), proportions not kept: Lanczos, diffusers' default."""
     return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def letterbox(image: Image.Image, size: Size, *, fill: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """The whole picture in the middle of `size` (width, height), proportions kept, bars in the colour `fill`."""
-    scale = min(size[0] / image.width, size[1] / image.height)
-    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    out = Image.new("RGB", size, fill)
-    out.paste(resize(image, inner), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
-    return out
 
 
 def fill(image: Image.Image, size: Size) -> Image.Image:
