@@ -92,14 +92,17 @@ class Net(nn.Module):
     def _fill(self, tensors: Mapping[str, np.ndarray], *, where: str) -> Self:
         """`where` the tensors come from, for messages. One array at a time is read: they may lie in a mapped file."""
         own = self.state_dict()
+        counts = {key: torch.zeros_like(own[key], device="cpu") for key in self._counts()}
         given = {name.removeprefix(self.prefix): name for name in tensors}
-        if missing := sorted(set(own) - set(given)):
+        if missing := sorted(set(own) - set(given) - set(counts)):
             raise BundleError("nets.load", f"{where} lacks tensors of {type(self).__name__}", _some(missing))
         if unexpected := sorted(set(given) - set(own)):
             rule = f"{where} holds tensors unknown to {type(self).__name__}"
             raise BundleError("nets.load", rule, _some(unexpected))
         filled = {}
         for key, name in given.items():
+            if key in counts:
+                continue
             array = tensors[name]
             if array.shape != tuple(own[key].shape):
                 rule = f"{key} in {where} must have the shape {tuple(own[key].shape)}"
@@ -108,7 +111,7 @@ class Net(nn.Module):
             if not torch.isfinite(value).all():
                 raise BundleError("nets.load", f"weights in {where} must be finite", key)
             filled[key] = value
-        self.load_state_dict(filled, assign=True)
+        self.load_state_dict(filled | counts, assign=True)
         return self
 
     def save(self, folder: Path | str, *, dtype: torch.dtype = torch.float16) -> Path:
@@ -118,7 +121,8 @@ class Net(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {self.prefix + key: value.detach().cpu().numpy() for key, value in self.state_dict().items()}
+        state, counts = self.state_dict(), self._counts()
+        tensors = {self.prefix + key: state[key].detach().cpu().numpy() for key in state if key not in counts}
         stored = {torch.float16: "F16", torch.float32: "F32"}[dtype]
         file = save(tensors, folder / f"{self.stem}.safetensors", metadata={"format": "pt"}, dtype=stored)
         own = {key: value for key, value in self.config.items() if not key.startswith("_")}
@@ -126,6 +130,14 @@ class Net(nn.Module):
         config = folder / "config.json"
         config.write_text(text + "\n", "utf-8")
         return file
+
+    def _counts(self) -> set[str]:
+        """Batch normalisation's counts of training steps, integers: no answer depends on one, so files hold none."""
+        return {key for key, value in self.state_dict().items() if not value.is_floating_point()}
+
+    def constants(self) -> dict[str, Any]:
+        """What it decides of `hotloop.spec.FaceConstants`, for a bundle's manifest."""
+        return {}
 
     def identity(self) -> dict[str, Any]:
         """The config entries by which stock loaders recognise the class."""
