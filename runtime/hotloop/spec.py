@@ -90,7 +90,6 @@ class FaceConstants:
     key_widths   channels of the maps of an eighth, a quarter and half of that a side; all of it has the last's
     controls, z  numbers that say what a frame shows, and what they leave open
     frames       of a motion; motion_z, actions, personalities: what it is drawn from
-    critic_size, critic_channels  of the pictures that the critic scores
     """
 
     parts: int = 9
@@ -104,11 +103,9 @@ class FaceConstants:
     motion_z: int = 8
     actions: int = 7
     personalities: int = 4
-    critic_size: int = 64
-    critic_channels: int = 3
 
     def networks(self) -> list[Network]:
-        """Segmenter, upscaler, CLIP pair, animator, motions and critic. Pictures are in [-1, 1]; RGBA, mattes and masks
+        """Segmenter, upscaler, CLIP pair, animator and motions. Pictures are in [-1, 1]; RGBA, mattes and masks
         in [0, 1], RGBA premultiplied; embeddings of unit length; boxes (x0, y0, x1, y1) in pictures."""
         small, grid = self.key_size, self.key_size // 2
         sides = (small // 8, small // 4, grid, small)
@@ -152,10 +149,6 @@ class FaceConstants:
                 "motions",
                 (_f32("z", self.motion_z), _f32("action", self.actions), _f32("personality", self.personalities)),
                 (_f32("controls", self.frames, self.controls),), component="motions",
-            ),
-            Network(
-                "critic", (_f32("image", self.critic_channels, self.critic_size, self.critic_size),), (_f32("score"),),
-                component="critic",
             ),
         ]  # fmt: skip
 

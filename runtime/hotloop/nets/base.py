@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import BundleError
+from ..errors import BundleError, HotloopError
 from ..files import read_json
 from ..weights import Weights, keys, save
 
@@ -63,8 +63,7 @@ class Net(nn.Module):
         """
         folder = Path(folder)
         config = read_json(folder / "config.json", place=f"nets.{folder.name}")
-        with torch.device("meta"):
-            net = cls(config)
+        net = cls._empty(config)
         net.load(find_weights(folder, cls.stem))
         return net.eval()
 
@@ -74,10 +73,22 @@ class Net(nn.Module):
 
         Raises BundleError naming the tensor that is missing, unknown, of another shape or not finite.
         """
-        with torch.device("meta"):
-            net = cls(config)
+        net = cls._empty(config)
         where = str(tensors.path.name) if isinstance(tensors, Weights) else "the source"
         return net._fill(tensors, where=where).eval()
+
+    @classmethod
+    def _empty(cls, config: Mapping[str, Any]) -> Self:
+        """Without memory for its weights. Raises BundleError for a config that no network can be built from."""
+        try:
+            with torch.device("meta"):
+                return cls(config)
+        except HotloopError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            told = " ".join(str(error).split())
+            rule = f"config.json must describe it ({type(error).__name__}: {told})"
+            raise BundleError(f"{cls.__name__}.config", rule) from error
 
     @classmethod
     def table(cls, names: Iterable[str]) -> dict[str, keys.From]:
@@ -92,26 +103,25 @@ class Net(nn.Module):
     def _fill(self, tensors: Mapping[str, np.ndarray], *, where: str) -> Self:
         """`where` the tensors come from, for messages. One array at a time is read: they may lie in a mapped file."""
         own = self.state_dict()
-        counts = {key: torch.zeros_like(own[key], device="cpu") for key in self._counts()}
         given = {name.removeprefix(self.prefix): name for name in tensors}
-        if missing := sorted(set(own) - set(given) - set(counts)):
+        if missing := sorted(set(own) - set(given)):
             raise BundleError("nets.load", f"{where} lacks tensors of {type(self).__name__}", _some(missing))
         if unexpected := sorted(set(given) - set(own)):
             rule = f"{where} holds tensors unknown to {type(self).__name__}"
             raise BundleError("nets.load", rule, _some(unexpected))
         filled = {}
         for key, name in given.items():
-            if key in counts:
-                continue
             array = tensors[name]
             if array.shape != tuple(own[key].shape):
                 rule = f"{key} in {where} must have the shape {tuple(own[key].shape)}"
                 raise BundleError("nets.load", rule, array.shape)
-            value = torch.from_numpy(np.array(array, dtype=np.float32))
+            # Counts stay counts: in half precision they would overflow.
+            kind = np.float32 if own[key].is_floating_point() else np.int64
+            value = torch.from_numpy(np.array(array, dtype=kind))
             if not torch.isfinite(value).all():
                 raise BundleError("nets.load", f"weights in {where} must be finite", key)
             filled[key] = value
-        self.load_state_dict(filled | counts, assign=True)
+        self.load_state_dict(filled, assign=True)
         return self
 
     def save(self, folder: Path | str, *, dtype: torch.dtype = torch.float16) -> Path:
@@ -121,8 +131,7 @@ class Net(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state, counts = self.state_dict(), self._counts()
-        tensors = {self.prefix + key: state[key].detach().cpu().numpy() for key in state if key not in counts}
+        tensors = {self.prefix + key: value.detach().cpu().numpy() for key, value in self.state_dict().items()}
         stored = {torch.float16: "F16", torch.float32: "F32"}[dtype]
         file = save(tensors, folder / f"{self.stem}.safetensors", metadata={"format": "pt"}, dtype=stored)
         own = {key: value for key, value in self.config.items() if not key.startswith("_")}
@@ -130,10 +139,6 @@ class Net(nn.Module):
         config = folder / "config.json"
         config.write_text(text + "\n", "utf-8")
         return file
-
-    def _counts(self) -> set[str]:
-        """Batch normalisation's counts of training steps, integers: no answer depends on one, so files hold none."""
-        return {key for key, value in self.state_dict().items() if not value.is_floating_point()}
 
     def constants(self) -> dict[str, Any]:
         """What it decides of `hotloop.spec.FaceConstants`, for a bundle's manifest."""
