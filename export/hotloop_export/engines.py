@@ -202,7 +202,7 @@ class Making:
     def quantized(
         self, target: Target, keep: Sequence[str], names: Sequence[str], *, suffix: str, by: Callable[..., None]
     ) -> dict[str, dict[str, str]]:
-        """These networks in int8, calibrated on real runs; without a decoder whose pictures would suffer.
+        """These networks in int8, calibrated on real runs; without those whose pictures or answers would suffer.
 
         keep: layers of any of them. Raises InputError for a name that none has.
         """
@@ -219,7 +219,7 @@ class Making:
             out.parent.mkdir(parents=True, exist_ok=True)
             kept = tuple(dict.fromkeys([*own[name], *self._ends(target.kind, name)]))
             by(self.work / self.graphs[name, "fp32"], out, self.calibration[name], keep=kept)
-            if name != "unet" and (reason := self._spoilt(target.kind, name, out)):
+            if name in ("vae_decoder", *_AROUND_INT8) and (reason := self._spoilt(target.kind, name, out)):
                 for file in out.parent.glob(f"{name}.*"):
                     file.unlink()
                 self.progress.say(f"{name} stays in floating point: in int8 {reason}")
