@@ -108,15 +108,15 @@ class Vmc:
     def _turn(self, name: str, place: list[Any]) -> bool:
         if name not in ("head", "neck", "lefteye", "righteye"):
             return False
-        if not all(isinstance(v, (int, float)) for v in place) or angles(q := tuple(place[3:])) is None:  # type: ignore[arg-type]
+        if not all(isinstance(v, (int, float)) for v in place) or angles(tuple(place[3:])) is None:
             self.counts["malformed"] += 1
             return False
         self.counts["bones"] += 1
-        self._bones[name] = q  # type: ignore[assignment]
+        self._bones[name] = tuple(place[3:])
         return True
 
     def _posed(self) -> dict[str, Any]:
-        told = {}
+        told: dict[str, Any] = {}
         if "head" in self._bones or "neck" in self._bones:
             still = (0.0, 0.0, 0.0, 1.0)
             turn = _times(self._bones.get("neck", still), self._bones.get("head", still))
