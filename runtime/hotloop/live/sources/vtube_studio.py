@@ -210,7 +210,8 @@ class Plugin:
                 raise _Refused(error, f"{name} must be given", value)
             told.append(value)
         token, *who = told
-        matches = [other for other in self._studio.tokens if secrets.compare_digest(other.encode(), token.encode())]
+        given = token.encode("utf-8", "surrogatepass")  # JSON may hold half a character
+        matches = [other for other in self._studio.tokens if secrets.compare_digest(other.encode(), given)]
         valid = bool(matches) and self._studio.tokens[matches[0]] == tuple(who)
         self._name = f"{who[0]}/{who[1]}" if valid else ""
         return {"authenticated": valid, "reason": "Token valid." if valid else "Token invalid or of another plugin."}
