@@ -16,6 +16,7 @@ from hotloop.errors import InputError
 from hotloop.live.bus import Bus
 from hotloop.live.controls import ARKIT, INDEX, NAMES
 from hotloop.live.sources import datagrams, ifacialmocap, message, osc, vmc
+from hotloop.live.sources.receivers import OscReceiver, PhoneReceiver, follow_phone
 from hotloop.live.sources.vtube_parameters import PARAMETERS
 from hotloop.live.sources.vtube_studio import API, ErrorID, Plugin, Studio
 
@@ -104,9 +105,9 @@ def test_a_heads_quaternion_is_yaw_pitch_and_roll(yaw, pitch, roll):
     about_y = np.array([[math.cos(y), 0, math.sin(y)], [0, 1, 0], [-math.sin(y), 0, math.cos(y)]])
     about_x = np.array([[1, 0, 0], [0, math.cos(x), -math.sin(x)], [0, math.sin(x), math.cos(x)]])
     about_z = np.array([[math.cos(z), -math.sin(z), 0], [math.sin(z), math.cos(z), 0], [0, 0, 1]])
-    from scipy.spatial.transform import Rotation
-
-    q = Rotation.from_matrix(about_y @ about_x @ about_z).as_quat()
+    m = about_y @ about_x @ about_z
+    w = math.sqrt(1 + np.trace(m)) / 2
+    q = [(m[2, 1] - m[1, 2]) / (4 * w), (m[0, 2] - m[2, 0]) / (4 * w), (m[1, 0] - m[0, 1]) / (4 * w), w]
     source = vmc.Vmc()
     told = source.feed(osc.read(dgram("/VMC/Ext/Bone/Pos", "Head", 0.0, 1.5, 0.0, *(3 * float(v) for v in q))))
     assert [told[name] for name in ("headYaw", "headPitch", "headRoll")] == pytest.approx([yaw, pitch, roll], abs=1e-4)
@@ -126,23 +127,11 @@ def test_signs_of_the_head_are_the_tables():
 
 
 def test_python_oscs_client_moves_the_bus_over_a_real_socket():
-    bus, source, plain = Bus(idle=False), vmc.Vmc(), osc.Osc(frozenset({"steps"}))
-    settings, faults = {}, []
-
-    def take(data: bytes, t: float) -> None:
-        try:
-            messages = osc.read(data)
-        except InputError as e:
-            faults.append(str(e))
-            return
-        bus.put("vmc", t, source.feed(messages))
-        told = plain.feed(messages)
-        bus.put("osc", t, told.controls)
-        settings.update(told.settings)
-        faults.extend(told.faults)
+    bus, settings = Bus(idle=False), {}
+    receiver = OscReceiver(bus.put, settings.__setitem__, frozenset({"steps"}))
 
     async def run() -> dict[str, int]:
-        protocol = datagrams.Datagrams(take, time.monotonic, rate=1e-9, burst=9)
+        protocol = datagrams.Datagrams(receiver.take, time.monotonic, rate=1e-9, burst=9)
         transport = await datagrams.listen("vmc", protocol, 0)
         assert transport.get_extra_info("sockname")[0] == "127.0.0.1"
         client = SimpleUDPClient("127.0.0.1", transport.get_extra_info("sockname")[1])
@@ -168,7 +157,39 @@ def test_python_oscs_client_moves_the_bus_over_a_real_socket():
     assert [shown[INDEX[n]] for n in ("angry", "jawOpen", "tongueOut")] == [1.0, 0.5, 1.0]
     assert shown[INDEX["headYaw"]] == pytest.approx(15, abs=1e-3)
     assert settings == {"steps": 4}
-    assert "expression must be one of" in faults[0] and "begins with an address" in faults[1] and len(faults) == 2
+    assert receiver.wrong == 2 and "begins with an address" in receiver.said
+
+
+def test_a_phone_is_asked_and_heard_alone():
+    bus = Bus(idle=False)
+    receiver, asked = PhoneReceiver(bus.put), []
+
+    class Phone(asyncio.DatagramProtocol):
+        def connection_made(self, transport):
+            self.transport = transport
+
+        def datagram_received(self, data, addr):
+            asked.append(data)
+            self.transport.sendto(b"hello", addr)
+            self.transport.sendto(RECORDED.encode(), addr)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        phone, _ = await loop.create_datagram_endpoint(Phone, local_addr=("127.0.0.1", 0))
+        at = phone.get_extra_info("sockname")[1]
+        task = asyncio.create_task(follow_phone("127.0.0.1", receiver, time.monotonic, port=0, phone_port=at))
+        async with asyncio.timeout(5):
+            while not bus.snapshot(0.0)["sources"]:
+                await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        phone.close()
+        with pytest.raises(InputError, match="must be asked for"):
+            await follow_phone("192.168.1.7", receiver, time.monotonic)
+
+    asyncio.run(run())
+    assert asked == [ifacialmocap.HELLO] and receiver.wrong == 1 and "at most 256 shapes" in receiver.said
+    assert bus.sample(time.monotonic())[INDEX["jawOpen"]] == pytest.approx(0.37)
 
 
 def test_listeners_stay_on_loopback_unless_asked():
@@ -490,20 +511,17 @@ def test_no_noise_raises_anything_but_input_error_and_it_takes_bounded_time():
             "parameterValues": [{"id": "MouthOpen", "value": 0.5}]}}).encode(),
         b'{"t": 1, "controls": {"jawOpen": 0.4}}',
     ]  # fmt: skip
-    source, plain, phone, bus = vmc.Vmc(), osc.Osc(), ifacialmocap.FacialMocap(), Bus()
-    plugin = opened(studio())
+    bus, plugin = Bus(), opened(studio())
+    listening = (OscReceiver(bus.put, settings=frozenset({"steps"})), PhoneReceiver(bus.put))
 
     def read(data: bytes, t: float) -> None:
-        for parse in (
-            lambda: bus.put("vmc", t, source.feed(osc.read(data))),
-            lambda: bus.put("osc", t, plain.feed(osc.read(data)).controls),
-            lambda: bus.put("phone", t, phone.feed(data)),
-            lambda: bus.put("web", t, message.parse(data).controls),
-        ):
-            try:
-                parse()
-            except InputError as e:
-                assert "\n" not in str(e) and len(str(e)) < 400
+        for receiver in listening:
+            receiver.take(data, t)
+            assert "\n" not in receiver.said and len(receiver.said) < 400
+        try:
+            bus.put("web", t, message.parse(data).controls)
+        except InputError as e:
+            assert "\n" not in str(e) and len(str(e)) < 400
         json.loads(plugin.reply(data, t, 0))
 
     who = {"authenticationToken": "\ud800", "pluginName": "\ud800", "pluginDeveloper": "\ud800"}

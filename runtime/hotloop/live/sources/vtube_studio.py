@@ -230,7 +230,7 @@ class Plugin:
 
     def _ParameterCreationRequest(self, data: Mapping[str, Any], t: float) -> dict[str, Any]:
         custom, name = self._studio.custom, data.get("parameterName")
-        if not _is_parameter(name):
+        if not isinstance(name, str) or not (4 <= len(name) <= 32 and name.isascii() and name.isalnum()):
             raise _Refused(ErrorID.CustomParamNameInvalid, "names are 4 to 32 letters and digits", name)
         if name in PARAMETERS:
             raise _Refused(ErrorID.CustomParamDefaultParamNameNotAllowed, "this name is a default parameter's", name)
@@ -275,7 +275,7 @@ class Plugin:
         weights: dict[str, float] = {}
         for row in rows:
             name = row.get("id") if isinstance(row, dict) else None
-            if self._studio.parameter(name) is None:
+            if not isinstance(name, str) or self._studio.parameter(name) is None:
                 raise _Refused(ErrorID.InjectDataParamNameNotFound, "there is no parameter of this name", name)
             if (value := _number(row.get("value"))) is None:
                 raise _Refused(ErrorID.InjectDataValueInvalid, f"{name} must be a number within 1e6", row.get("value"))
@@ -297,7 +297,9 @@ class Plugin:
             error = ErrorID.HotkeyExecutionFailedBecauseLive2DItemNotFound
             raise _Refused(error, "there are no Live2D items", item)
         studio, asked = self._studio, data.get("hotkeyID")
-        for row in studio.hotkeys() if isinstance(asked, str) else ():
+        for row in studio.hotkeys():
+            if not isinstance(asked, str):
+                break
             if asked == row["hotkeyID"] or asked.lower() == row["name"].lower():
                 if row["type"] == "ToggleExpression":
                     studio.express(row["name"], row["name"] not in studio.active, t)
@@ -372,10 +374,6 @@ def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_MOST <= value <= _MOST:
         return None
     return float(value)
-
-
-def _is_parameter(name: object) -> bool:
-    return isinstance(name, str) and 4 <= len(name) <= 32 and name.isascii() and name.isalnum()
 
 
 def _expression(file: object, invalid: ErrorID, missing: ErrorID) -> str:
