@@ -324,3 +324,47 @@ def test_idle_life_is_of_its_seed_and_time_alone():
     late = one.at(1e6)
     assert np.array_equal(Idle(1).at(1e6), late) and not np.array_equal(one.at(50.0), other.at(50.0))
     assert one.blinks(10, 20) + one.blinks(20, 30) == one.blinks(10, 30)
+
+
+# The page.
+
+
+def tables() -> dict[str, list[str]]:
+    """The rows of docs/live-controls.md that the code knows, under their headings."""
+    from hotloop.live.sources.vmc import SHAPES
+    from hotloop.live.sources.vtube_parameters import PARAMETERS
+    from hotloop.live.sources.vtube_studio import ErrorID
+
+    alike: dict[tuple, list[str]] = {}
+    for c in CONTROLS:
+        alike.setdefault((c.unit, c.low, c.high, c.cutoff, c.beta, c.ahead, c.ease, c.timeout), []).append(f"`{c.name}`")
+    rows = {"The table": [
+        f"| {' '.join(names)} | {low:g}..{high:g} {unit} | {f'{cutoff:g}, {beta:g}' if cutoff else 'none'} | "
+        f"{1000 * ahead:g} | {1000 * ease:g} | {timeout:g} |"
+        for (unit, low, high, cutoff, beta, ahead, ease, timeout), names in alike.items()
+    ]}  # fmt: skip
+    by_face: dict[str, list[str]] = {}
+    for shape, moves in SHAPES.items():
+        if shape not in {name.lower() for name in moves}:
+            told = " ".join(f"`{control}`" + f" x {factor:g}" * (factor != 1) for control, factor in moves.items())
+            by_face.setdefault(told, []).append(f"`{shape}`")
+    rows["VMC"] = [f"| {' '.join(names)} | {told} |" for told, names in by_face.items()]
+
+    def term(control: str, factor: float, offset: float) -> str:
+        return f"`{control}`" + f" = {factor:g} v{offset:+g}" * ((factor, offset) != (1, 0))
+
+    rows["VTube Studio"] = [
+        f"| `{p.name}` | {p.low:g}..{p.high:g} | {p.default:g} | {', '.join(term(*m) for m in p.moves) or 'nothing'} |"
+        for p in PARAMETERS.values()
+        if p.owner == "VTube Studio"
+    ]
+    rows["Errors"] = [f"| {int(e)} | `{e.name}` |" for e in ErrorID]
+    return rows
+
+
+def test_the_page_shows_the_tables_as_they_are():
+    page = (ROOT / "docs" / "live-controls.md").read_text()
+    for heading, rows in tables().items():
+        part = page.split(f"## {heading}\n")[1].split("\n## ")[0]
+        shown = [line for line in part.splitlines() if line.startswith("| ") and "`" in line]
+        assert shown == rows, f"docs/live-controls.md, {heading}:\n" + "\n".join(rows)
