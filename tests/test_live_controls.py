@@ -251,6 +251,7 @@ def test_old_values_are_refused_until_the_clock_was_set_anew():
     assert "older than what is there: 1" in bus.put("a", 99.5, {"jawOpen": 0.9})
     assert value(bus, 100.0, "jawOpen") == 0.5
     bus.put("b", 1e9, {"jawOpen": 0.3})  # a clock that is far ahead does not hold forever
+    assert value(bus, 100.05, "jawOpen") == 0.5
     assert bus.put("b", 100.1, {"jawOpen": 0.8}) is None
     bus.sample(100.2)
     assert value(bus, 100.5, "jawOpen") == pytest.approx(0.8)
@@ -337,7 +338,8 @@ def tables() -> dict[str, list[str]]:
 
     alike: dict[tuple, list[str]] = {}
     for c in CONTROLS:
-        alike.setdefault((c.unit, c.low, c.high, c.cutoff, c.beta, c.ahead, c.ease, c.timeout), []).append(f"`{c.name}`")
+        key = (c.unit, c.low, c.high, c.cutoff, c.beta, c.ahead, c.ease, c.timeout)
+        alike.setdefault(key, []).append(f"`{c.name}`")
     rows = {"The table": [
         f"| {' '.join(names)} | {low:g}..{high:g} {unit} | {f'{cutoff:g}, {beta:g}' if cutoff else 'none'} | "
         f"{1000 * ahead:g} | {1000 * ease:g} | {timeout:g} |"

@@ -39,6 +39,10 @@ _TAKE, _LEAVE = 0.15, 0.6  # seconds of the fade to a source, and to idle life
 _LOW, _HIGH, _CUTOFF, _BETA, _AHEAD, _EASE, _TIMEOUT = np.array(
     [(c.low, c.high, c.cutoff, c.beta, c.ahead, c.ease, c.timeout) for c in CONTROLS]
 ).T
+# A name -> the controls that it stands for, by index, and factors.
+_PARTS = {name: ((i, 1.0),) for name, i in INDEX.items()} | {
+    name: tuple((INDEX[other], factor) for other, factor in parts) for name, parts in ALIASES.items()
+}
 
 
 class _Source:
@@ -50,6 +54,7 @@ class _Source:
         self.cutoff = _CUTOFF if smooth else np.zeros(n)
         self.timeout = _TIMEOUT if timeout is None else np.full(n, timeout)
         self.low, self.high = (_LOW, _HIGH) if mode == "set" else (_LOW - _HIGH, _HIGH - _LOW)
+        self.ranges = list(zip(self.low.tolist(), self.high.tolist(), strict=True))
         self.given, self.begun = np.full(n, -np.inf), np.zeros(n)  # when, and the how manieth to begin
         self.t0, self.t1, self.v0, self.v1, self.speed = np.zeros((5, n))
         self.weight, self.spacing = np.ones(n), np.full(n, np.inf)
@@ -58,7 +63,8 @@ class _Source:
         self.latest, self.said = -math.inf, ""
 
     def holds(self, t: float) -> np.ndarray:
-        return (t - self.given <= self.timeout) & (self.given > -np.inf)
+        """Which controls [CONTROLS] it gave within the timeout; a time that is as far ahead holds nothing either."""
+        return (np.abs(t - self.given) <= self.timeout) & (self.given > -np.inf)
 
     def at(self, t: float) -> np.ndarray:
         """float64 [CONTROLS], within range: between the last two values, or a little beyond them."""
@@ -72,19 +78,16 @@ class _Source:
         told: dict[int, float] = {}
         clamped, refused, unknown = [], [], []
         for name, value in values.items():
-            parts = ALIASES.get(name) or (((name, 1.0),) if name in INDEX else ())
-            if not parts:
+            if (parts := _PARTS.get(name)) is None:
                 unknown.append(name)
-                continue
-            number = _number(value)
-            if number is None:
+            elif (number := _number(value)) is None:
                 refused.append(name)
-                continue
-            for other, factor in parts:
-                i = INDEX[other]
-                told[i] = min(max(factor * number, float(self.low[i])), float(self.high[i]))
-                if told[i] != factor * number:
-                    clamped.append(name)
+            else:
+                for i, factor in parts:
+                    asked, (low, high) = factor * number, self.ranges[i]
+                    told[i] = asked if low <= asked <= high else low if asked < low else high
+                    if told[i] != asked:
+                        clamped.append(name)
         for name in unknown:
             if name in self.unknown or len(self.unknown) < _MOST_NAMES:
                 self.unknown[name[:64]] = self.unknown.get(name[:64], 0) + 1
@@ -251,7 +254,12 @@ class Bus:
         """[CONTROLS]: what is to be shown at t, and the bits of the sources that it is made of."""
         shown = self._idle.at(t) if self._idle else np.zeros(len(CONTROLS))
         held = np.zeros(len(CONTROLS), np.int64)
-        if sets := [(one, on) for one, on in active if one.mode == "set"]:
+        sets = [(one, on) for one, on in active if one.mode == "set"]
+        if len(sets) == 1:  # as most often: nothing to sort
+            one, on = sets[0]
+            shown = np.where(on, shown + one.weight * (one.at(t) - shown), shown)
+            held = np.where(on, one.bit, held)
+        elif sets:
             rank = np.stack([np.where(on, one.priority * 1e12 + one.begun, -np.inf) for one, on in sets])
             values, weights = np.stack([one.at(t) for one, _ in sets]), np.stack([one.weight for one, _ in sets])
             bits, every = np.array([one.bit for one, _ in sets]), np.arange(len(CONTROLS))

@@ -7,6 +7,7 @@ Blinks: about 17 a minute at rest (Bentivoglio et al. 1997), irregular, a tenth 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -31,6 +32,7 @@ _SWAY = (
 _WEIGHTS = (0.5, 0.35, 0.15)
 
 
+@lru_cache(maxsize=256)
 def _hash(seed: int, stream: int, cell: int) -> float:
     """A number in [0, 1) of three whole ones: splitmix64's mixing (Steele et al. 2014)."""
     x = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + cell * 0x94D049BB133111EB) & (1 << 64) - 1
