@@ -147,6 +147,27 @@ def test_smoothing_follows_the_table():
     assert value(bus, 0.02, "headYaw") == pytest.approx(expected)
 
 
+def test_the_tables_numbers_calm_a_head_at_rest_and_prediction_brings_it_nearer_in_motion():
+    """A tracker at 30 Hz with a quarter degree of noise, frames at 60: the errors are measured against the truth."""
+
+    def error(size: float, *, smooth: bool, ahead: bool) -> float:
+        rng, bus, n, errors = np.random.default_rng(0), Bus(idle=False), 0, []
+        bus.join("a", smooth=smooth)
+        for k in range(400):
+            t = k / 60 + 0.004
+            while n / 30 <= t:
+                yaw = size * math.sin(1.6 * math.pi * n / 30) + 0.25 * rng.normal()
+                bus.put("a", n / 30, {"headYaw": yaw})
+                n += 1
+            shown = value(bus, t, "headYaw") if ahead else bus._sources["a", "set"].v1[INDEX["headYaw"]]
+            errors.append(shown - size * math.sin(1.6 * math.pi * t))
+        return float(np.std(errors[60:]))
+
+    assert error(0.0, smooth=True, ahead=True) < 0.5 * error(0.0, smooth=False, ahead=True)
+    assert error(15.0, smooth=True, ahead=True) < 0.7 * error(15.0, smooth=True, ahead=False)
+    assert error(15.0, smooth=True, ahead=True) < 1.0
+
+
 def test_the_higher_priority_holds_and_among_equals_who_began_last():
     bus = quiet()
     bus.join("c", priority=1, smooth=False)

@@ -409,6 +409,12 @@ def test_custom_parameters_are_made_listed_written_and_deleted_by_their_plugin()
 
 def test_hotkeys_and_expression_files_switch_expressions_and_play_motions():
     played = []
+
+    def busy(name: str) -> None:
+        raise InputError("live", "one motion at a time", name)
+
+    told = ask(opened(studio(play=busy)), "HotkeyTriggerRequest", {"hotkeyID": "nod"})
+    assert error(told) == ErrorID.InternalServerError and "one motion at a time" in told["data"]["message"]
     shared = studio(play=played.append)
     plugin = opened(shared)
     keys = ask(plugin, "HotkeysInCurrentModelRequest")["data"]["availableHotkeys"]

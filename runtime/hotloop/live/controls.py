@@ -62,23 +62,23 @@ VISEMES = tuple(f"mouth{vowel}" for vowel in "AIUEO")
 def _arkit(name: str) -> Control:
     """Lids are fast: hardly smoothed. Everything else of a face takes a tenth of a second or more."""
     if name.startswith("eyeBlink"):
-        return Control(name, 0.0, 1.0, 6.0, 4.0, 0.03)
+        return Control(name, 0.0, 1.0, 6.0, 16.0, 0.03)
     if name.startswith(("jaw", "mouth")):
-        return Control(name, 0.0, 1.0, 3.0, 2.0, 0.04)
-    return Control(name, 0.0, 1.0, 1.5, 1.0, 0.04)
+        return Control(name, 0.0, 1.0, 3.0, 8.0, 0.04)
+    return Control(name, 0.0, 1.0, 1.5, 4.0, 0.04)
 
 
 CONTROLS: tuple[Control, ...] = (
     *(_arkit(name) for name in ARKIT),
-    *(Control(name, 0.0, 1.0, 3.0, 2.0, 0.04) for name in VISEMES),
-    Control("gazeX", -1.0, 1.0, 2.0, 1.0, 0.04),
-    Control("gazeY", -1.0, 1.0, 2.0, 1.0, 0.04),
-    Control("headYaw", -60.0, 60.0, 1.0, 0.03, 0.05, unit="degrees"),
-    Control("headPitch", -45.0, 45.0, 1.0, 0.03, 0.05, unit="degrees"),
-    Control("headRoll", -45.0, 45.0, 1.0, 0.03, 0.05, unit="degrees"),
-    Control("headX", -15.0, 15.0, 1.0, 0.1, 0.05, unit="cm"),
-    Control("headY", -15.0, 15.0, 1.0, 0.1, 0.05, unit="cm"),
-    Control("headZ", -15.0, 15.0, 1.0, 0.1, 0.05, unit="cm"),
+    *(Control(name, 0.0, 1.0, 3.0, 8.0, 0.04) for name in VISEMES),
+    Control("gazeX", -1.0, 1.0, 2.0, 8.0, 0.04),
+    Control("gazeY", -1.0, 1.0, 2.0, 8.0, 0.04),
+    Control("headYaw", -60.0, 60.0, 1.5, 0.3, 0.05, unit="degrees"),
+    Control("headPitch", -45.0, 45.0, 1.5, 0.3, 0.05, unit="degrees"),
+    Control("headRoll", -45.0, 45.0, 1.5, 0.3, 0.05, unit="degrees"),
+    Control("headX", -15.0, 15.0, 1.5, 0.5, 0.05, unit="cm"),
+    Control("headY", -15.0, 15.0, 1.5, 0.5, 0.05, unit="cm"),
+    Control("headZ", -15.0, 15.0, 1.5, 0.5, 0.05, unit="cm"),
     *(Control(name, 0.0, 1.0, 0.0, 0.0, 0.0, 0.12) for name in EXPRESSIONS),
     *(Control(name, 0.0, 1.0, 0.0, 0.0, 0.0, 0.12) for name in ("breath", "blush", "tear")),
 )

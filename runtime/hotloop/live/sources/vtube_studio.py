@@ -177,8 +177,9 @@ class Plugin:
             if not self.authenticated and kind not in _OPEN:
                 raise _Refused(ErrorID.RequestRequiresAuthetication, "this request comes after authentication", kind)
             told |= {"data": answer(data, t), "messageType": kind.removesuffix("Request") + "Response"}
-        except _Refused as e:
-            told["data"] = {"errorID": int(e.error), "message": str(e)}
+        except HotloopError as e:  # also of what `play` calls
+            error = e.error if isinstance(e, _Refused) else ErrorID.InternalServerError
+            told["data"] = {"errorID": int(error), "message": str(e)}
         return json.dumps(told)
 
     def _APIStateRequest(self, data: Mapping[str, Any], t: float) -> dict[str, Any]:
