@@ -36,7 +36,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 ROW = "{:<40}{:>12}{:>12}  {:<24}{}"
 # By name: other files import packages that such a machine may lack. (The GPU tests of test_tensorrt.py need TensorRT.)
 GPU_TESTS = (
-    "attention", "attention_wgmma", "cfg_step", "geglu", "group_norm_silu", "layer_norm", "rgb",
+    "attention", "attention_wgmma", "cfg_step", "geglu", "group_norm_silu", "layer_norm", "rgb", "warp_blend",
     "native", "native_cuda", "ceilings",
 )  # fmt: skip
 COLD = 128 << 20  # bytes of inputs to go round, so that no launch finds its own in the L2 cache
