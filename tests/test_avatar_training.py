@@ -163,6 +163,8 @@ def test_consistency_answers_are_the_input_at_no_noise():
 
 
 def test_a_still_field_leaves_a_picture_alone_and_a_shift_moves_it():
+    from hotloop.nets.animator import REACH
+
     warp = the("warp")
     key, reveal = torch.rand(2, 1, 4, 32, 32)
     still = torch.zeros(1, 9, 8, 8)
@@ -172,7 +174,7 @@ def test_a_still_field_leaves_a_picture_alone_and_a_shift_moves_it():
     shown[:, 4] = 30
     torch.testing.assert_close(warp.blend(key, reveal, shown), reveal, atol=1e-5, rtol=0)
     moved = still.clone()
-    moved[:, 0] = float(np.arctanh(4 / 32 / warp.REACH))  # from four pixels to the right
+    moved[:, 0] = float(np.arctanh(4 / 32 / REACH))  # from four pixels to the right
     got = warp.blend(key, reveal, moved)
     torch.testing.assert_close(got[..., :-4], key[..., 4:], atol=1e-4, rtol=0)
     assert float(got[..., -4:].abs().max()) < 1e-4  # outside is transparent
