@@ -47,7 +47,7 @@ FLOORS = (
     ("selection", "denoiser"),
     ("networks", "loop", "batch", "fields"),
     ("adapters", "autoencoder", "generator", "request"),
-    ("conditioning", "passes"),
+    ("conditioning", "passes", "upscaling"),
     ("call",),
     ("pipeline",),
     ("evaluation", "live", "__init__"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import image as images
-from . import loop
+from . import loop, upscaling
 from .autoencoder import Autoencoder
 from .checks import check_finite
 from .conditioning import Cond, Conditioning
@@ -71,6 +71,7 @@ class Call:
 
     def __init__(self, request: Request, networks: Networks, autoencoder: Autoencoder) -> None:
         self.clock = _Clock()
+        upscaling.check(networks, request)
         self.request, self.networks, self.autoencoder = request, networks, autoencoder
         self.seeded = SeededNoise(request.seeds, request["rng"])
 
@@ -132,7 +133,8 @@ class Call:
         self, passes: Sequence[Pass], x: np.ndarray, cond: Cond, inpaint: Inpaint | None = None,
         paste: Callable[[Image], Image] | None = None,
     ) -> Result:  # fmt: skip
-        """Draw every pass, the first from x f32 [N, C, h, w], the next from the one before made larger.
+        """Draw every pass, the first from x f32 [N, C, h, w], the next from the one before made larger, and finish the
+        pictures: paste, upscale, alpha.
 
         paste: what puts a drawing in its place. Raises NonFiniteError instead of giving a broken picture.
         """
@@ -145,6 +147,9 @@ class Call:
         if paste:
             made = [paste(one) for one in made]
             self.clock.lap("paste")
+        if request["upscale"] or request["alpha"]:
+            made = [upscaling.finished(self.networks, one, request) for one in made]
+            self.clock.lap("upscale")
         return Result(made, request.seeds, self.clock.timings, request.settings(passes[0].size), latents)
 
     def _redrawn(
@@ -160,7 +165,10 @@ class Call:
             _, h, w = self.autoencoder.latent_shape(*larger.size)
             known = enlarge.latents(latents, (w, h), upscaler)
         else:
-            pictures = enlarge.pictures(images.from_array(pixels), larger.size, upscaler)
+            first = images.from_array(pixels)
+            if upscaler == enlarge.NETWORK:
+                first, upscaler = [upscaling.larger(self.networks, one) for one in first], "lanczos"
+            pictures = enlarge.pictures(first, larger.size, upscaler)
             known = self.encode(np.concatenate([images.to_float(one) for one in pictures]))
         eps = self.noise(larger.size)
         held = None

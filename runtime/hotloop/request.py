@@ -25,6 +25,7 @@ from .image.enlarge import A1111, UPSCALERS
 from .loop import Progress
 from .noise import RNGS, check_seed
 from .samplers.names import STOCK, resolve
+from .spec import ENLARGED
 from .tokenizer import LONG_PROMPTS, MAX_CHARACTERS, SYNTAXES
 
 if TYPE_CHECKING:
@@ -125,6 +126,10 @@ class Common(TypedDict, total=False):
     compatible: Annotated[str | None, Field(
         Choice(("diffusers",)), "diffusers: what is left out is as in stock pipelines, and so is what samplers do "
         "(`hotloop samplers` tells where they differ)", flag="--compatible")]
+    upscale: Annotated[int | None, Field(
+        Choice((ENLARGED,)), "what was drawn, that many times as large by the bundle's upscaler", flag="--upscale")]
+    alpha: Annotated[bool | None, Field(
+        Flag(), "RGBA pictures: what was drawn, cut out by the bundle's segmenter", False, flag="--alpha")]
     callback: Annotated[Callback | None, Field(
         Unchecked("callable", callable), "called with a `loop.Progress` after every row; raise from it to cancel",
         stored=False)]
@@ -153,7 +158,7 @@ class Hires(Common, total=False):
         Integer(1, MAX_STEPS), "steps of the larger pass [default: num_inference_steps]", flag="--hires-steps",
         beside="hires")]
     hires_upscaler: Annotated[str | None, Field(
-        Choice(tuple(UPSCALERS)), "what enlarges between the passes: pixels, or latents as they are",
+        Choice(tuple(UPSCALERS)), "what enlarges between the passes: pixels, latents, or the bundle's upscaler",
         "lanczos", flag="--hires-upscaler", beside="hires")]
     hires_fidelity: Annotated[float | None, Field(
         Number(0, 1), "0: the larger pass is free, as A1111's; 1: made small again, it is the first pass", 1.0,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-__all__ = ["A1111", "LATENTS", "PIXELS", "UPSCALERS", "back_projected", "latents", "pictures"]
+__all__ = ["A1111", "LATENTS", "NETWORK", "PIXELS", "UPSCALERS", "back_projected", "latents", "pictures"]
 
 PIXELS = {
     "lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC, "nearest": Image.Resampling.NEAREST,
@@ -16,7 +16,8 @@ LATENTS = {
     "latent-nearest": Image.Resampling.NEAREST,
 }  # fmt: skip
 
-UPSCALERS = (*PIXELS, *LATENTS)
+NETWORK = "upscaler"  # the bundle's own (hotloop.upscaling)
+UPSCALERS = (*PIXELS, *LATENTS, NETWORK)
 _ROUNDS = 3  # after which what is lacking has fallen below a grey level
 A1111 = {
     "Lanczos": "lanczos", "Nearest": "nearest", "Latent": "latent", "Latent (bicubic)": "latent-bicubic",
