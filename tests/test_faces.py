@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import face_nets, randomise, run
+from helpers import face_nets, psnr, randomise, run
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -240,6 +241,23 @@ def test_a_bundle_carries_what_lies_around_the_model_draws_and_verifies(bundle: 
     dims = pipe.family.dims(width=128, height=128, batch=1)
     rgba = run(pipe.networks["upscaler"], {"rgb": pixels, "matte": mask}, dims)["rgba"]
     assert rgba.shape == (1, 4, 512, 512)
+
+
+@pytest.mark.long
+def test_the_whole_bundle_holds_its_bounds_on_every_cpu_engine(source: Path, tmp_path: Path) -> None:
+    """With graphs, and in int8 what pays."""
+    asked = recipe(source, "onnx:fp32", "openvino:fp32", "openvino:int8")
+    path = write_bundle(replace(asked, keep_fp32="auto"), tmp_path / "bundle", store=Store(tmp_path / "cache")).path
+    opened = Bundle.open(path)
+    found = verify(opened)
+    assert set(found) == {"onnx-fp32", "openvino-fp32", "openvino-int8"}
+    for name, (certificate, problem) in found.items():
+        assert problem is None and certificate is not None and set(NAMES) <= set(certificate["networks"]), name
+    low = next(entry for entry in opened.entries if entry.name == "openvino-int8")
+    assert {low.precision_of(name) for name in ("segmenter", "upscaler", "clip_image")} == {"int8"}
+    assert low.precision_of("animator") != "int8"
+    drawn = [np.asarray(hotloop.load(path, engine=name).txt2img("sad boy", seed=1).images[0]) for name in found]
+    assert all(one.shape == (128, 128, 3) for one in drawn) and psnr(drawn[0], drawn[1]) > 50
 
 
 def test_references_are_made_of_what_the_model_draws(bundle: Path) -> None:

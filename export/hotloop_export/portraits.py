@@ -16,6 +16,8 @@ __all__ = ["chain", "sees", "shown_in"]
 Arrays = Mapping[str, np.ndarray]
 # Of a prompt's tokens, the words; the rest is padding.
 _WORDS = 12
+# Frames of a keyframe, in `chain`.
+_FRAMES = 6
 
 
 def shown_in(family: Family, names: Sequence[str]) -> list[str]:
@@ -57,12 +59,14 @@ def chain(
     family: Family, names: Sequence[str], pictures: np.ndarray, run: Callable[[str, Arrays, dict[str, int]], Arrays],
     *, rng: np.random.Generator, vocabulary: int,
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:  # fmt: skip
-    """(name, inputs) of each of these networks around the model, on pictures as in `sees`; `run` gives its outputs."""
+    """(name, inputs) of each of these networks around the model, on pictures as in `sees`, the animator's for several
+    frames; `run` gives the outputs."""
     made: dict[str, Arrays] = {}
     rows = family.networks
     for name in shown_in(family, names):
-        inputs, dims = sees(rows[name], family, pictures, made, rng=rng, vocabulary=vocabulary)
-        yield name, inputs
+        for _ in range(_FRAMES if name == "animator" else 1):
+            inputs, dims = sees(rows[name], family, pictures, made, rng=rng, vocabulary=vocabulary)
+            yield name, inputs
         made[name] = run(name, inputs, dims)
 
 

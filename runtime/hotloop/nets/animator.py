@@ -105,8 +105,11 @@ def grid(boxes: Tensor, h: int, w: int) -> Tensor:
 
 def crop(maps: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Maps [B, C, H, W] over the picture, sampled on size x size cells of boxes [B, 4]."""
-    at = grid(boxes, size, size).to(maps.dtype)
-    return F.grid_sample(maps, at, mode="bilinear", padding_mode="border", align_corners=False)
+    return _sample(maps, grid(boxes, size, size))
+
+
+def _sample(maps: Tensor, at: Tensor) -> Tensor:
+    return F.grid_sample(maps, at.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def roomy(boxes: Tensor, room: float = 0.35) -> Tensor:
@@ -262,11 +265,12 @@ class Decoder(nn.Module):
         whole = self._whole(self.fine(y, told), told)
         boxes = self.places(key, told) if boxes is None else boxes
         narrow = self.to_part(x).chunk(BOXES, dim=1)
-        parts = []
+        parts, window = [], _window(self.cells, whole.device)
         for i in range(BOXES):
-            near = crop(narrow[i], boxes[:, i], self.cells) + crop(finest, boxes[:, i], self.cells)
+            at = grid(boxes[:, i], self.cells, self.cells)
+            near = _sample(narrow[i], at) + _sample(finest, at)
             own = self.part_outs[i](self.parts[i](near, told)).float()
-            parts.append(crop(whole, boxes[:, i], self.cells) + own * _window(self.cells, own.device))
+            parts.append(_sample(whole, at) + own * window)
         return Fields(whole, (parts[0], parts[1]), boxes)
 
 
