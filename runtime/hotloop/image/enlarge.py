@@ -18,7 +18,6 @@ LATENTS = {
 
 NETWORK = "upscaler"  # the bundle's own (hotloop.upscaling)
 UPSCALERS = (*PIXELS, *LATENTS, NETWORK)
-_ROUNDS = 3  # after which what is lacking has fallen below a grey level
 A1111 = {
     "Lanczos": "lanczos", "Nearest": "nearest", "Latent": "latent", "Latent (bicubic)": "latent-bicubic",
     "Latent (nearest)": "latent-nearest",
@@ -36,20 +35,17 @@ def latents(drawn: np.ndarray, cells: tuple[int, int], upscaler: str) -> np.ndar
 
 
 def back_projected(large: np.ndarray, first: np.ndarray, share: float = 1.0) -> np.ndarray:
-    """Pictures uint8 [N, H, W, 3] with that share of what they lack of smaller ones, uint8 [N, h, w, 3], where means
-    over areas make them as small.
+    """Pictures uint8 [N, H, W, 3] with that share of what they lack of smaller ones, uint8 [N, h, w, 3], when they are
+    made as small; what is finer than those can show stays.
 
-    Iterative back-projection, Irani and Peleg 1991, "Improving resolution by image registration", eq. 3; what is finer
-    than the small ones can show stays as it was.
+    Back-projection, Irani and Peleg 1991, "Improving resolution by image registration", eq. 3. One round of it: more
+    would come closer, and ring where the factor is no whole number.
     """
     wanted = first.transpose(0, 3, 1, 2).astype(np.float32)
     own = large.transpose(0, 3, 1, 2).astype(np.float32)
     (height, width), (h, w) = own.shape[2:], wanted.shape[2:]
-    made = own
-    for _ in range(_ROUNDS):
-        lacking = wanted - _resized(made, (w, h), Image.Resampling.BOX)
-        made = made + _resized(lacking, (width, height), Image.Resampling.BICUBIC)
-    made = own + np.float32(share) * (made - own)
+    lacking = wanted - _resized(own, (w, h), Image.Resampling.BICUBIC)
+    made = own + np.float32(share) * _resized(lacking, (width, height), Image.Resampling.BICUBIC)
     return np.rint(made).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
