@@ -263,7 +263,7 @@ def test_the_later_stages_run(begun):
 
 
 def check_folder(options):
-    """What was trained lies in one folder: its networks are the trained ones, and stock diffusers loads its own part."""
+    """What was trained lies in one folder: the trained networks, and what stock diffusers loads as its own."""
     from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
     from hotloop.nets.parts import PARTS

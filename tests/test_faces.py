@@ -36,7 +36,7 @@ from hotloop.spec import Family, family
 from hotloop.weights import Weights
 from hotloop_export.bundle import write_bundle
 from hotloop_export.onnx import export_graph, graph_name, reference
-from hotloop_export.portraits import sees, shown_in
+from hotloop_export.portraits import chain, sees, shown_in
 from hotloop_export.recipe import Recipe, parse_target
 from hotloop_export.sources import open_source
 from hotloop_export.store import Store
@@ -52,6 +52,8 @@ UNET = {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
 }  # fmt: skip
+
+
 class Made:
     """Tiny networks in their folders, their graphs, and what they see on one picture of noise in two sizes."""
 
@@ -107,7 +109,7 @@ def test_every_engine_gives_what_the_torch_module_gives(made: Made, name: str, k
         got = run(engine, inputs, dims)
         for tensor in network.outputs:
             want = expected[tensor.name]
-            assert want.std() > 1e-3, tensor.name
+            assert want.std() > 1e-3 or want.size == 1, tensor.name
             assert np.abs(got[tensor.name] - want).max() <= 1e-5 * np.abs(want).max(), tensor.name
 
 
@@ -165,6 +167,36 @@ def test_a_text_is_read_at_its_first_end_token_whatever_follows(made: Made) -> N
         alone = torch.nn.functional.normalize(net.get_submodule("project")(hidden), dim=1)
     torch.testing.assert_close(embeds, alone.expand(2, -1), atol=1e-6, rtol=0)
     torch.testing.assert_close(embeds.norm(dim=1), torch.ones(2))
+
+
+# Constants and calibration.
+
+
+@pytest.mark.parametrize(
+    ("faces", "said"),
+    [(3, "faces must be a table"), ({"parts": 0}, "parts must be like 9"), ({"ears": 2}, "constants must be among"),
+     ({"key_widths": [8, 8]}, "key_widths must be like")],
+    ids=str,
+)  # fmt: skip
+def test_constants_that_do_not_fit_are_one_line(faces: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        family("avatar").with_constants({"faces": faces})
+
+
+def test_calibration_follows_a_picture_through_the_networks(made: Made) -> None:
+    picture = made.inputs("segmenter", 32, 32, 1)[0]["image"]
+    rows, seen = made.row.networks, []
+
+    def ask(name: str, inputs: Any, dims: dict[str, int]) -> dict[str, np.ndarray]:
+        return reference(made.net(name), rows[name], inputs)
+
+    for name, inputs in chain(made.row, NAMES, picture, ask, rng=np.random.default_rng(0), vocabulary=50):
+        assert {key: array.dtype for key, array in inputs.items()} == {t.name: t.dtype for t in rows[name].inputs}
+        seen.append((name, inputs))
+    assert [name for name, _ in seen] == [*NAMES[:5], *["animator"] * 6, *NAMES[6:]]
+    frames = [inputs for name, inputs in seen if name == "animator"]
+    assert all(np.array_equal(frame["coarse"], frames[0]["coarse"]) for frame in frames)
+    assert all(len({frame[name].tobytes() for frame in frames}) == 6 for name in ("controls", "z"))
 
 
 # As a bundle.
