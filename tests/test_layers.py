@@ -49,7 +49,7 @@ FLOORS = (
     ("selection", "denoiser"),
     ("networks", "loop", "batch", "fields"),
     ("adapters", "autoencoder", "generator", "request"),
-    ("conditioning",),
+    ("conditioning", "passes", "upscaling"),
     ("call",),
     ("pipeline",),
     ("evaluation", "live", "__init__"),

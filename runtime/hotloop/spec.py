@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from .errors import InputError
 
 __all__ = [
-    "BOXES", "FAMILIES", "FIELD", "GROUPS", "LORA_COMPONENTS", "REWRITES", "WEIGHTED", "FaceConstants", "Family",
-    "Network", "ScheduleConstants", "Tensor", "cells", "family", "phase_grid", "resolve",
+    "BOXES", "ENLARGED", "FAMILIES", "FIELD", "GROUPS", "LORA_COMPONENTS", "REWRITES", "WEIGHTED", "FaceConstants",
+    "Family", "Network", "ScheduleConstants", "Tensor", "cells", "family", "phase_grid", "resolve",
 ]  # fmt: skip
 
 Dim = int | str
@@ -28,7 +28,7 @@ WEIGHTED = ("timestep_cond",)
 LORA_COMPONENTS = ("unet", "text_encoder")
 _HALVES = (2, 4, 8, 16)
 # How many times as large a side the upscaler makes; H4 and W4 are those sides.
-_ENLARGED = 4
+ENLARGED = 4
 # Channels of the animator's fields: two flows of 2, a mask, a colour of 4. And its boxes: eyes, mouth.
 FIELD, BOXES = 9, 2
 
@@ -325,7 +325,7 @@ class Family:
         """The value of every symbol for `images` (default: `batch`) images of width x height pixels."""
         return {
             "B": batch, "N": images or batch, "T": tokens or self.vocab_tokens, "Ti": identity_tokens,
-            "H": height, "W": width, "H4": _ENLARGED * height, "W4": _ENLARGED * width,
+            "H": height, "W": width, "H4": ENLARGED * height, "W4": ENLARGED * width,
             **cells(height // self.vae_factor, width // self.vae_factor),
         }  # fmt: skip
 
