@@ -256,10 +256,40 @@ def test_the_later_stages_run(begun):
     assert {"over bicubic, clean (dB)", "edge band error"} <= set(known["figures"])
     known = run(begun, "animator")
     assert {"psnr", "controls: r, mean error"} <= set(known["figures"]) and (begun.build / "animator.png").exists()
+    before = the("animation").load(begun)[1].state_dict()
+    run(begun, "sharpening")
+    after = the("animation").load(begun, "sharpening")[1].state_dict()
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
     known = run(begun, "tinyvae", "segmenter", "clip")
     assert any(name.startswith("R@1") for name in known["figures"])
     run(begun, "motions")
     check_folder(begun)
+
+
+def test_the_finetuned_animator_ships_only_where_the_judge_prefers_it(tmp_path):
+    options = the("training").Options(root=tmp_path)
+    options.weights.mkdir()
+    (options.weights / "sharpening.safetensors").write_bytes(b"weights")
+    digest = the("training").digest(options.weights / "sharpening.safetensors")
+    chosen = the("animation").chosen
+    assert chosen(options) == "animator"
+    for marks, name in (
+        ({"weights": digest, "preferred": True}, "sharpening"), ({"weights": digest, "preferred": False}, "animator"),
+        ({"weights": "of others", "preferred": True}, "animator"),
+    ):  # fmt: skip
+        (tmp_path / "scores.json").write_text(json.dumps({"sharpening": marks}))
+        assert chosen(options) == name
+
+
+def test_a_critic_of_crops_sees_eyes_and_mouths_that_show(begun):
+    sharpening = the("sharpening")
+    b = the("animation").Pairs(begun).batch(np.random.RandomState(0), 4)
+    pairs, controls, parts = sharpening.crops(b.targets, b)
+    shown = (b.boxes[..., 2] > b.boxes[..., 0]).all(1)  # in both frames
+    assert len(pairs) == int(shown.sum()) > 0 and pairs.shape[1:] == (6, 48, 48)
+    assert parts.tolist() == [0] * int(shown[:, 0].sum()) + [1] * int(shown[:, 1].sum())
+    assert torch.equal(controls, torch.cat([b.controls[shown[:, 0]], b.controls[shown[:, 1]]]))
+    assert sharpening.CropCritic(8)(pairs, controls, parts).shape == (len(pairs),)
 
 
 def check_folder(options):
