@@ -124,28 +124,8 @@ def test_adversarial_losses_have_their_closed_forms():
 
 
 def test_the_textbook_networks_have_their_sizes():
-    adversary, generators = the("adversary"), the("generators")
-    assert adversary.parameters(generators.MLPGenerator()) == 1_506_448
-    assert adversary.parameters(generators.Critic()) == 94_721
-
-
-def test_slerp_keeps_lengths_and_ends():
-    slerp = the("generators").slerp
-    a, b = torch.nn.functional.normalize(torch.randn(2, 3, 8), dim=-1)
-    torch.testing.assert_close(slerp(a, b, 0.0), a)
-    torch.testing.assert_close(slerp(a, b, 1.0), b, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(slerp(a, b, 0.3).norm(dim=-1), torch.ones(3))
-
-
-def test_modulation_of_inputs_is_modulation_of_weights():
-    layer = the("generators")._Modulated(4, 6, 5)
-    x, w = torch.randn(2, 4, 7, 7), torch.randn(2, 5)
-    scale = layer.style(w)
-    for i in range(2):
-        weight = layer.weight * scale[i][None, :, None, None]
-        weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
-        expected = torch.nn.functional.conv2d(x[i : i + 1], weight, layer.bias, padding=1)
-        torch.testing.assert_close(layer(x, w)[i : i + 1], expected, atol=1e-5, rtol=1e-4)
+    parameters, recipe = the("adversary").parameters, the("textbook").RECIPES["gan"]
+    assert parameters(recipe.make()) == 1_506_448 and parameters(recipe.critic()) == 94_721
 
 
 def test_divergence_of_gaussians_is_torchs():

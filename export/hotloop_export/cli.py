@@ -29,7 +29,8 @@ Keep = Annotated[str, typer.Option(help="Modules kept in fp32, joined by commas;
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="A diffusers folder or a single .safetensors checkpoint.")],
+    source: Annotated[Path, typer.Argument(
+        help="A diffusers folder, a single .safetensors checkpoint, or a generator: its folder or an .onnx file.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The bundle to write; a bundle there is replaced.")],
     engine: Engine = None,
     precision: Precision = None,
@@ -51,9 +52,15 @@ def export(
     steps: Annotated[int | None, typer.Option(help="The bundle's steps [default: the checkpoint's, or 50].")] = None,
     guidance: Annotated[float | None, typer.Option(help="Its guidance [default: the checkpoint's, or 7.5].")] = None,
     rehash: Annotated[bool, typer.Option(help="Hash every file anew, whatever is remembered.")] = False,
+    range_: Annotated[str | None, typer.Option("--range", help="An .onnx generator's pixels: -1,1 or 0,1.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of one that draws flat rows.")] = None,
+    labels: Annotated[str | None, typer.Option(
+        help="A generator's classes: ATTRIBUTE=NAME,NAME,... or how many.")] = None,
+    controls: Annotated[str | None, typer.Option(help="Names of an .onnx generator's condition: NAME,NAME,...")] = None,
 ) -> None:  # fmt: skip
-    """Export a checkpoint as a bundle that runs without torch, certified against torch."""
+    """Export a checkpoint or a generator as a bundle that runs without torch, certified against torch."""
     bundle = _bundle()
+    from .generators import Told, is_generator, write_generator
     from .recipe import Recipe, Target, parse_batches, parse_shapes, parse_target
 
     given = {"sampler": sampler, "num_inference_steps": steps, "guidance_scale": guidance}
@@ -71,7 +78,15 @@ def export(
         certify=certify,
         defaults={key: value for key, value in given.items() if value is not None},
     )  # fmt: skip
-    _report(bundle.write_bundle(recipe, out, rehash=rehash, say=_say))
+    told = Told(
+        range_, parse_shapes(size)[0] if size else None, _labels(labels), tuple(_split(controls or ""))
+    )  # fmt: skip
+    if is_generator(source):
+        _report(write_generator(recipe, out, told, rehash=rehash, say=_say))
+    elif told != Told():
+        raise InputError("export", "range, size, labels and controls are for generators", str(source))
+    else:
+        _report(bundle.write_bundle(recipe, out, rehash=rehash, say=_say))
 
 
 def build(
@@ -110,6 +125,16 @@ def _bundle() -> ModuleType:
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _labels(text: str | None) -> dict[str, list[str]] | int:
+    """Of `hair=black,brown` or `2`."""
+    if text is None or text.isdecimal():
+        return int(text or 0)
+    name, equals, classes = text.partition("=")
+    if not name or not equals or not _split(classes):
+        raise InputError("export", "labels must be ATTRIBUTE=NAME,NAME,... or a number of classes", text)
+    return {name: _split(classes)}
 
 
 def _say(line: str) -> None:

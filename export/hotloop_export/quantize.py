@@ -30,10 +30,11 @@ from hotloop.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
+    from hotloop.generator import Generator
     from hotloop.pipeline import Pipeline
 
-__all__ = ["Inputs", "calibration_inputs", "float_copy", "kept", "onnx_layers", "openvino_layers", "quantize_onnx",
-           "quantize_openvino"]  # fmt: skip
+__all__ = ["Inputs", "calibration_inputs", "float_copy", "kept", "latent_inputs", "onnx_layers", "openvino_layers",
+           "quantize_onnx", "quantize_openvino"]  # fmt: skip
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -105,6 +106,15 @@ def calibration_inputs(
                 pipe.inpaint(prompt, image=image, mask_image=mask, seed=seed + i, **options)
             else:
                 pipe.txt2img(prompt, seed=seed + i, **options)
+    return seen
+
+
+def latent_inputs(generator: Generator, count: int, *, seed: int = 1 << 20) -> dict[str, list[dict[str, np.ndarray]]]:
+    """The inputs of every network of a generator while it draws `count` pictures, of its classes in turn."""
+    classes = generator.family.classes
+    labels = [i % classes for i in range(count)] if classes else None
+    with _recording({name: generator.networks[name] for name in generator.entry.networks}) as seen:
+        generator.generate(seed, count, label=labels)
     return seen
 
 

@@ -14,7 +14,7 @@ def describe(bundle: Bundle) -> Iterator[str]:
     """Lines: what the model is, what it was made of, what can run it and how faithfully."""
     manifest, family = bundle.manifest, bundle.family
     width, height = family.default_size
-    yield f"{family.name}, {width} x {height}, {family.schedule.prediction_type}, id {bundle.id[:12]}"
+    yield f"{family.name}, {width} x {height}, {family.summary}, id {bundle.id[:12]}"
     for source in manifest["sources"]:
         scale = f" x {source['scale']:g}" if "scale" in source else ""
         yield f"  {source.get('role', 'file'):<14}{source.get('name', '?')}{scale}  {source.get('sha256', '')[:12]}"

@@ -104,7 +104,9 @@ class Net(nn.Module):
             if array.shape != tuple(own[key].shape):
                 rule = f"{key} in {where} must have the shape {tuple(own[key].shape)}"
                 raise BundleError("nets.load", rule, array.shape)
-            value = torch.from_numpy(np.array(array, dtype=np.float32))
+            # Counts stay counts: in half precision they would overflow.
+            kind = np.float32 if own[key].is_floating_point() else np.int64
+            value = torch.from_numpy(np.array(array, dtype=kind))
             if not torch.isfinite(value).all():
                 raise BundleError("nets.load", f"weights in {where} must be finite", key)
             filled[key] = value

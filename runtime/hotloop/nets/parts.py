@@ -15,6 +15,7 @@ from ..files import read_json
 from ..spec import Network
 from .base import Net
 from .clip import CLIPText, CLIPVision
+from .generators import CVAE, DCGAN, Critic, MLPGenerator, StyleGenerator
 from .precision import DTYPES, halve
 from .rewrites import split, with_phase
 from .unet import UNet
@@ -59,6 +60,10 @@ PARTS: dict[str, Part] = {
     "tiny_vae_encoder": Part("tiny_vae", "encoder.onnx", (TinyVAE,), "encode"),
     "tiny_vae_decoder": Part("tiny_vae", "decoder.onnx", (TinyVAE,), "decode"),
     "image_encoder": Part("image_encoder", "model.onnx", (CLIPVision,)),
+    "generator": Part("generator", "model.onnx", (MLPGenerator, DCGAN, CVAE, StyleGenerator), "draw"),
+    "mapping": Part("generator", "mapping.onnx", (StyleGenerator,), "mapping"),
+    "synthesis": Part("generator", "synthesis.onnx", (StyleGenerator,), "synthesis"),
+    "critic": Part("critic", "model.onnx", (Critic,), "score"),
 }
 # Networks cut out of the UNet, and the rewrite that cuts them.
 _CUT = {"prompt": "kv", "time": "time"}
