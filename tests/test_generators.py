@@ -381,11 +381,7 @@ def test_somebodys_onnx_file_draws_as_numpy_does(tmp_path, kind):
     file.unlink()
     for engine in ENGINES[:2]:
         generator = load_generator(out, engine=engine)
-        seen = []
-        generator._picture, inner = (
-            lambda *a, inner=generator._picture, seen=seen: seen.append(inner(*a)) or seen[-1],
-            0,
-        )
+        seen = watched(generator)
         generator.generate(8, 2, **asked)
         for seed, picture in zip((8, 9), seen, strict=True):
             z = torch.randn(Z, generator=torch.Generator().manual_seed(seed)).numpy()

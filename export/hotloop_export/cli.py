@@ -1,4 +1,5 @@
-"""`hotloop export` and `hotloop build`: a checkpoint to a bundle, another engine into one. torch is imported late."""
+"""`hotloop export`, `build` and `prune`: a source to a bundle, another engine into one, a source made smaller. torch is
+imported late."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from hotloop.spec import FAMILIES, GROUPS, REWRITES
 if TYPE_CHECKING:
     from .bundle import Outcome
 
-__all__ = ["build", "export"]
+__all__ = ["build", "export", "prune"]
 
 _KINDS = ", ".join(kind.replace("_", "-") for kind in KINDS)
 Engine = Annotated[list[str] | None, typer.Option(
@@ -112,6 +113,24 @@ def build(
         say=_say,
     )
     _report(outcome)
+
+
+def prune(
+    source: Annotated[Path, typer.Argument(help="A generator's folder, or with --unet a diffusers folder.")],
+    out: Annotated[Path, typer.Argument(help="The source folder to write.")],
+    keep: Annotated[float, typer.Option(help="Share of the parameters that is kept, at most.")] = 0.5,
+    steps: Annotated[int, typer.Option(help="Steps of distillation, four minutes at most; 0: none.")] = 400,
+    unet: Annotated[bool, typer.Option("--unet", help="Prune a checkpoint's UNet.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the inputs that it is measured and distilled on.")] = 0,
+) -> None:
+    """Take the channels out of a network that matter least, and distil what is left."""
+    _bundle()
+    from .pruned import prune_folder
+
+    report = prune_folder(source, out, keep=keep, steps=steps, unet=unet, seed=seed, say=_say)
+    for line in report.lines():
+        _say(line)
+    typer.echo(out)
 
 
 def _bundle() -> ModuleType:

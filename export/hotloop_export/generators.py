@@ -3,6 +3,8 @@
     FOLDER/config.json, model.safetensors            a class of `hotloop.nets.generators`, named in the config
     FOLDER/generator/..., FOLDER/critic/...          the same, and the critic that it was trained with
     my.onnx                                          one latent (and a label or condition) in, one image out
+
+What comes out is a bundle like any other: graphs, engines, certificates, a seal.
 """
 
 from __future__ import annotations

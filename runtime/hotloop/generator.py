@@ -3,6 +3,8 @@
     generator = hotloop.load_generator("faces")
     generator.generate(seed=7, count=4)        # uint8 [4, H, W, 3]
     generator.interpolate(7, 8, 12)            # on the great circle between the latents of two seeds
+
+One latent a run, whatever the batch: see `Generator`.
 """
 
 from __future__ import annotations
