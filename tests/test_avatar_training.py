@@ -278,9 +278,22 @@ def test_clips_begin_and_end_still_and_never_jump(small):
 
 
 @pytest.mark.parametrize("name", ["gan", "gan-class", "dcgan", "wgan", "style", "cvae"])
-def test_the_textbook_generators_run(small, name):
+def test_the_textbook_generators_run_and_become_folders(small, name, tmp_path):
+    from hotloop.nets.generators import Critic
+    from hotloop_export.generators import read_generator
+
     figures = run(replace(small, steps=3), name)["figures"]
     assert 1 <= figures["colours drawn"] <= 9
+    the("textbook").write_folder(name, small, tmp_path)
+    net, _ = read_generator(tmp_path)
+    stored = the("training").load_file(small.weights / f"{name}.safetensors")
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, stored[f"generator.{key}"].to(value.dtype)), key
+    hair = net.config.get("labels", {"hair": []})["hair"]
+    assert len(hair) == net.classes and set(hair) <= set(the("render").ATTRIBUTES["hair"])
+    if name != "cvae":
+        critic = Critic.from_dir(tmp_path / "critic")
+        assert (critic.size, critic.channels) == (net.size, net.channels)
 
 
 def test_folding_centres_the_latents(begun):

@@ -1,12 +1,16 @@
 """Trains the textbook generators on drawn faces: one stage each, at most ten CPU minutes.
 
+`python models/avatar/textbook.py gan FOLDER` writes what has been trained as a folder that `hotloop export` takes.
+
 The class is the hair colour (conditional forms), which `probe_train` does not read at these sizes: a small reader is
 trained beside, on real faces of the same size, and says how many colours appear and whether the asked one does.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +21,11 @@ from data import Shards
 from pixels import to_images, to_tensor
 from render import ATTRIBUTES
 from torch import Tensor, nn
-from training import Options, Run, Stage
+from training import Options, Run, Stage, load_weights
 
 from hotloop.nets.generators import CVAE, DCGAN, Critic, MLPGenerator, StyleGenerator
 
-__all__ = ["RECIPES", "Recipe", "stage"]
+__all__ = ["RECIPES", "Recipe", "main", "stage", "write_folder"]
 
 HAIR = len(ATTRIBUTES["hair"])
 
@@ -170,3 +174,28 @@ def judged(recipe: Recipe, generator: Any, rows: _Rows, options: Options, count:
     if recipe.classes:
         figures["asked colour drawn"] = round(float((guess == asked).float().mean()), 4)
     return figures
+
+
+def write_folder(name: str, options: Options, folder: Path) -> None:
+    """The generator of a stage, with its critic where there is one, from the committed weights."""
+    recipe = RECIPES[name]
+    nets: dict[str, Any] = {"generator": recipe.make()}
+    if not isinstance(nets["generator"], CVAE):
+        nets["critic"] = recipe.critic()
+    load_weights(options.weights / f"{name}.safetensors", nets)
+    if recipe.classes:
+        nets["generator"].config["labels"] = {"hair": list(ATTRIBUTES["hair"])}
+    for part, net in nets.items():
+        net.save(folder / part)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a trained textbook generator as a folder for hotloop export.")
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    write_folder(given.name, Options(), given.folder)
+
+
+if __name__ == "__main__":
+    main()
