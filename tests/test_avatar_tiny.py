@@ -208,7 +208,7 @@ def _falls(losses: list[float], share: float) -> bool:
 def test_a_few_steps_teach_the_autoencoder_and_folding_centres_it_exactly(tiny, tmp_path):
     torch.manual_seed(0)
     vae = train_vae.make_vae(block_out_channels=(16, 16, 16))
-    losses = train_vae.train(tiny, Run(tmp_path / "vae.pt", steps=25, peak=4e-3), batch=8, vae=vae)
+    losses = train_vae.train(tiny, Run(tmp_path / "vae.pt", steps=14, peak=6e-3), batch=8, vae=vae)
     assert _falls(losses, 0.7)
     vae.eval().requires_grad_(False)
     x = train_vae.to_tensor(tiny["images"][:4])
@@ -224,7 +224,7 @@ def test_a_few_steps_teach_the_autoencoder_and_folding_centres_it_exactly(tiny, 
     # Eight faces, all in every batch: a loss that falls is learning and not the luck of the batch.
     few = {name: array[:8] for name, array in tiny.items()}
     stored = {"means": (means * scaling)[:8], "stds": torch.zeros_like(means[:8]), "scaling": scaling}
-    losses = train_vae.tune_decoder(vae, few, stored, Run(tmp_path / "unused", steps=30, peak=2e-3), batch=8)
+    losses = train_vae.tune_decoder(vae, few, stored, Run(tmp_path / "unused", steps=14, peak=6e-3), batch=8)
     assert _falls(losses, 0.95)
     torch.testing.assert_close(train_vae.encode(vae, tiny["images"])[0], means)
 
@@ -255,7 +255,7 @@ def test_a_few_steps_teach_text_encoder_and_unet_and_stock_diffusers_loads_them(
     text = model.make_text_encoder(num_hidden_layers=1)
     reader = train_diffusion.Reader(128)
     losses = train_diffusion.pretrain_text(
-        text, reader, written, Run(tmp_path / "unused", steps=40, peak=3e-3), batch=24
+        text, reader, written, Run(tmp_path / "unused", steps=24, peak=4e-3), batch=16
     )
     assert _falls(losses, 0.8)
 
@@ -268,7 +268,7 @@ def test_a_few_steps_teach_text_encoder_and_unet_and_stock_diffusers_loads_them(
     detail = train_diffusion.detail_cells(tiny["detail"])
     assert detail.shape == (96, 1, 16, 16) and detail.min() >= 0 and detail.max() <= 1
     saved = []
-    run = Run(tmp_path / "diffusion.pt", steps=30, peak=3e-3)
+    run = Run(tmp_path / "diffusion.pt", steps=18, peak=4e-3)
     losses = train_diffusion.train(
         text, unet, reader, written, latents, detail, run, batch=8, on_save=lambda *_: saved.append(1)
     )
