@@ -123,6 +123,30 @@ def test_adversarial_losses_have_their_closed_forms():
     assert float(adversary.r1(linear, a)) == pytest.approx(0.5 * slope**2, rel=1e-4)
 
 
+def test_penalties_are_taken_where_they_say():
+    """Of the critic |x|^2 / 2, whose slope at x is |x|: R1 at the real ones, the other one on the way to the fakes."""
+    adversary = the("adversary")
+
+    def critic(x):
+        return 0.5 * x.square().sum(1)
+
+    real, fake = torch.zeros(20_000, 4), torch.zeros(20_000, 4)
+    fake[:, 1] = 3.0  # slopes 3 t of t uniform in 0..1: the mean of (3 t - 1)^2 is 1
+    assert float(adversary.gradient_penalty(critic, real, fake).detach()) == pytest.approx(1.0, abs=0.03)
+    assert float(adversary.gradient_penalty(critic, fake, fake)) == pytest.approx(4.0, rel=1e-5)
+    assert float(adversary.r1(critic, fake)) == pytest.approx(4.5, rel=1e-5)
+    assert float(adversary.r1(critic, real)) == 0
+
+
+def test_generators_descend_where_the_critic_likes_them_more():
+    """Closed forms of the generator's slope at a logit f: -sigmoid(-f), f - 1, -1, -1."""
+    adversary, f = the("adversary"), torch.tensor([0.7], requires_grad=True)
+    expected = {"non-saturating": -1 / (1 + np.exp(0.7)), "least squares": -0.3, "hinge": -1.0, "wgan-gp": -1.0}
+    for name, loss in adversary.LOSSES.items():
+        (slope,) = torch.autograd.grad(loss(torch.zeros(1), f)[1], f)
+        assert float(slope) == pytest.approx(expected[name], abs=1e-6), name
+
+
 def test_the_textbook_networks_have_their_sizes():
     parameters, recipe = the("adversary").parameters, the("textbook").RECIPES["gan"]
     assert parameters(recipe.make()) == 1_506_448 and parameters(recipe.critic()) == 94_721

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build", "export", "prune"]
 
+_FAMILIES = [name for name, row in FAMILIES.items() if row.unet_channels]  # those of checkpoints
 _KINDS = ", ".join(kind.replace("_", "-") for kind in KINDS)
 Engine = Annotated[list[str] | None, typer.Option(
     help=f"{_KINDS}; with a precision of its own as KIND:PRECISION. Repeatable.", show_default=False)]  # fmt: skip
@@ -41,7 +42,7 @@ def export(
     lora: Annotated[list[str] | None, typer.Option(help="FILE or FILE:SCALE, merged in. Repeatable.")] = None,
     embedding: Annotated[list[str] | None, typer.Option(help="A textual inversion: FILE or FILE:WORD.")] = None,
     vae: Annotated[str | None, typer.Option(help="Another VAE, or a tiny one; tiny: the one near the source.")] = None,
-    family: Annotated[str | None, typer.Option(help=f"One of {', '.join(FAMILIES)} [default: found out].")] = None,
+    family: Annotated[str | None, typer.Option(help=f"One of {', '.join(_FAMILIES)} [default: found out].")] = None,
     prediction: Annotated[str | None, typer.Option(help="eps or v, where the source does not tell.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A single file's tokenizer folder [default: found].")] = None,
     variant: Annotated[str | None, typer.Option(help="Which weights of a folder, such as fp16.")] = None,
