@@ -369,12 +369,14 @@ KINDS = {
     "embedded": (Told(**FLAT, labels={"hair": ["a", "b", "c", "d"]}), {"controls": {"hair": "c"}}, np.eye(4)[2]),
     "hot": (Told(**FLAT, labels=4), {"label": 3}, np.eye(4)[3]),
     "steered": (Told(**FLAT, controls=("smile", "gaze")), {"controls": {"gaze": "-0.5"}}, np.array([0, -0.5])),
+    "steered unnamed": (Told(**FLAT), {"controls": {"c0": 2}}, np.array([2, 0])),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_somebodys_onnx_file_draws_as_numpy_does(tmp_path, kind):
     told, asked, condition = KINDS[kind]
+    kind = kind.split()[0]
     batch, external = (1, "big.bin") if kind in ("deep", "hot") else ("N", None)
     file = write_onnx(tmp_path / "my.onnx", kind=kind, batch=batch, external=external)
     out = tmp_path / "out"

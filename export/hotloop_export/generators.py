@@ -51,7 +51,7 @@ class Told:
     value_range  "-1,1" or "0,1": of an ONNX file's pixels
     size         (width, height) of one that draws flat rows
     labels       attribute -> names of its classes; or how many classes there are
-    controls     names of the condition's numbers
+    controls     names of the condition's numbers; c0, c1... by default
     """
 
     value_range: str | None = None
@@ -164,7 +164,8 @@ def _open(recipe: Recipe, told: Told) -> _Source:
         found: dict[str, Any] = {name: size for name, size in sizes.items() if size}
         found["default_size"] = list(own.default_size)
         files = [("generator", file) for file in graph.files]
-        return _Source(own, found, _defaults(told.names, told.controls), files, graph=graph)
+        controls = told.controls or tuple(f"c{i}" for i in range(own.controls))
+        return _Source(own, found, _defaults(told.names, controls), files, graph=graph)
     if told.value_range not in (None, "-1,1") or told.size is not None or told.controls:
         rule = "range, size and names of controls are for ONNX files: a folder's class says its own"
         raise InputError(_PLACE, rule, path.name)
