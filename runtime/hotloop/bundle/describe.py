@@ -28,7 +28,8 @@ def describe(bundle: Bundle) -> Iterator[str]:
             yield f"  {certificate_line(entry.certificate)}"
     defaults = ", ".join(f"{key} {value}" for key, value in bundle.defaults.items())
     made = ", ".join(f"{tool} {version}" for tool, version in manifest.get("made_with", {}).items())
-    yield f"defaults: {defaults}"
+    if defaults:
+        yield f"defaults: {defaults}"
     yield f"made with: {made}"
     yield f"{len(sizes)} files, {_size(sum(sizes.values()))}, all as sealed"
 
