@@ -115,10 +115,11 @@ def open_onnx(
         raise InputError(_PLACE, rule, value_range)
     names = (latent.name, told.name if told is not None else None, output)
     run = _session(path)
-    drawn = [
-        _tried(path, run, names, shape, None if told is None else _example(told, _row(path, told), i, classes, one_hot))
-        for i in range(_PROBES)
-    ]
+    drawn = []
+    for i in range(_PROBES):
+        z = np.random.default_rng(i).standard_normal((1, *shape))
+        say = None if told is None else _example(told, _row(path, told), i, classes, one_hot)
+        drawn.append(_tried(path, run, names, z, say))
     channels, picture = _picture(path, drawn[0].shape, size)
     _check_range(path, np.stack(drawn), value_range)
     row = FAMILIES["generator"]
@@ -242,9 +243,8 @@ def _example(told: onnx.ValueInfoProto, row: tuple[int, ...], i: int, classes: i
 
 def _tried(
     path: Path, run: Callable[[Mapping[str, np.ndarray]], list[np.ndarray]], names: tuple[str, str | None, str],
-    latent: tuple[int, ...], told: np.ndarray | None,
+    z: np.ndarray, told: np.ndarray | None,
 ) -> np.ndarray:  # fmt: skip
-    z = np.random.default_rng(0 if told is None else int(told.sum())).standard_normal((1, *latent))
     given = {names[0]: z} | ({names[1]: told} if names[1] is not None and told is not None else {})
     try:
         (drawn,) = run(given)
