@@ -42,11 +42,12 @@ TARGETS = tuple(Target(*name.split("-")) for name in ENGINES)
 def ready(net):
     """Random weights, statistics and counts."""
     randomise(net)
+    generator = torch.Generator().manual_seed(1)
     for name, value in net.named_buffers():
         if name.endswith("running_var"):
-            value.uniform_(0.5, 2)
+            value.uniform_(0.5, 2, generator=generator)
         elif value.is_floating_point():
-            value.normal_()
+            value.normal_(generator=generator)
         else:
             value.fill_(70_001)  # more than half precision holds
     return net

@@ -31,10 +31,12 @@ NETS = {
 
 
 def ready(name: str):
-    net = randomise(NETS[name]())
+    net, generator = randomise(NETS[name]()), torch.Generator().manual_seed(1)
     for key, value in net.named_buffers():
-        if value.is_floating_point():
-            value.uniform_(0.5, 2) if key.endswith("var") else value.normal_()
+        if key.endswith("running_var"):
+            value.uniform_(0.5, 2, generator=generator)
+        elif value.is_floating_point():
+            value.normal_(generator=generator)
     return net
 
 
