@@ -181,6 +181,21 @@ def test_likeness_is_peak_signal_to_noise():
     assert module.likeness(net, other, [given], shifted, peak=2.0) == pytest.approx(20 * np.log10(2 / shift), abs=1e-4)
 
 
+def test_distillation_that_does_harm_is_told_and_not_kept(tmp_path, monkeypatch):
+    from hotloop_export import pruned
+
+    net = ready("mlp")
+    net.save(tmp_path / "in", dtype=torch.float32)
+    monkeypatch.setattr(pruned, "_RATE", 10.0)
+    lines = []
+    options = {"keep": 0.8, "timed": False}
+    report = prune_folder(tmp_path / "in", tmp_path / "a", steps=4, say=lines.append, **options)
+    assert report.steps == 0 and report.distilled == report.pruned and "kept as it was" in lines[-1]
+    prune_folder(tmp_path / "in", tmp_path / "b", steps=0, **options)
+    a, b = (MLPGenerator.from_dir(tmp_path / name / "generator").state_dict() for name in "ab")
+    assert all(torch.equal(a[key], b[key]) for key in b)
+
+
 # Folders.
 
 

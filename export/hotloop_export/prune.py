@@ -38,7 +38,7 @@ Run = Callable[[Net, Batch], Tensor]
 
 _PLACE = "prune"
 _LEAST = 8  # no place keeps fewer than an eighth of its units
-_RATE, _CLIP = 2e-3, 1.0
+_CLIP, _WARM = 1.0, 0.1  # of the gradient's norm; share of the steps in which the rate rises
 _SECONDS = 240.0  # of distillation at most
 
 
@@ -245,18 +245,20 @@ def prune(net: N, keep: float, batches: Sequence[Batch], run: Run) -> N:
 
 
 def distil(
-    teacher: Net, student: Net, batch: Callable[[int], Batch], run: Run, *, steps: int, seconds: float = _SECONDS
-) -> int:
-    """Let the student follow the teacher's outputs on batch(0), batch(1)...: L1 + mean square, Adam on a cosine. The
-    statistics of its batch norms stay. Returns the steps done, fewer than asked where the time was over."""
+    teacher: Net, student: Net, batch: Callable[[int], Batch], run: Run, *, steps: int, rate: float = 2e-3,
+    seconds: float = _SECONDS,
+) -> int:  # fmt: skip
+    """Let the student follow the teacher's outputs on batch(0), batch(1)...: L1 + mean square, Adam, a rate that rises
+    to `rate` and falls on a cosine. The statistics of its batch norms stay. Returns the steps done, fewer than asked
+    where the time was over."""
     teacher.requires_grad_(False)
     learned = [p.requires_grad_(True) for p in student.parameters()]
-    adam = torch.optim.Adam(learned, lr=_RATE, betas=(0.9, 0.99))
+    adam = torch.optim.Adam(learned, lr=rate, betas=(0.9, 0.99))
     began, done = time.monotonic(), 0
     while done < steps and time.monotonic() - began < seconds:
         part = max(done / steps, (time.monotonic() - began) / seconds)
         for group in adam.param_groups:
-            group["lr"] = _RATE * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
+            group["lr"] = rate * min(1, part / _WARM + 0.02) * (0.02 + 0.49 * (1 + math.cos(math.pi * part)))
         given = batch(done)
         with torch.no_grad():
             wanted = run(teacher, given)

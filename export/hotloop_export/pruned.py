@@ -34,6 +34,7 @@ __all__ = ["Report", "prune_folder"]
 _PLACE = "prune"
 _MEASURED, _HELD, _BATCH = 8, 4, 64  # batches that importance is measured on, and quality; latents of a batch
 _UNET_BATCH = 4
+_RATE, _UNET_RATE = 2e-3, 2e-5  # of distillation: a large network leaves what it knows at a large rate
 _ROUNDS = 40
 # Of a checkpoint: what exports made, and the network that changes.
 _LEFT_OUT = ("unet", "manifest.json", "parity", "engines", "*.onnx", "*.onnx.data", "derived.safetensors", ".*")
@@ -107,8 +108,9 @@ def _generator(
     places(net)  # refuses what it knows no channels of
     row = FAMILIES["generator"].with_constants(constants(net))
     report, made = _pruned(
-        net, batch, run, keep=keep, steps=steps, peak=2.0, measure="PSNR of pictures of held-out seeds", say=say,
-        network=row.networks["generator"] if timed else None, dims={"B": 1},
+        net, batch, run, keep=keep, steps=steps, rate=_RATE, peak=2.0, say=say,
+        measure="PSNR of pictures of held-out seeds", network=row.networks["generator"] if timed else None,
+        dims={"B": 1},
     )  # fmt: skip
     with full_disk_is_one_line(out), beside(out) as work:
         made.save(work / "generator", dtype=torch.float32)
@@ -141,8 +143,8 @@ def _checkpoint(
     )  # fmt: skip
     dims = row.dims(width=side * row.vae_factor, height=side * row.vae_factor, batch=2)
     report, made = _pruned(
-        net, batch, run, keep=keep, steps=steps, peak=None, say=say, measure="signal to noise of predictions on noise",
-        network=row.networks["unet"] if timed else None, dims=dims,
+        net, batch, run, keep=keep, steps=steps, rate=_UNET_RATE, peak=None, say=say,
+        measure="signal to noise of predictions on noise", network=row.networks["unet"] if timed else None, dims=dims,
     )  # fmt: skip
     with full_disk_is_one_line(out), beside(out) as work:
         shutil.copytree(source, work, ignore=shutil.ignore_patterns(*_LEFT_OUT), dirs_exist_ok=True)
@@ -167,17 +169,23 @@ def _side(net: UNet) -> int:
 
 
 def _pruned(
-    net: Net, batch: Callable[[int], Batch], run: Run, *, keep: float, steps: int, peak: float | None, measure: str,
-    network: Network | None, dims: dict[str, int], say: Callable[[str], None],
+    net: Net, batch: Callable[[int], Batch], run: Run, *, keep: float, steps: int, rate: float, peak: float | None,
+    measure: str, network: Network | None, dims: dict[str, int], say: Callable[[str], None],
 ) -> tuple[Report, Net]:  # fmt: skip
     say("measuring importance")
     made = prune(net, keep, [batch(i) for i in range(_MEASURED)], run)
     held = [batch(1_000_000 + i) for i in range(_HELD)]
     pruned = likeness(net, made, held, run, peak=peak)
+    distilled = pruned
     if steps:
         say(f"distilling, {steps} steps")
-        steps = distil(net, made, lambda i: batch(_MEASURED + i), run, steps=steps)
-    distilled = likeness(net, made, held, run, peak=peak)
+        before = {name: value.clone() for name, value in made.state_dict().items()}
+        steps = distil(net, made, lambda i: batch(_MEASURED + i), run, steps=steps, rate=rate)
+        distilled = likeness(net, made, held, run, peak=peak)
+        if not distilled >= pruned:
+            say(f"distillation took it from {pruned:.1f} to {distilled:.1f} dB: what was pruned is kept as it was")
+            made.load_state_dict(before)
+            distilled, steps = pruned, 0
     sizes = parameters(net), parameters(made)
     took = _timed([net, made], network, dims) if network is not None else None
     return Report(sizes, took, pruned, distilled, steps, measure), made
