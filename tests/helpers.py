@@ -16,6 +16,7 @@ import torch
 from hotloop.engines import Context, Engine
 from hotloop.nets.animator import Animator
 from hotloop.nets.base import Net
+from hotloop.nets.generators import Critic
 from hotloop.nets.motions import Motions
 from hotloop.nets.rewrites import constants
 from hotloop.nets.segmenter import Segmenter
@@ -74,6 +75,7 @@ def face_nets(vocabulary: int = 50) -> dict[str, Net]:
                               "maps": [12, 10, 8], "told": 16}),
         "motions": Motions({"actions": ["nod", "bow"], "personalities": ["calm", "shy", "cold"], "controls": controls,
                             "frames": 6, "z": 5, "width": 16}),
+        "critic": Critic({"size": 16, "channels": 1, "classes": 3, "widths": [4, 6]}),
     }  # fmt: skip
     for net in nets.values():
         for name, buffer in randomise(net).named_buffers():

@@ -12,13 +12,18 @@ import numpy as np
 import pytest
 import torch
 from helpers import face_nets, randomise, run
+from PIL import Image
+from typer.testing import CliRunner
 
 import hotloop
+from hotloop import image as images
 from hotloop.bundle import Bundle
 from hotloop.bundle.describe import describe
+from hotloop.cli import app
 from hotloop.engines import open_engine
 from hotloop.errors import BundleError, InputError
 from hotloop.evaluation.certificates import verify
+from hotloop.image.alpha import straight
 from hotloop.nets import rewrites
 from hotloop.nets.animator import REACH, Animator, Keyframe
 from hotloop.nets.base import Net
@@ -38,7 +43,7 @@ from hotloop_export.store import Store
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "models" / "avatar" / "tokenizer"
 
-NAMES = ("segmenter", "upscaler", "clip_text", "clip_image", "animator_encoder", "animator", "motions")
+NAMES = ("segmenter", "upscaler", "clip_text", "clip_image", "animator_encoder", "animator", "motions", "critic")
 
 
 UNET = {
@@ -338,3 +343,22 @@ def test_a_folder_that_does_not_hold_its_network_is_one_line(
 def edit(folder: Path, **entries: Any) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+def test_a_drawing_is_cut_out_and_enlarged_by_the_bundles_networks_and_again_byte_for_byte(
+    bundle: Path, tmp_path: Path
+) -> None:
+    pipe = hotloop.load(bundle)
+    drawn = pipe.txt2img("a girl with pink hair", seed=1).images[0]
+    pixels, dims = images.to_float(drawn), pipe.family.dims(width=128, height=128, batch=1)
+    matte = run(pipe.networks["segmenter"], {"image": pixels}, dims)["matte"]
+    rgba = run(pipe.networks["upscaler"], {"rgb": pixels, "matte": matte}, dims)["rgba"][0].transpose(1, 2, 0)
+    cut = pipe.txt2img("a girl with pink hair", seed=1, alpha=True, upscale=4).images[0]
+    assert cut.mode == "RGBA" and cut.size == (512, 512)
+    np.testing.assert_array_equal(np.asarray(cut), straight(rgba))
+    asked = ["a girl with pink hair", "--seed", "1", "--alpha", "--upscale", "4", "--model", bundle]
+    for line in (["txt2img", *asked, "--out", tmp_path / "a.png"], ["rerun", tmp_path / "a.png"]):
+        done = CliRunner().invoke(app, [str(word) for word in line])
+        assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(cut))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "a-rerun.png").read_bytes()

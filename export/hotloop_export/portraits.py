@@ -50,6 +50,10 @@ def sees(
             "z": _normal(rng, n, faces.motion_z), "action": _one_of(rng, n, faces.actions),
             "personality": _one_of(rng, n, faces.personalities),
         },
+        "critic": lambda: {
+            "image": _sized(_channels(pictures, faces.critic_channels), faces.critic_size),
+            "label": rng.integers(0, max(1, faces.critic_classes), n).astype(np.int32),
+        },
     }[network.name]  # fmt: skip
     inputs = {name: np.ascontiguousarray(array) for name, array in drawn().items()}
     return {tensor.name: inputs[tensor.name] for tensor in network.inputs}, network.pick(dims)
@@ -73,6 +77,10 @@ def chain(
 def _sized(pictures: np.ndarray, side: int) -> np.ndarray:
     sized = F.interpolate(torch.from_numpy(pictures), size=(side, side), mode="bilinear", antialias=True)
     return np.asarray(sized.numpy())
+
+
+def _channels(pictures: np.ndarray, channels: int) -> np.ndarray:
+    return pictures if channels == pictures.shape[1] else pictures.mean(1, keepdims=True).repeat(channels, axis=1)
 
 
 def _oval(n: int, height: int, width: int) -> np.ndarray:

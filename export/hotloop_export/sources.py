@@ -98,7 +98,7 @@ _FACES = {
 }  # fmt: skip
 _COMPONENTS |= {
     name: _Component("diffusion_pytorch_model", (cls,), keys.plain, True) for name, cls in _FACES.items()
-}
+} | {"critic": _Component("model", ("Critic",), keys.plain, True)}
 
 
 @dataclass(frozen=True)

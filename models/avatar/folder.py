@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import animation
 import animator
 import autoencoder
 import base
@@ -20,6 +21,7 @@ import segmenter
 import tinyvae
 import upscaler
 from model import write_folder
+from textbook import RECIPES
 from training import Options, load_weights
 
 from hotloop.nets.animator import Animator
@@ -27,6 +29,8 @@ from hotloop.nets.base import Net
 from hotloop.nets.motions import Motions
 from hotloop.nets.towers import ImageTower, TextTower
 from hotloop.nets.vae import TinyVAE
+
+CRITIC = "dcgan"  # the stage whose critic ships: 64 x 64 in colour, told the hair's
 
 __all__ = ["around", "assemble", "main"]
 
@@ -47,6 +51,7 @@ def _clip(options: Options, file: Path) -> dict[str, Net]:
 
 def _animator(options: Options, file: Path) -> dict[str, Net]:
     net = Animator(animator.CONFIG)
+    file = options.weights / f"{animation.chosen(options)}.safetensors"
     load_weights(file, {"encoder": net.encoder, "decoder": net.decoder})
     return {"animator": net}
 
@@ -58,6 +63,12 @@ def _motions(options: Options, file: Path) -> dict[str, Net]:
     return {"motions": net}
 
 
+def _critic(options: Options, file: Path) -> dict[str, Net]:
+    net = RECIPES[CRITIC].critic()
+    load_weights(file, {"critic": net})
+    return {"critic": net}
+
+
 def _tiny_vae(options: Options, file: Path) -> dict[str, Net]:
     vae: Any = tinyvae.load(options)
     tensors = {name: value.numpy() for name, value in vae.cpu().state_dict().items()}
@@ -67,7 +78,7 @@ def _tiny_vae(options: Options, file: Path) -> dict[str, Net]:
 # Stage -> its networks by component, of the stage's weights.
 _STAGES: Mapping[str, Callable[[Options, Path], dict[str, Net]]] = {
     "upscaler": _upscaler, "segmenter": _segmenter, "clip": _clip, "animator": _animator, "motions": _motions,
-    "tinyvae": _tiny_vae,
+    "tinyvae": _tiny_vae, CRITIC: _critic,
 }  # fmt: skip
 
 

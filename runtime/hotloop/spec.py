@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from .errors import InputError
 
 __all__ = [
-    "BOXES", "FAMILIES", "FIELD", "GROUPS", "LORA_COMPONENTS", "REWRITES", "WEIGHTED", "FaceConstants", "Family",
-    "Network", "ScheduleConstants", "Tensor", "cells", "family", "phase_grid", "resolve",
+    "BOXES", "ENLARGED", "FAMILIES", "FIELD", "GROUPS", "LORA_COMPONENTS", "REWRITES", "WEIGHTED", "FaceConstants",
+    "Family", "GeneratorFamily", "Network", "ScheduleConstants", "Tensor", "cells", "family", "phase_grid", "resolve",
 ]  # fmt: skip
 
 Dim = int | str
@@ -28,7 +28,7 @@ WEIGHTED = ("timestep_cond",)
 LORA_COMPONENTS = ("unet", "text_encoder")
 _HALVES = (2, 4, 8, 16)
 # How many times as large a side the upscaler makes; H4 and W4 are those sides.
-_ENLARGED = 4
+ENLARGED = 4
 # Channels of the animator's fields: two flows of 2, a mask, a colour of 4. And its boxes: eyes, mouth.
 FIELD, BOXES = 9, 2
 
@@ -90,6 +90,7 @@ class FaceConstants:
     key_widths   channels of the maps of an eighth, a quarter and half of that a side; all of it has the last's
     controls, z  numbers that say what a frame shows, and what they leave open
     frames       of a motion; motion_z, actions, personalities: what it is drawn from
+    critic_size, critic_channels  of the pictures that the critic scores; critic_classes: of their labels, 0: none
     """
 
     parts: int = 9
@@ -103,9 +104,12 @@ class FaceConstants:
     motion_z: int = 8
     actions: int = 7
     personalities: int = 4
+    critic_size: int = 64
+    critic_channels: int = 3
+    critic_classes: int = 0
 
     def networks(self) -> list[Network]:
-        """Segmenter, upscaler, CLIP pair, animator and motions. Pictures are in [-1, 1]; RGBA, mattes and masks
+        """Segmenter, upscaler, CLIP pair, animator, motions and critic. Pictures are in [-1, 1]; RGBA, mattes and masks
         in [0, 1], RGBA premultiplied; embeddings of unit length; boxes (x0, y0, x1, y1) in pictures."""
         small, grid = self.key_size, self.key_size // 2
         sides = (small // 8, small // 4, grid, small)
@@ -114,6 +118,8 @@ class FaceConstants:
             _f32(name, width, side, side)
             for name, width, side in zip(("coarse", "middle", "fine", "finest"), widths, sides, strict=True)
         ]
+        seen = (self.critic_size, self.critic_size)
+        label = (Tensor("label", "int32", ("B",)),) if self.critic_classes else ()
         key_boxes, held = _f32("key_boxes", BOXES, 4), _f32("held", self.controls)
         return [
             Network(
@@ -150,6 +156,9 @@ class FaceConstants:
                 (_f32("z", self.motion_z), _f32("action", self.actions), _f32("personality", self.personalities)),
                 (_f32("controls", self.frames, self.controls),), component="motions",
             ),
+            # How real a picture looks to what a generator was trained against; of a class, where it knows classes.
+            Network("critic", (_f32("image", self.critic_channels, *seen), *label), (_f32("score", 1),),
+                    component="critic"),
         ]  # fmt: skip
 
 
@@ -206,6 +215,11 @@ class Family:
     def inpaint_channels(self) -> bool:
         """True when the UNet itself takes mask and masked image."""
         return self.unet_channels > self.latent_channels
+
+    @property
+    def summary(self) -> str:
+        """What tells it from others of its kind, in a word or two."""
+        return self.schedule.prediction_type
 
     @property
     def networks(self) -> dict[str, Network]:
@@ -325,7 +339,7 @@ class Family:
         """The value of every symbol for `images` (default: `batch`) images of width x height pixels."""
         return {
             "B": batch, "N": images or batch, "T": tokens or self.vocab_tokens, "Ti": identity_tokens,
-            "H": height, "W": width, "H4": _ENLARGED * height, "W4": _ENLARGED * width,
+            "H": height, "W": width, "H4": ENLARGED * height, "W4": ENLARGED * width,
             **cells(height // self.vae_factor, width // self.vae_factor),
         }  # fmt: skip
 
@@ -345,6 +359,45 @@ class Family:
             table = getattr(self, name)
             own[name] = replace(table, **{key: _alike(place, table, key, one) for key, one in value.items()})
         return replace(self, **own)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class GeneratorFamily(Family):
+    """The row of bundles that hold a generator, which draws in one call: no text encoder, no UNet, no schedule.
+
+    z_width      numbers of unit noise that a picture is made of
+    classes      of the label; 0: it takes none
+    controls     numbers of the condition; 0: it takes none
+    style_width  width of w, where it is a pair of `mapping` and `synthesis`; 0: it is one network, `generator`
+    """
+
+    z_width: int = 100
+    classes: int = 0
+    controls: int = 0
+    style_width: int = 0
+
+    @property
+    def summary(self) -> str:
+        told = [f"{self.classes} classes"] * bool(self.classes) + [f"{self.controls} controls"] * bool(self.controls)
+        return ", ".join([f"z of {self.z_width}", *told])
+
+    def split(self, rewrites: Sequence[str] = (), groups: Sequence[str] = ()) -> dict[str, Network]:
+        """Every network, and the critic of the bundles that carry one. Raises InputError for any rewrite or group."""
+        if rewrites or groups:
+            raise InputError("spec", "a generator has no rewrites and no optional inputs", [*rewrites, *groups])
+        width, height = self.default_size
+        label = (Tensor("label", "int32", ("B",)),) if self.classes else ()
+        controls = (Tensor("controls", "float32", ("B", self.controls)),) if self.controls else ()
+        z = (Tensor("z", "float32", ("B", self.z_width)), *label, *controls)
+        w = (Tensor("w", "float32", ("B", self.style_width)),)
+        image = (Tensor("image", "float32", ("B", self.image_channels, height, width)),)
+        score = (Tensor("score", "float32", ("B", 1)),)
+        rows = (
+            [("mapping", z, w), ("synthesis", w, image)] if self.style_width else [("generator", z, image)]
+        )  # fmt: skip
+        networks = [Network(name, inputs, outputs, component="generator") for name, inputs, outputs in rows]
+        networks.append(Network("critic", (*image, *label), score, component="critic"))
+        return {network.name: network for network in networks}
 
 
 _TABLES = ("schedule", "faces")
@@ -413,6 +466,11 @@ FAMILIES: dict[str, Family] = {
         replace(_SD15, name="avatar", vae_factor=4, scaling_factor=1.0, grid=4, context_dim=128,
                 default_size=(128, 128), max_size=1024,
                 unet_widths=(32, 64, 96, 96), unet_layers=1, kv_width=1152, time_width=1056),
+        # What a checkpoint has, it has not: these fields match none.
+        GeneratorFamily(
+            name="generator", latent_channels=0, unet_channels=0, vae_factor=1, scaling_factor=1.0, grid=1,
+            context_dim=0, vocab_tokens=0, default_size=(28, 28), schedule=ScheduleConstants(), image_channels=1,
+        ),
     )
 }  # fmt: skip
 
