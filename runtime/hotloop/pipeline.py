@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -158,6 +159,13 @@ class Pipeline:
             result.images[:] = [canvas.put_back(drawn) for drawn in result.images]
             call.clock.lap("paste")
         return result
+
+    def live(self, **given: Any) -> Any:
+        """A live session: `push` pictures, `set` settings, take `frames`; arguments as for `hotloop.live.Stage.open`.
+
+        Raises InputError for settings that are refused.
+        """
+        return import_module("hotloop.live").open_session(self, **given)
 
     def table(self, sampler: str, steps: int, *, start: int = 0, options: Mapping[str, Any] | None = None) -> StepTable:
         """The compiled table of a sampler on this bundle's schedule; kept, since many calls share one."""
