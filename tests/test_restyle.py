@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from doubles.live_pipeline import PipelineDouble, network, words
 
-from hotloop.live import Recording, Stage
-from hotloop.noise import SeededNoise
+from hotloop.errors import InputError
+from hotloop.live import Recording, Stage, choose_depth
+from hotloop.live import replay as replayed
+from hotloop.live.conditions import slerp
+from hotloop.live.residual import KEPT, with_residual
+from hotloop.noise import SeededNoise, normal
+from hotloop.samplers import build
+from hotloop.samplers.schedule import Schedule
 
 SIDE = 32
 
@@ -121,3 +130,427 @@ def test_guidance_forms_and_the_negative_prompt_differ():
     assert all(np.abs(a - b).max() > 0.01 for i, a in enumerate(found) for b in found[:i])
 
 
+# Settings, in a session.
+
+BEGUN = {"prompt": "a", "negative_prompt": "n", "guidance_scale": 2.0, "seed": 3, "steps": 4, "size": SIDE}
+
+
+def latents_alone(settings, pictures):
+    double = PipelineDouble()
+    made(stage_of(double).open(**settings), pictures)
+    return double.autoencoder.latents
+
+
+@pytest.mark.parametrize("change", [
+    {"negative_prompt": "other"}, {"prompt": "other"}, {"guidance_scale": 3.0}, {"guidance_scale": 1.0}, {"seed": 9},
+    {"cfg_type": "initialize"}, {"steps": 1}, {"strength": 0.9}, {"size": 48}, {"sampler": "ddim"},
+    {"negative_prompt": "", "cfg_type": "self", "delta": 0.3},
+], ids=str)  # fmt: skip
+def test_after_a_change_frames_are_those_of_a_session_that_began_so_and_those_in_flight_end_as_they_began(change):
+    double = PipelineDouble()
+    session = stage_of(double).open(depth=2, **BEGUN)
+    session.push(picture(0))
+    session.stage.tick()
+    number = session.set(**change)
+    assert session.flying == [0]
+    session.push(picture(1))
+    frames = list(session.frames(wait=0))
+    assert {frame.stamp.version for frame in frames} <= {1, number}
+    before, after = latents_alone(BEGUN, [picture(0)])[0], latents_alone(BEGUN | change, [picture(1)])[0]
+    found = double.autoencoder.latents
+    assert len(found) == 2
+    assert any(np.array_equal(one, before) for one in found) and any(np.array_equal(one, after) for one in found)
+
+
+def test_a_refused_change_in_a_stream_loses_nothing():
+    session = opened(PipelineDouble(), prompt="a", seed=1)
+    for bad in ({"sampler": "nope"}, {"size": 30}, {"steps": 60}, {"sampler": "plms", "steps": 0}, {"width": 1 << 20}):
+        with pytest.raises(InputError):
+            session.set(**bad)
+    frames = made(session, [picture(0), picture(1)])
+    assert [frame.stamp.version for frame in frames] == [1, 1] and session.stats()["refused"] == 5
+
+
+def test_a_sampler_that_needs_every_state_is_refused_residual_guidance():
+    table = PipelineDouble().table("lcm", 2)
+    update = table.update.copy()
+    update[0, 0, KEPT] = 0.5
+    with pytest.raises(InputError, match=r"\[live\] lcm leaves no state for residual guidance: use lcm, tcd or ddim"):
+        with_residual(replace(table, update=update), "epsilon", 1.0)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("sampler", ["lcm", "ddim", "euler", "dpmpp_2m"])
+def test_the_virtual_output_leads_back_to_the_known_picture_whatever_is_predicted(sampler, prediction):
+    """x of any level, known x_0: the output that a network would give if it knew x_0, in float64."""
+    schedule = Schedule.from_config({"prediction_type": prediction})
+    options = {"clip_sample": False} if sampler == "ddim" else {}
+    table = with_residual(build(sampler, schedule, 4, **options), prediction, 1.0)
+    rng = np.random.default_rng(0)
+    x0, eps = rng.normal(size=(2, 9))
+    levels = [(table.start_img, table.start_eps), *zip(table.k_img[:-1], table.k_eps[:-1], strict=True)]
+    for row, (img, noise) in zip(table.residual, levels, strict=True):
+        x = img * x0 + noise * eps
+        alpha, sigma = np.array([img, noise]) / np.hypot(img, noise)
+        wanted = {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}[prediction]
+        assert np.allclose(row[0] * x + row[KEPT] * x0, wanted, rtol=1e-4, atol=1e-4)
+        assert not row[1:KEPT].any()
+
+
+def test_a_blend_slides_from_where_it_is_and_ends_exactly_there():
+    double = PipelineDouble()
+    session = opened(double, prompt="a", seed=1, steps=1)
+    made_by = latents_alone({"prompt": "a", "seed": 1, "steps": 1, "size": SIDE}, [picture(0)])[0]
+    there = latents_alone({"prompt": "b", "seed": 2, "steps": 1, "size": SIDE}, [picture(0)])[0]
+    session.push(picture(0))
+    session.stage.tick()
+    session.set(prompt="b", seed=2, blend=8)
+    for _ in range(10):
+        session.push(picture(0))
+        session.stage.tick()
+    found = double.autoencoder.latents
+    assert np.array_equal(found[0], made_by)
+    assert np.array_equal(found[8], there) and np.array_equal(found[10], there)
+    path = [float(np.linalg.norm(b - a)) for a, b in itertools.pairwise(found[:9])]
+    assert max(path) < 2 * np.mean(path) and not np.array_equal(found[7], there)
+    # Another way in the middle begins where the first one was.
+    session.set(prompt="a", seed=1, blend=4)
+    session.push(picture(0))
+    session.stage.tick()
+    session.set(prompt="c", seed=3, blend=100)
+    session.push(picture(0))
+    session.stage.tick()
+    assert np.linalg.norm(found[12] - found[11]) < 0.2 * np.linalg.norm(found[11] - found[10])
+    with pytest.raises(InputError, match=r"\[live\] blend needs the size, the steps and the kind of guidance to stay"):
+        session.set(steps=2, blend=3)
+
+
+def test_slerp_has_exact_ends_even_steps_and_the_closed_form_on_a_circle():
+    a, b = normal(1, (4, 6)), normal(2, (4, 6))
+    x, y = np.array([1.0, 0], np.float32), np.array([0, 1.0], np.float32)
+    for t in (0.25, 0.5, 0.9):
+        assert np.allclose(slerp(x, y, t), [np.cos(t * np.pi / 2), np.sin(t * np.pi / 2)], atol=1e-6)
+    assert np.allclose(slerp(a, b, 0.0), a, atol=1e-6) and np.allclose(slerp(a, b, 1.0), b, atol=1e-6)
+    assert np.array_equal(slerp(a, a, 0.3), a) and np.allclose(slerp(np.zeros_like(a), b, 0.5), b / 2)
+
+
+def test_prompts_are_encoded_off_the_frame_path_and_frames_go_on_meanwhile():
+    """The executor is held back by hand: frames are drawn with the old version until it has done its work."""
+
+    class Later:
+        def __init__(self):
+            self.work = []
+
+        def submit(self, do):
+            future = Future()
+            self.work.append((do, future))
+            return future
+
+        def run(self):
+            for do, future in self.work:
+                do()
+                future.set_result(None)
+            self.work = []
+
+    double, later = PipelineDouble(), Later()
+    session = Stage(double, clock=double.clock, background=later).open(prompt="a", size=SIDE)
+    for i in range(5):
+        session.set(prompt=f"b{i}")
+        session.push(picture(i))
+        while session.stage.tick():
+            pass
+        assert session.outbox.take().stamp.version == 1
+    assert double.conditioning.encoded == ["a"] and len(later.work) == 1
+    later.run()
+    session.push(picture(9))
+    while session.stage.tick():
+        pass
+    assert session.outbox.take().stamp.version == 6 and double.conditioning.encoded == ["a", "b4"]
+
+
+def test_when_the_engines_change_frames_begin_with_the_new_ones():
+    double = PipelineDouble()
+    session = opened(double, prompt="a")
+    made_first = session.prepared.networks
+    double.networks = double.others()
+    session.push(picture(0))
+    session.stage.tick()
+    assert session.prepared.networks is double.networks is not made_first and session.settings.active.number == 2
+
+
+# Pictures.
+
+
+def test_the_newest_picture_wins_and_the_ledger_balances():
+    session = opened(PipelineDouble(), prompt="a", steps=2)
+    for i in range(5):
+        session.push(picture(i))
+    counts = session.stats()["source"]
+    assert counts == {"in": 5, "shown": 0, "superseded": 4, "skipped": 0, "refused": 0, "failed": 0, "in_flight": 1}
+    with pytest.raises(InputError, match=r"\[live\]"):
+        session.push(np.zeros((3, 3, 7), np.uint8))
+    session.push(picture(5, side=20))  # another size in mid-stream
+    frames = list(session.frames(wait=0))
+    session.close()
+    assert [frame.stamp.source for frame in frames] == [6] and frames[0].pixels.shape == (SIDE, SIDE, 3)
+    counts = session.stats()["source"]
+    assert counts["in"] == 7 == counts["shown"] + counts["superseded"] + counts["refused"] and not counts["in_flight"]
+    with pytest.raises(InputError, match="a closed session takes no pictures"):
+        session.push(picture(0))
+
+
+def test_a_source_that_stands_still_is_not_redrawn():
+    double = PipelineDouble()
+    session = opened(double, prompt="a", similarity=0.99, similarity_most=3, steps=1)
+    frames = made(session, [picture(0)] * 9)
+    counts = session.stats()["source"]
+    assert len(frames) == counts["shown"] == 3 and counts["skipped"] == 6 and double.evaluations == 3
+
+
+def test_frames_end_where_nothing_comes_in_time_and_a_dream_needs_no_source():
+    session = opened(PipelineDouble(), prompt="a")
+    session.push(picture(0))
+    assert [frame.stamp.source for frame in session.frames(wait=0)] == [0]
+    dream = opened(PipelineDouble(), prompt="a", source=False, drift=4, seed=5, steps=1)
+    with pytest.raises(InputError, match="a dream takes no pictures"):
+        dream.push(picture(0))
+    frames = dream.frames()
+    seen = [next(frames).pixels for _ in range(9)]
+    assert not np.array_equal(seen[0], seen[1]) and len(dream.stage.pipeline.autoencoder.latents) == 9
+    ahead = opened(PipelineDouble(), prompt="a", source=False, drift=0, seed=6, steps=1)
+    assert np.array_equal(next(ahead.frames()).pixels, seen[4])  # one seed on
+    with pytest.raises(InputError, match="a dream has none"):
+        dream.set(cfg_type="self", guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("evaluations, depth, latency, period", [(4, 1, 4, 4), (4, 2, 8, 4), (4, 4, 16, 4)])
+def test_depth_adds_the_latency_that_is_told(evaluations, depth, latency, period):
+    """On the double a row costs a second wherever it runs: what depth d adds is (d - 1) E seconds."""
+    double = PipelineDouble(cost=1.0)
+    session = opened(double, prompt="a", steps=evaluations, depth=depth)
+    frames = made(session, [picture(i) for i in range(10)])
+    steady = frames[3:-4]
+    assert {round(frame.stamp.decoded - frame.stamp.taken) for frame in steady} == {latency}
+    taken = [frame.stamp.taken for frame in steady]
+    assert {round(b - a) for a, b in itertools.pairwise(taken)} == {period}
+    costs = {d: float(d) for d in (1, 2, 4)}
+    assert all(len(frame.stamp.rows) == evaluations for frame in frames)
+    assert choose_depth(costs, evaluations, 4.0) == (1, 0.0)
+    assert latency - 4 == evaluations * (costs[depth] - costs[1])
+
+
+def test_the_depth_is_the_smallest_that_is_fast_enough():
+    costs = {1: 0.010, 2: 0.012, 4: 0.016}
+    assert choose_depth(costs, 4, 0.050) == (1, 0.0)
+    assert choose_depth(costs, 4, 0.030) == (2, pytest.approx(0.008))
+    assert choose_depth(costs, 4, 0.017) == (4, pytest.approx(0.024))
+    assert choose_depth(costs, 4, 0.001)[0] == 4 and choose_depth(costs, 2, 0.001)[0] == 2
+
+
+# Sessions together.
+
+VIEWERS = [
+    {"prompt": "a", "steps": 2, "seed": 1}, {"prompt": "b", "steps": 4, "seed": 2, "depth": 4, "guidance_scale": 3.0},
+    {"prompt": "c", "steps": 1, "seed": 3, "size": 48}, {"prompt": "d", "steps": 3, "seed": 4, "sampler": "ddim"},
+]  # fmt: skip
+
+
+def concurrently(pipeline, viewers, **given):
+    """Every viewer's frames, pictures pushed whenever its box is empty: viewer -> source -> pixels."""
+    stage, shown = Stage(pipeline, **given), {}
+    sessions = [stage.open(**({"size": SIDE} | viewer)) for viewer in viewers]
+    for i in range(4):
+        for j, session in enumerate(sessions):
+            session.push(picture(10 * j + i))
+        while any(len(session.inbox) for session in sessions):
+            stage.tick()
+            for j, session in enumerate(sessions):
+                if (frame := session.outbox.take()) is not None:
+                    shown[j, frame.stamp.source] = frame.pixels
+    while stage.tick():
+        for j, session in enumerate(sessions):
+            if (frame := session.outbox.take()) is not None:
+                shown[j, frame.stamp.source] = frame.pixels
+    stage.close()
+    return shown
+
+
+def test_four_sessions_at_once_are_each_its_run_alone():
+    together = concurrently(PipelineDouble(), VIEWERS)
+    assert len(together) == 16
+    for (viewer, source), pixels in together.items():
+        settings = {"size": SIDE} | VIEWERS[viewer]
+        double = PipelineDouble()
+        alone = made(stage_of(double).open(**settings), [picture(10 * viewer + source)])
+        assert np.array_equal(alone[0].pixels, pixels), (viewer, source)
+
+
+def test_closing_one_session_leaves_the_others():
+    stage = stage_of(PipelineDouble())
+    one, two = stage.open(prompt="a", size=SIDE), stage.open(prompt="b", size=SIDE)
+    one.push(picture(0))
+    two.push(picture(1))
+    stage.tick()
+    one.close()
+    while stage.tick():
+        pass
+    assert set(stage.sessions) == {two.number} and one.stats()["source"]["shown"] == 1
+    two.push(picture(2))
+    with two:
+        while stage.tick():
+            pass
+    assert two.stats()["source"]["shown"] == 2 and not stage.sessions
+
+
+# Faults.
+
+
+def test_a_frame_that_is_not_finite_is_made_again_by_the_plain_engines_and_else_held():
+    double, plain = PipelineDouble(), PipelineDouble()
+    session = Stage(double, clock=double.clock, plain=plain).open(prompt="a", size=SIDE, depth=1)
+    good = made_frame(session, picture(0))
+    double.spoil = np.nan
+    again = made_frame(session, picture(1))
+    assert again.stamp.fault == "non-finite" and again.stamp.kind == "drawn"
+    fresh = PipelineDouble()
+    assert np.array_equal(again.pixels, made(opened(fresh, prompt="a"), [picture(1)])[0].pixels)
+    plain.spoil = np.nan
+    held = made_frame(session, picture(2))
+    assert held.stamp.kind == "held" and np.array_equal(held.pixels, again.pixels)
+    double.spoil = 1.0
+    assert made_frame(session, picture(3)).stamp.kind == "drawn" and not np.array_equal(good.pixels, held.pixels)
+    stats = session.stats()
+    assert stats["frames"] == {"produced": 4, "drawn": 3, "held": 1, "again": 1}
+    assert stats["faults"] == {"non-finite": 2} and stats["source"]["failed"] == 1
+
+
+def made_frame(session, one):
+    session.push(one)
+    while session.stage.tick():
+        pass
+    return session.outbox.take()
+
+
+def test_a_governed_session_warms_its_rungs_and_holds_the_interval():
+    double = PipelineDouble(cost=0.010)
+    session = opened(double, prompt="a", steps=2, interval=0.030, governed=True, guidance_scale=1.0)
+    assert session.stats()["rung"] == "asked"
+    double.cost = 0.020
+    for i in range(4):
+        made_frame(session, picture(i))
+    assert session.stats()["rung"] == "rows 1" and session.prepared.evaluations == 1
+    session.set(prompt="b")  # the same rung of the new version
+    made_frame(session, picture(5))
+    assert session.prepared.evaluations == 1 and session.settings.active.number == 2
+    double.cost = 0.004
+    for i in range(900):
+        double.clock.now += 0.030
+        made_frame(session, picture(i))
+        if session.stats()["rung"] == "asked":
+            break
+    moves = session.stats()["moves"]
+    assert [move.taken for move in moves] == ["rows 1", "asked"] and session.prepared.evaluations == 2
+    session.set(steps=4)
+    made_frame(session, picture(5))
+    assert [rung.name for rung in session.governor.ladder][:3] == ["asked", "rows 2", "rows 1"]
+
+
+# Recording.
+
+
+@pytest.mark.parametrize("governed", [False, True])
+def test_a_replay_gives_the_same_frames_without_a_clock(tmp_path, governed):
+    double, recording = PipelineDouble(cost=0.02), Recording()
+    stage = stage_of(double, recording=recording)
+    one = stage.open(prompt="a", size=SIDE, depth=2, similarity=0.999, governed=governed)
+    two = stage.open(prompt="b", size=SIDE, source=False, seed=-1, drift=3)
+    for i in range(12):
+        one.push(picture(i // 2))
+        if i == 4:
+            one.push(picture(50))
+            one.set(prompt="other", blend=3)
+        if i == 7:
+            two.set(seed=9, steps=1)
+        for _ in range(1 + i % 3):
+            stage.tick()
+    stage.close()
+    done = {one["do"] for one in recording.decisions}
+    assert {"swap", "superseded", "skipped", "shown", "begin"} <= done and ("rung" in done) == governed
+    recording.save(tmp_path / "show")
+    loaded = Recording.load(tmp_path / "show")
+    shown = replayed(loaded, PipelineDouble())
+    assert len(shown) > 10 and shown == [
+        (d["session"], d["frame"], d["sha256"]) for d in recording.decisions if d["do"] == "shown"
+    ]
+    with pytest.raises(InputError, match="must be new and writable"):
+        recording.save(tmp_path / "show")
+    begin = next(d for d in loaded.decisions if d["do"] == "open")
+    begin["values"]["seed"] = 77
+    with pytest.raises(InputError, match=r"\[live.recording\] frame 0 of the replay must be the recorded one"):
+        replayed(loaded, PipelineDouble())
+    (tmp_path / "show" / "decisions.jsonl").write_text('{"do": "dance"}\n')
+    with pytest.raises(InputError, match="decisions must be among"):
+        Recording.load(tmp_path / "show")
+    with pytest.raises(InputError, match="a folder that a recording was saved to"):
+        Recording.load(tmp_path)
+
+
+# The built-in model.
+
+
+def test_a_session_on_the_built_in_model_draws_what_img2img_draws(pipe):
+    portrait = pipe.txt2img("a smiling woman", seed=1, num_inference_steps=4).images[0]
+    given = {"negative_prompt": "hat", "seed": 4, "guidance_scale": 2.0, "sampler": "lcm", "strength": 0.5}
+    theirs = pipe.img2img("an old man", image=portrait, num_inference_steps=4, **given).images[0]
+    with Stage(pipe) as stage:
+        session = stage.open(prompt="an old man", steps=2, depth=2, **given)
+        session.push(portrait)
+        frames = list(session.frames(wait=0))
+    assert len(frames) == 1 and np.array_equal(frames[0].pixels, np.asarray(theirs))
+    latency = frames[0].stamp.latency
+    assert latency > 0 and session.stats()["latency"]["max"] == pytest.approx(latency)
+
+
+def test_four_sessions_on_the_built_in_model_are_each_its_run_alone(pipe):
+    viewers = [
+        {"prompt": "a girl", "steps": 2, "seed": 1, "size": 64},
+        {"prompt": "an old man", "steps": 1, "seed": 2, "size": 64},
+        {"prompt": "a smiling woman", "steps": 2, "seed": 3, "size": 64, "guidance_scale": 2.0, "depth": 2},
+        {"prompt": "a boy", "steps": 1, "seed": 4, "size": 64, "cfg_type": "self", "guidance_scale": 1.5},
+    ]
+    together = concurrently(pipe, viewers)
+    alone = {}
+    for j, viewer in enumerate(viewers):
+        with Stage(pipe) as stage:
+            session = stage.open(**viewer)
+            for i in range(4):
+                session.push(picture(10 * j + i))
+                for frame in session.frames(wait=0):
+                    alone[j, frame.stamp.source] = frame.pixels
+    assert together.keys() == alone.keys() and all(np.array_equal(together[key], alone[key]) for key in alone)
+
+
+def test_pipe_live_is_a_session_that_prepares_beside_the_frames(pipe):
+    with pipe.live(prompt="a girl", steps=1, size=64) as session:
+        session.push(picture(0, 64))
+        first = next(session.frames())
+        number = session.set(prompt="an old man")
+        while session.settings.pending:
+            session.push(picture(0, 64))
+            next(session.frames())
+        session.push(picture(0, 64))
+        last = list(session.frames(wait=0.2))[-1]
+    assert (first.stamp.version, last.stamp.version) == (1, number) and not np.array_equal(first.pixels, last.pixels)
+    with pytest.raises(InputError, match=r"\[live\] prompt must be given"):
+        pipe.live(steps=1)
+
+
+def test_an_engine_that_keeps_its_state_says_that_it_cannot_share():
+    class OnDevice:
+        pixels = None
+        begin = step = start = advance = run = print
+
+    double = PipelineDouble()
+    double.networks.denoiser = OnDevice
+    with pytest.raises(InputError, match=r"\[live\] an engine that keeps a run's state on its device cannot share"):
+        Stage(double)

@@ -237,8 +237,9 @@ class Stage:
     def take_rung(self, session: Session, name: str, reason: str) -> None:
         """Frames begin on this rung of the session's ladder from now on."""
         rungs = session.settings.active.prepared.rungs
-        if rungs is None or name not in rungs.prepared:
+        if session.governor is None or rungs is None or name not in rungs.prepared:
             raise InputError(PLACE, "a rung must be of the session's ladder", name)
+        session.governor.stand(name)
         session.on_rung(rungs.prepared[name])
         self.note("rung", session=session.number, rung=name, reason=reason)
 
