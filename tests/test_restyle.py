@@ -221,7 +221,7 @@ def test_a_blend_slides_from_where_it_is_and_ends_exactly_there():
     session.push(picture(0))
     session.stage.tick()
     assert np.linalg.norm(found[12] - found[11]) < 0.2 * np.linalg.norm(found[11] - found[10])
-    with pytest.raises(InputError, match=r"\[live\] blend needs the size, the steps and the kind of guidance to stay"):
+    with pytest.raises(InputError, match=r"\[live\] blend needs the size, the sampler and the steps to stay"):
         session.set(steps=2, blend=3)
 
 

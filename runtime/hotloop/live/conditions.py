@@ -79,11 +79,8 @@ def check(pipeline: Pipeline, request: Request, blend: int, last: Prepared | Non
     if not source and _form(pipeline, request) == "self":
         raise InputError(PLACE, "cfg_type self is guided by the source's pictures: a dream has none", "self")
     if blend and last is not None:
-        same = size == last.size and [(len(leg.table), leg.reads) for leg in legs] == [
-            (len(leg.table), leg.reads) for leg in last.legs
-        ]
-        if not same:
-            raise InputError(PLACE, "blend needs the size, the steps and the kind of guidance to stay", blend)
+        if size != last.size or legs[-1].table.noises != last.legs[-1].table.noises:
+            raise InputError(PLACE, "blend needs the size, the sampler and the steps to stay", blend)
 
 
 def prepare(pipeline: Pipeline, request: Request, *, source: bool) -> Prepared:
@@ -114,7 +111,10 @@ def fits(a: Mix, b: Mix) -> bool:
 
 
 def mixed(a: Mix, b: Mix, t: float) -> Mix:
-    """A share t of the way from a to b; the ends are exact. Raises InputError where they have not the same shapes."""
+    """A share t of the way from a to b; the ends are exact. Where only b has a negative side, that is b's at once.
+
+    Raises InputError where they have not the same shapes.
+    """
     if t <= 0 or t >= 1:
         return a if t <= 0 else b
     if not fits(a, b):
