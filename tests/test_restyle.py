@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from doubles.live_pipeline import PipelineDouble, network, words
+from doubles.live_pipeline import Autoencoder, PipelineDouble, Unet, network, words
 
-from hotloop.errors import InputError
+from hotloop.errors import BundleError, InputError
 from hotloop.live import Recording, Stage, choose_depth
 from hotloop.live import replay as replayed
 from hotloop.live.conditions import slerp
@@ -347,6 +348,12 @@ def test_the_depth_is_the_smallest_that_is_fast_enough():
     assert choose_depth(costs, 4, 0.001)[0] == 4 and choose_depth(costs, 2, 0.001)[0] == 2
 
 
+def test_a_depth_can_be_chosen_by_timing_and_what_it_adds_is_told():
+    """On the double a row costs 10 ms wherever it runs, so more in flight makes no more frames."""
+    session = opened(PipelineDouble(cost=0.010), prompt="a", steps=4, depth=None, interval=0.001)
+    assert session.depth == 1 and session.stats()["added_latency"] == 0
+
+
 # Sessions together.
 
 VIEWERS = [
@@ -453,6 +460,62 @@ def test_a_governed_session_warms_its_rungs_and_holds_the_interval():
     session.set(steps=4)
     made_frame(session, picture(5))
     assert [rung.name for rung in session.governor.ladder][:3] == ["asked", "rows 2", "rows 1"]
+
+
+def test_an_engine_that_does_not_run_loses_its_frames_and_nothing_else(monkeypatch):
+    double = PipelineDouble()
+    session = opened(double, prompt="a", steps=2)
+    good = made_frame(session, picture(0))
+    with monkeypatch.context() as broken:
+        broken.setattr(Unet, "step", lambda *_: (_ for _ in ()).throw(BundleError("engine", "unet does not run")))
+        assert made_frame(session, picture(1)) is None
+        broken.undo()
+        broken.setattr(Autoencoder, "decode", lambda *_: (_ for _ in ()).throw(BundleError("engine", "no memory")))
+        assert made_frame(session, picture(2)) is None
+    again = made_frame(session, picture(0))
+    assert np.array_equal(again.pixels, good.pixels)
+    assert session.stats()["source"]["failed"] == 2 and session.stats()["source"]["in_flight"] == 0
+    assert session.stats()["faults"] == {"[engine] unet does not run": 1, "[engine] no memory": 1}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_in_a_storm_of_everything_ledgers_balance_at_every_tick_and_frames_never_go_back(seed):
+    """Four sessions, settings changed all the time, bad input, broken frames, sessions that go and come."""
+    rng, double = random.Random(seed), PipelineDouble(cost=0.002)
+    stage, sessions, last = stage_of(double), [], {}
+    changes = [{"prompt": "a"}, {"steps": 4}, {"steps": 1}, {"size": 48}, {"size": SIDE}, {"cfg_type": "initialize"},
+               {"guidance_scale": 2.0}, {"guidance_scale": 1.0}, {"seed": -1}, {"similarity": 0.9}]  # fmt: skip
+    for _ in range(700):
+        if len(sessions) < 4:
+            sessions.append(stage.open(prompt="x", size=SIDE, depth=rng.choice([1, 2]), source=rng.random() < 0.8))
+        session = rng.choice([one for one in sessions if not one.closed] or [stage.open(prompt="x", size=SIDE)])
+        if session.source and rng.random() < 0.7:
+            session.push(picture(rng.randrange(3)))
+        if rng.random() < 0.2:
+            session.set(blend=0, **rng.choice(changes))
+        if rng.random() < 0.1:
+            with pytest.raises(InputError):
+                session.set(steps=rng.choice([0, "2", 51]), strength=0.5)
+            if session.source:
+                with pytest.raises(InputError):
+                    session.push("no such file.png")
+        double.spoil = np.nan if rng.random() < 0.05 else 1.0
+        if rng.random() < 0.01:
+            session.close()
+        stage.tick()
+        for one in list(sessions):
+            source, frames = one.stats()["source"], one.stats()["frames"]
+            ends = ("shown", "superseded", "skipped", "refused", "failed")
+            assert source["in"] == sum(source[end] for end in ends) + source["in_flight"]
+            assert source["in_flight"] == len(one.inbox) + (len(one.flying) if one.source else 0)
+            assert frames["produced"] == frames["drawn"] + frames["held"] and len(one.flying) <= one.depth
+            if (frame := one.outbox.take()) is not None:
+                assert frame.stamp.frame > last.get(one, -1)
+                last[one] = frame.stamp.frame
+            if one.number not in stage.sessions:
+                assert source["in_flight"] == 0
+                sessions.remove(one)
+    assert len(last) > 4 and sum(one.stats()["faults"].get("non-finite", 0) for one in last) > 5
 
 
 # Recording.

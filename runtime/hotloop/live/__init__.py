@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..pipeline import Pipeline
+from .depth import choose_depth
 from .recording import Recording
 from .replay import replay
 from .session import Controls, Frame, Session
-from .stage import Stage, choose_depth
+from .stage import Stage
 
 __all__ = ["Controls", "Frame", "Recording", "Session", "Stage", "choose_depth", "open_session", "replay"]
 

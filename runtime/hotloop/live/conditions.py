@@ -78,9 +78,8 @@ def check(pipeline: Pipeline, request: Request, blend: int, last: Prepared | Non
     size, legs = _size(pipeline, request), _legs(pipeline, request, source)
     if not source and _form(pipeline, request) == "self":
         raise InputError(PLACE, "cfg_type self is guided by the source's pictures: a dream has none", "self")
-    if blend and last is not None:
-        if size != last.size or legs[-1].table.noises != last.legs[-1].table.noises:
-            raise InputError(PLACE, "blend needs the size, the sampler and the steps to stay", blend)
+    if blend and last is not None and (size != last.size or legs[-1].table.noises != last.legs[-1].table.noises):
+        raise InputError(PLACE, "blend needs the size, the sampler and the steps to stay", blend)
 
 
 def prepare(pipeline: Pipeline, request: Request, *, source: bool) -> Prepared:

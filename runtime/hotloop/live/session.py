@@ -74,15 +74,17 @@ class Session:
 
     source    whether pictures are pushed; without, it dreams
     depth     frames in flight at most; interval: seconds between frames
-    controls  sampled at every frame's time
+    controls  sampled at every frame's time; what they give is compared with ==
+    added_latency  seconds that the chosen depth adds over depth 1, as timed when it was chosen
     """
 
     def __init__(
         self, stage: Stage, number: int, settings: Settings[Ready], *, source: bool, depth: int, interval: float,
-        controls: Controls | None,
+        controls: Controls | None, added_latency: float = 0.0,
     ) -> None:  # fmt: skip
         self.stage, self.number, self.settings = stage, number, settings
         self.source, self.depth, self.interval, self.controls = source, depth, interval, controls
+        self.added_latency = added_latency
         self.inbox: Mailbox[Picture] = Mailbox()
         self.outbox: Mailbox[Frame] = Mailbox()
         self.pictures, self.produced = SourceLedger(), ProducedLedger()
@@ -175,6 +177,7 @@ class Session:
             "source": self.pictures.counts(), "frames": self.produced.counts(), "latency": self.latencies.summary(),
             "version": settings.active.number, "refused": settings.refused, "refusal": settings.refusal,
             "faults": dict(self.watchdog.counts), "depth": min(self.depth, evaluations), "evaluations": evaluations,
+            "added_latency": self.added_latency,
             "flying": len(self.flying),
             "rung": governor.rung.name if governor else None, "moves": list(governor.moves) if governor else [],
         }  # fmt: skip

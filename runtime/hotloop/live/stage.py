@@ -24,6 +24,7 @@ from ..errors import HotloopError, InputError
 from ..pipeline import Pipeline
 from ..request import Request
 from .conditions import Mix, Prepared, check, fits, prepare
+from .depth import choose_depth, step_costs
 from .recording import Recording, digest
 from .redrawing import redrawn, start
 from .residual import KEPT
@@ -32,12 +33,12 @@ from .session import Controls, Frame, Picture, Ready, Session
 from .settings import PLACE, Settings
 from .stamps import Stamp
 
-__all__ = ["Stage", "choose_depth"]
+__all__ = ["Stage"]
 
 
 @dataclass(eq=False)
 class _Flight:
-    """A frame whose rows are running. It ends with what it began with."""
+    """A frame whose rows are running. It ends with what it began with. latents: when they have all been taken."""
 
     session: Session
     picture: Picture | None
@@ -46,6 +47,7 @@ class _Flight:
     mix: Mix
     deadline: float
     leg: int = 0
+    latents: np.ndarray | None = None
 
 
 class Stage:
@@ -84,13 +86,13 @@ class Stage:
         self.close()
 
     def open(
-        self, *, source: bool = True, depth: int = 1, interval: float = 1 / 30, governed: bool = False,
+        self, *, source: bool = True, depth: int | None = 1, interval: float = 1 / 30, governed: bool = False,
         controls: Controls | None = None, **settings: Any,
     ) -> Session:  # fmt: skip
         """A session.
 
         source    pictures are pushed; without, it dreams: words, seed and noise move
-        depth     frames in flight at most (`choose_depth`)
+        depth     frames in flight at most; None: steps are timed now, and the smallest that is fast enough is chosen
         interval  seconds between frames
         governed  a ladder of cheaper frames is warmed, now and whenever the steps or the size change, and taken to
                   hold the interval
@@ -98,7 +100,8 @@ class Stage:
 
         Raises InputError.
         """
-        check_integer(PLACE, "depth", depth, 1, 64)
+        if depth is not None:
+            check_integer(PLACE, "depth", depth, 1, 64)
         check_number(PLACE, "interval", interval, 1e-4, 3600)
         pipeline, last = self.pipeline, list[Ready]()
 
@@ -117,9 +120,14 @@ class Stage:
             return last[0]
 
         with self._lock:
+            kept = Settings(settings, check=allowed, prepare=ready)
+            added = 0.0
+            if depth is None:
+                first = kept.active.prepared.prepared
+                depth, added = choose_depth(step_costs(first, self.clock), first.evaluations, interval)
             made = Session(
-                self, self._opened, Settings(settings, check=allowed, prepare=ready),
-                source=source, depth=depth, interval=interval, controls=controls,
+                self, self._opened, kept, source=source, depth=depth, interval=interval, controls=controls,
+                added_latency=added,
             )  # fmt: skip
             self._ascend(made, None)
             self.sessions[made.number] = made
@@ -278,11 +286,20 @@ class Stage:
     def step(self) -> None:
         """One row of one group of the batch; what has ended with it is decoded and shown."""
         self.note("step")
-        before = {slot: self._batch.row(slot) for slot in self._flights}
-        ended = set(self._batch.step())
+        before = {slot: self._batch.row(slot) for slot in self._flights if slot in self._batch}
+        try:
+            ended = set(self._batch.step())
+        except HotloopError as error:  # an engine that does not run: what is in flight is lost, the sessions live
+            for slot, flight in self._flights.items():
+                if slot in self._batch:
+                    self._batch.retire(slot)
+                flight.session.flying.remove(flight.stamp.frame)
+                self._fail(flight.session, flight.picture, error)
+            self._flights.clear()
+            return
         now = self.clock()
         for slot, flight in list(self._flights.items()):
-            if self._batch.row(slot) > before[slot]:
+            if slot in before and self._batch.row(slot) > before[slot]:
                 flight.stamp.rows.append(now)
             if slot not in ended:
                 continue
@@ -291,7 +308,16 @@ class Stage:
             if flight.leg < len(flight.prepared.legs):
                 self._admit(flight, state[0], {KEPT: state[KEPT]})
             else:
-                self._show(flight, state[0])
+                flight.latents = state[0]
+                self._show_in_order(flight.session)
+
+    def _show_in_order(self, session: Session) -> None:
+        """A frame of fewer rows, begun after a change of settings, waits for those that were begun before it."""
+        while session.flying:
+            oldest = self._flights[session.number, session.flying[0]]
+            if oldest.latents is None:
+                return
+            self._show(oldest, oldest.latents)
 
     def _show(self, flight: _Flight, latents: np.ndarray) -> None:
         session, stamp, picture = flight.session, flight.stamp, flight.picture
@@ -305,7 +331,11 @@ class Stage:
         def again() -> np.ndarray:
             return redrawn(self.plain, flight.prepared, flight.mix, None if picture is None else picture.pixels)
 
-        seen = session.watchdog.see(decode, again, moved=session.moved(flight.picture, stamp.controls))
+        try:
+            seen = session.watchdog.see(decode, again, moved=session.moved(flight.picture, stamp.controls))
+        except HotloopError as error:
+            self._fail(session, picture, error)
+            return
         stamp.decoded, stamp.fault, stamp.kind = self.clock(), seen.fault, "held" if seen.held else "drawn"
         if picture is not None:
             session.pictures.end(picture.number, "failed" if seen.held else "shown")
@@ -317,7 +347,7 @@ class Stage:
         self._govern(session, flight)
 
     def _fail(self, session: Session, picture: Picture | None, error: HotloopError) -> None:
-        """A frame that could not begin: the session lives, and its last frame stays."""
+        """A frame that an engine could not make: the session lives, and its last frame stays."""
         session.watchdog.counts[f"[{error.place}] {error.rule}"] += 1
         if picture is not None:
             session.pictures.end(picture.number, "failed")
@@ -326,15 +356,3 @@ class Stage:
         if self.sessions.pop(session.number, None) is not None:
             self._preparing.pop(session.number, None)
             self.note("close", session=session.number)
-
-
-def choose_depth(costs: Mapping[int, float], evaluations: int, interval: float) -> tuple[int, float]:
-    """The smallest depth that makes frames often enough -> (depth, the seconds of latency that it adds over depth 1).
-
-    costs: rows in a step -> its seconds, with 1 among them. At depth d a frame comes every E / d steps of d rows, and
-    each takes E of them. Where none is fast enough, the depth that makes the most frames.
-    """
-    periods = {d: evaluations / d * cost for d, cost in sorted(costs.items()) if 1 <= d <= evaluations}
-    fast = [d for d, period in periods.items() if period <= interval]
-    depth = fast[0] if fast else min(periods, key=lambda d: (periods[d], d))
-    return depth, evaluations * (costs[depth] - costs[1])
