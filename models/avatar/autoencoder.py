@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import probe_train
 import torch
 from data import Shards
 from diffusers import AutoencoderKL
 from pixels import detail, gradient_loss, psnr, to_images, to_tensor
 from probe import accuracy, faces, predict
 from quick import quicken
-from torch import Tensor
+from torch import Tensor, nn
 from training import Options, Run, Stage, batches, digest, load_weights, progress
 
 __all__ = ["CONFIG", "GATE", "decode", "encode", "gate", "load", "make", "scaling", "stage"]
@@ -28,6 +29,7 @@ CONFIG: dict[str, Any] = {
     "block_out_channels": (32, 48, 64), "norm_num_groups": 16,
     "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
 }  # fmt: skip
+SEEN = 0.15
 START = Path(__file__).resolve().parents[2] / "runtime" / "hotloop" / "assets" / "avatar-tiny" / "vae"
 GATE = {name: 0.97 for name in ("hair", "style", "eyes", "skin", "glasses", "clothes", "background")} | {
     "expression": 0.98
@@ -47,14 +49,30 @@ def _start(options: Options) -> AutoencoderKL:
     return vae
 
 
-def _loss(vae: AutoencoderKL, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 + 2 MSE, eyes and mouth weighing more, + gradient L1 + 0.002 KL; and the reconstructions."""
+def _loss(vae: AutoencoderKL, x: Tensor, weight: Tensor, trunk: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    """L1 + 2 MSE, eyes and mouth weighing more, + gradient L1 + 0.002 KL, + how differently a reader's trunk sees the
+    picture and its reconstruction; and the reconstructions."""
     with torch.autocast(x.device.type, torch.bfloat16):
         moments = vae.encode(x).latent_dist
         mean, logvar = moments.mean.float(), moments.logvar.float()
         y = vae.decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean)).sample.float()
     pixel = (weight * ((x - y).abs() + 2 * (x - y) ** 2)).mean() + gradient_loss(x, y)
+    if trunk is not None:
+        pixel = pixel + SEEN * perceived(trunk, x, y)
     return pixel + 0.002 * 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean(), y
+
+
+def perceived(trunk: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Distance of two pictures in a trained network's maps (Johnson et al. 2016), each map's in units of its own size,
+    the mean over maps."""
+    with torch.autocast(x.device.type, torch.bfloat16):
+        with torch.no_grad():
+            true = trunk(x)
+        made = trunk(y)
+    return torch.stack([
+        (a.float() - b.float()).abs().mean() / a.float().abs().mean().clamp(min=1e-3)
+        for a, b in zip(true, made, strict=True)
+    ]).mean()  # fmt: skip
 
 
 def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
@@ -64,13 +82,14 @@ def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
     kinds = [shards for shards in (even, faces_) if len(shards)]
     vae = quicken(_start(options).to(options.device)).train()
     run = Run(stage, {"vae": vae}, options, needs=needs, weight_decay=1e-4)
+    trunk = probe_train.load(options).trunk if (options.weights / "probe_train.safetensors").exists() else None
     batch = 4 if options.small else 8
     streams = [batches(len(shards), batch, 5 + run.step) for shards in kinds]
     while run.going():
         turn = run.step % len(kinds)
         images, boxes = kinds[turn].rows(next(streams[turn]), "images", "boxes")
         x = to_tensor(images, options.device)
-        loss, y = _loss(vae, x, 1 + 1.5 * detail(boxes, images.shape[1]).to(options.device))
+        loss, y = _loss(vae, x, 1 + 3 * detail(boxes, images.shape[1]).to(options.device), trunk)
         run.descend(loss, mse=(x - y).square().mean())
     with run.average.applied():
         vae.eval()
@@ -122,8 +141,6 @@ def gate(vae: AutoencoderKL, options: Options, most: int = 512) -> dict[str, Any
     rebuilt = decode(vae, means)
     figures: dict[str, Any] = {"psnr": round(psnr(to_tensor(rows.images), to_tensor(rebuilt)), 2)}
     if (options.weights / "probe_train.safetensors").exists():
-        import probe_train
-
         probe = probe_train.load(options)
         read = accuracy(predict(probe, rebuilt)[0], rows.labels)
         noisy = decode(vae, means + 0.3 * means.std() * torch.randn_like(means))

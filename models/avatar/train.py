@@ -35,7 +35,7 @@ __all__ = ["DATA", "QUEUE", "STAGES", "main", "renderer_version", "work"]
 TEXTBOOK = ("gan", "gan-class", "dcgan", "wgan", "style", "cvae")
 STAGES = {stage.name: stage for stage in (
     Stage("probe_train", "probe_train", (6, 20), peak=2e-3, data={"even": 4096, "pairs": 2048}),
-    Stage("autoencoder", "autoencoder", (8, 20), peak=8e-4, data={"even": 4096}),
+    Stage("autoencoder", "autoencoder", (8, 20, 30, 20), peak=8e-4, data={"even": 4096}),
     Stage("text", "text", (5,), peak=2e-3),
     Stage("base", "base", (15, 60, 60, 60, 60, 60), peak=1.2e-3, needs=("autoencoder", "text"), data={"faces": 3072}),
     Stage("decoder", "decoder", (20,), peak=6e-4, needs=("autoencoder",), data={"faces": 4096}),
@@ -59,10 +59,11 @@ DATA = {
 HELD = {"even": 1024, "pairs": 512, "faces": 512, "other": 512, "judged": 512, "large": 128, "parts": 256}
 # Minutes of one cosine on a GPU: base, student and animator in seven.
 ON_GPU = {"base": 3.6, "student": 1.2, "animator": 1.4}
-# (stage, how many of its segments are to be done by then), in order of worth.
+# (stage, how many of its segments are to be done by then), in order of worth; the probe first, whole: it reads for the
+# autoencoder's gate.
 QUEUE: tuple[tuple[str, int], ...] = (
-    ("probe_train", 1), ("autoencoder", 2), ("text", 1), ("base", 1), ("probe_judge", 1), ("upscaler", 1),
-    ("base", 2), ("probe_train", 2), ("animator", 1), ("probe_judge", 2), ("decoder", 1), ("base", 6), ("student", 2),
+    ("probe_train", 2), ("autoencoder", 4), ("text", 1), ("base", 1), ("probe_judge", 1), ("upscaler", 1),
+    ("base", 2), ("animator", 1), ("probe_judge", 2), ("decoder", 1), ("base", 6), ("student", 2),
     ("upscaler", 2), ("animator", 3), ("tinyvae", 2), ("segmenter", 1), ("clip", 2), ("motions", 1),
     *((name, 1) for name in TEXTBOOK),
 )  # fmt: skip
