@@ -2,14 +2,18 @@
 
 import numpy as np
 import pytest
+from helpers import narrow_unet
 
 from hotloop import Pipeline, loop, samplers
 from hotloop.batch import BUCKETS, Batch
 from hotloop.bundle import Bundle, builtin
+from hotloop.denoiser import UNetDenoiser
+from hotloop.engines.native import NativeEngine
 from hotloop.errors import InputError
 from hotloop.loop import Inpaint
 from hotloop.noise import SeededNoise
 from hotloop.samplers.schedule import Schedule
+from hotloop.spec import REWRITES
 
 SHAPE = (1, 4, 8, 8)
 SCHEDULE = Schedule.from_config({"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False})
@@ -197,6 +201,32 @@ def test_inpainting_and_saved_states_are_a_slots_own():
         assert np.array_equal(batch.retire("masked")[0], alone(Weights(), slot))
         state = batch.retire("plain")
         assert np.array_equal(state[0], alone(Weights(), plain)) and np.array_equal(state[5], saved)
+
+
+@pytest.mark.parametrize("rewrites", [(), REWRITES])
+def test_a_real_unet_in_buckets_is_near_its_run_alone_and_exact_whoever_the_neighbours_are(tmp_path, rewrites):
+    """The split one too, whose time rows are kept by schedule."""
+    row = narrow_unet(tmp_path / "unet")
+    networks = row.split(rewrites)
+    made = {n: NativeEngine(tmp_path / "unet", networks[n]) for n in ("unet", "prompt", "time") if n in networks}
+
+    class Unets:
+        def denoiser(self):
+            return UNetDenoiser(**made)
+
+    def slot(sampler, steps, seed):
+        one, rng = given(sampler, steps, seed), np.random.default_rng(seed)
+        one["cond"] = {name: rng.normal(size=(1, 7, row.context_dim)).astype(np.float32) for name in one["cond"]}
+        return one
+
+    slots = {"a": slot("euler_a", 3, 1), "b": slot("plms", 4, 2), "c": slot("ddim", 2, 3)}
+    when, weights = {"a": 0, "b": 0, "c": 1}, Unets()
+    found = together(weights, slots, when)
+    for name, one in slots.items():
+        single = alone(weights, one)
+        assert np.abs(found[name] - single).max() <= 1e-5 * max(1, np.abs(single).max()), name
+    others = {"a": slots["a"], "b": slot("plms", 4, 8), "c": slot("ddim", 2, 9)}
+    assert np.array_equal(together(weights, others, when)["a"], found["a"])
 
 
 class OnDevice(Fake):

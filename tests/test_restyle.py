@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import threading
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -298,6 +299,26 @@ def test_the_newest_picture_wins_and_the_ledger_balances():
     assert counts["in"] == 7 == counts["shown"] + counts["superseded"] + counts["refused"] and not counts["in_flight"]
     with pytest.raises(InputError, match="a closed session takes no pictures"):
         session.push(picture(0))
+
+
+def test_another_thread_may_push_and_set_while_frames_are_drawn():
+    session = opened(PipelineDouble(), prompt="a", steps=2, depth=2)
+
+    def camera():
+        for i in range(150):
+            session.push(picture(i % 5))
+            if i % 10 == 0:
+                session.set(prompt=f"p{i}")
+        session.close()
+
+    pushing = threading.Thread(target=camera)
+    pushing.start()
+    frames = [frame.stamp for frame in session.frames()]
+    pushing.join()
+    counts = session.stats()["source"]
+    assert counts["in"] == 150 == counts["shown"] + counts["superseded"] and counts["in_flight"] == 0
+    assert [one.source for one in frames] == sorted({one.source for one in frames})
+    assert [one.version for one in frames] == sorted(one.version for one in frames)
 
 
 def test_a_source_that_stands_still_is_not_redrawn():
