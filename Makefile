@@ -74,6 +74,8 @@ clean:                 ## remove the environments, build folders and caches
 	$(DEV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --editable '.[test]'
 	# CLIP's vocabulary, which that package carries; what its code needs is not wanted here.
 	$(DEV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps clip-anytorch==2.6.0
+	# A plugin of VTube Studio; its opencv is for icons alone.
+	$(DEV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps pyvts==0.3.3
 	@touch $@
 
 define need-python

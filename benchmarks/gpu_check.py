@@ -36,7 +36,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 ROW = "{:<40}{:>12}{:>12}  {:<24}{}"
 # By name: other files import packages that such a machine may lack. (The GPU tests of test_tensorrt.py need TensorRT.)
 GPU_TESTS = (
-    "attention", "attention_wgmma", "cfg_step", "geglu", "group_norm_silu", "layer_norm", "rgb",
+    "attention", "attention_wgmma", "cfg_step", "geglu", "group_norm_silu", "layer_norm", "rgb", "warp_blend",
     "native", "native_cuda", "ceilings",
 )  # fmt: skip
 COLD = 128 << 20  # bytes of inputs to go round, so that no launch finds its own in the L2 cache
@@ -159,6 +159,28 @@ def operator_cases(device: str, *, small: bool) -> Iterator[tuple[str, list[Any]
             lambda x: x.chunk(2, -1)[0] * F.gelu(x.chunk(2, -1)[1]),
             lambda x: kernels.geglu(x, stream=stream_of(x), unproved=True),
         )  # fmt: skip
+    side = 512 // scale
+    frames = [
+        [*(torch.randint(256, (side, side, 4), device=on, dtype=torch.uint8) for _ in range(2)),
+         torch.rand(9, 64, 64, device=on) * 0.1]
+        for _ in range(2 if small else max(2, COLD // (8 * side * side)))
+    ]  # fmt: skip
+
+    def warped(key: torch.Tensor, reveal: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
+        values = F.interpolate(field[None], (side, side), mode="bilinear", align_corners=False)
+        still = F.affine_grid(torch.eye(2, 3, device=on)[None], [1, 4, side, side], align_corners=False)
+
+        def moved(source: torch.Tensor, first: int) -> torch.Tensor:
+            at = still + 2 * values[:, first : first + 2].permute(0, 2, 3, 1)
+            return F.grid_sample(source.permute(2, 0, 1)[None].float(), at, align_corners=False)
+
+        mixed = torch.lerp(moved(key, 0), moved(reveal, 2), values[:, 4:5])
+        return (255 * values[:, 5:] + (1 - values[:, 8:]) * mixed).round().clamp(0, 255)[0].permute(1, 2, 0).byte()
+
+    yield (
+        f"warp_blend {side}^2", frames, warped,
+        lambda key, reveal, field: kernels.warp_blend([key, reveal], field, stream=stream_of(key), unproved=True),
+    )  # fmt: skip
 
 
 def time_operators(device: str, out: Path, *, small: bool) -> list[str]:

@@ -14,8 +14,14 @@ import numpy as np
 import torch
 
 from hotloop.engines import Context, Engine
+from hotloop.nets.animator import Animator
+from hotloop.nets.base import Net
+from hotloop.nets.motions import Motions
 from hotloop.nets.rewrites import constants
+from hotloop.nets.segmenter import Segmenter
+from hotloop.nets.towers import ImageTower, TextTower
 from hotloop.nets.unet import UNet
+from hotloop.nets.upscaler import Upscaler
 from hotloop.spec import Family, Network, family, resolve
 
 # A UNet with every kind of block and every input group, as narrow as they come.
@@ -52,6 +58,28 @@ def narrow_unet(folder: Path, **entries: Any) -> Family:
     net = randomise(UNet(NARROW | entries))
     net.save(folder, dtype=torch.float32)
     return row_of(net)
+
+
+def face_nets(vocabulary: int = 50) -> dict[str, Net]:
+    """The networks around a model of faces by component, of random weights, as narrow as they come."""
+    controls = [["happy", 0.0, 1.0], ["headYaw", -25.0, 25.0], ["breath", 0.0, 1.0]]
+    text = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "vocab_size": vocabulary, "projection_dim": 12}  # fmt: skip
+    nets: dict[str, Net] = {
+        "segmenter": Segmenter({"parts": ["background", "hair", "face"], "widths": [8, 12, 16], "width": 8}),
+        "upscaler": Upscaler({"width": 8, "blocks": 1}),
+        "clip_text": TextTower(text),
+        "clip_image": ImageTower({"size": 32, "widths": [8, 12, 16], "hidden": 16, "projection_dim": 12}),
+        "animator": Animator({"controls": controls, "z": 4, "size": 32, "widths": [8, 8, 12, 12, 16],
+                              "maps": [12, 10, 8], "told": 16}),
+        "motions": Motions({"actions": ["nod", "bow"], "personalities": ["calm", "shy", "cold"], "controls": controls,
+                            "frames": 6, "z": 5, "width": 16}),
+    }  # fmt: skip
+    for net in nets.values():
+        for name, buffer in randomise(net).named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.copy_(torch.linspace(0.2, 1.5, len(buffer)))
+    return nets
 
 
 # Engines.

@@ -163,6 +163,8 @@ def test_consistency_answers_are_the_input_at_no_noise():
 
 
 def test_a_still_field_leaves_a_picture_alone_and_a_shift_moves_it():
+    from hotloop.nets.animator import REACH
+
     warp = the("warp")
     key, reveal = torch.rand(2, 1, 4, 32, 32)
     still = torch.zeros(1, 9, 8, 8)
@@ -172,7 +174,7 @@ def test_a_still_field_leaves_a_picture_alone_and_a_shift_moves_it():
     shown[:, 4] = 30
     torch.testing.assert_close(warp.blend(key, reveal, shown), reveal, atol=1e-5, rtol=0)
     moved = still.clone()
-    moved[:, 0] = float(np.arctanh(4 / 32 / warp.REACH))  # from four pixels to the right
+    moved[:, 0] = float(np.arctanh(4 / 32 / REACH))  # from four pixels to the right
     got = warp.blend(key, reveal, moved)
     torch.testing.assert_close(got[..., :-4], key[..., 4:], atol=1e-4, rtol=0)
     assert float(got[..., -4:].abs().max()) < 1e-4  # outside is transparent
@@ -256,6 +258,40 @@ def test_the_later_stages_run(begun):
     assert {"psnr", "controls: r, mean error"} <= set(known["figures"]) and (begun.build / "animator.png").exists()
     known = run(begun, "tinyvae", "segmenter", "clip")
     assert any(name.startswith("R@1") for name in known["figures"])
+    run(begun, "motions")
+    check_folder(begun)
+
+
+def check_folder(options):
+    """What was trained lies in one folder: the trained networks, and what stock diffusers loads as its own."""
+    from diffusers import AutoencoderTiny, StableDiffusionPipeline
+
+    from hotloop.nets.parts import PARTS
+    from hotloop_export.sources import open_source
+
+    folder = options.root / "source"
+    parts = the("folder").assemble(options, folder)
+    assert parts == ["animator", "clip_image", "clip_text", "motions", "segmenter", "tiny_vae", "upscaler"]
+    source = open_source(folder)
+    assert source.family == "avatar" and set(source.tensors) == {"unet", "vae", "text_encoder", *parts}
+    nets = {
+        part.folder: part.choose(source.configs[part.folder]).from_tensors(
+            source.configs[part.folder], source.tensors[part.folder]
+        )
+        for part in PARTS.values() if part.folder in parts
+    }  # fmt: skip
+    encoder, _ = the("animation").load(options)
+    words = the("clip").load(options)[1]
+    rgba, ids = torch.rand(1, 4, 128, 128), torch.tensor([[1097, 5, 6, 1098, 1098]])
+    with torch.no_grad():
+        torch.testing.assert_close(nets["animator"].encode(rgba)[5], encoder(rgba).reveal)
+        torch.testing.assert_close(nets["clip_text"](ids), words(ids), atol=1e-5, rtol=1e-4)
+        z = torch.randn(1, 4, 32, 32)
+        tiny = AutoencoderTiny.from_pretrained(folder / "tiny_vae")
+        torch.testing.assert_close(nets["tiny_vae"].decode(z), tiny.decode(z).sample, atol=1e-5, rtol=1e-4)
+    assert nets["segmenter"].config["parts"] == list(the("render").PARTS)
+    assert [name for name, _, _ in nets["motions"].config["controls"]] == list(the("controls").NAMES)
+    assert StableDiffusionPipeline.from_pretrained(folder, safety_checker=None).unet.config.sample_size == 32
 
 
 def test_a_tuned_decoder_leaves_the_latents_alone(begun):

@@ -49,6 +49,7 @@ NOT_RUN = {
         "needs a checkpoint in the single-file format", "TensorRT's builder needs an NVIDIA GPU",
     ],
     "docs/native.md": ["needs a GPU"],
+    "docs/upscaling.md": ["needs a bundle with an upscaler and a segmenter"] * 2,
     "docs/quickstart.md": ["the suite has its own environment", "installs packages"],
 }  # fmt: skip
 

@@ -29,6 +29,8 @@ OPTIONAL = {
     "hotloop/denoiser/resident.py": {"torch"},
     "hotloop/engines/openvino.py": {"openvino"},
     "hotloop/engines/openvino_operators.py": {"openvino"},
+    "hotloop/live/sources/osc.py": {"pythonosc"},
+    "hotloop/live/sources/vtube_server.py": {"websockets"},
     "hotloop/engines/tensorrt.py": {"tensorrt", "tensorrt_rtx", "cuda"},
 }
 ENGINE_LIBRARIES = {"onnxruntime": "hotloop/engines/onnx.py"}
@@ -47,7 +49,7 @@ FLOORS = (
     ("selection", "denoiser"),
     ("networks", "loop", "batch", "fields"),
     ("adapters", "autoencoder", "generator", "request"),
-    ("conditioning",),
+    ("conditioning", "passes", "upscaling"),
     ("call",),
     ("pipeline",),
     ("evaluation", "live", "__init__"),

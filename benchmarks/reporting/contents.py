@@ -25,6 +25,7 @@ TITLES = {
     "engines": "Engines of one model",
     "spread": "Rows of a small network side by side",
     "tunings": "Tunings of the native engine",
+    "warp": "A frame moved by flows, against OpenVINO's GridSample",
 }
 
 

@@ -223,7 +223,9 @@ def _make(
 ) -> None:
     """Fill `work` with the bundle."""
     size = sum(tensors.nbytes(name) for tensors in source.tensors.values() for name in tensors) / 1e9
-    settings = _settings(recipe, source) | ({"vae": "tiny"} if "tiny_vae" in source.tensors else {})
+    # A tiny VAE that was asked for draws; one that merely lies in the source's folder is carried.
+    tiny = recipe.vae is not None and "tiny_vae" in source.tensors
+    settings = _settings(recipe, source) | ({"vae": "tiny"} if tiny else {})
     with progress.stage("read and merge weights", estimate=10 * size):
         nets = _nets(work, recipe, source)
         _copy(work, source)
@@ -346,7 +348,7 @@ def _write_weights(work: Path, nets: Mapping[str, Net], targets: Sequence[Target
 
 
 def _fits_half(value: torch.Tensor) -> bool:
-    return torch.equal(value.half().float(), value)
+    return not value.is_floating_point() or torch.equal(value.half().float(), value)
 
 
 def _copy(work: Path, source: Source) -> None:
@@ -382,10 +384,23 @@ def _constants(nets: Mapping[str, Net], source: Source) -> tuple[Family, dict[st
             key: source.scheduler[key] for key in ScheduleConstants.__dataclass_fields__ if key in source.scheduler
         },
     }
+    if faces := _faces(nets):
+        constants["faces"] = faces
     if cells := unet.config.get("sample_size"):
         height, width = (cells, cells) if isinstance(cells, int) else cells
         constants["default_size"] = [width * vae.factor, height * vae.factor]
     return row.with_constants(constants), constants
+
+
+def _faces(nets: Mapping[str, Net]) -> dict[str, Any]:
+    """What the networks around the model decide of `hotloop.spec.FaceConstants`; they must agree."""
+    found: dict[str, Any] = {}
+    for net in nets.values():
+        for name, value in net.constants().items():
+            if found.setdefault(name, value) != value:
+                rule = f"{name} must be alike in all networks, is {found[name]} and in {net.class_name}"
+                raise BundleError("export", rule, value)
+    return found
 
 
 def _seal(work: Path, manifest: dict[str, Any]) -> None:

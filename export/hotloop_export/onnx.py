@@ -24,6 +24,7 @@ import torch
 from hotloop.errors import BundleError
 from hotloop.nets.base import Net, find_weights
 from hotloop.nets.parts import PARTS, Call, Part, module_of
+from hotloop.nets.segmenter import Segmenter
 from hotloop.nets.unet import UNet
 from hotloop.nets.vae import AutoencoderKL, TinyVAE
 from hotloop.spec import Network, cells, resolve
@@ -168,10 +169,10 @@ def _derived(folder: Path, weights: Weights) -> Weights:
 
 
 def _factor(net: Net) -> int:
-    """Pixels per latent cell of a VAE; cells on the finest level per cell on the coarsest of a UNet."""
+    """Pixels per latent cell of a VAE; cells on the finest level per cell on the coarsest of others."""
     if isinstance(net, UNet):
         return int(2 ** (len(net.levels) - 1))
-    return net.factor if isinstance(net, AutoencoderKL | TinyVAE) else 1
+    return net.factor if isinstance(net, AutoencoderKL | TinyVAE | Segmenter) else 1
 
 
 def _trace(module: Call, *, factor: int, opset: int) -> onnx_ir.Model:

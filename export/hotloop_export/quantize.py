@@ -27,6 +27,8 @@ import numpy as np
 from hotloop.engines import Context, ContextPool, Engine
 from hotloop.errors import InputError
 
+from . import portraits
+
 if TYPE_CHECKING:
     import onnx
 
@@ -90,10 +92,12 @@ def calibration_inputs(
 ) -> dict[str, list[dict[str, np.ndarray]]]:
     """The inputs of every network of `pipe`, in the order of its runs, while it draws each prompt with its defaults.
 
-    The UNet's come from all `steps` timesteps of every prompt. size: (width, height). The pipeline must have no other
-    user meanwhile; a network of 9 input channels (inpainting) repaints the middle of a grey image.
+    The UNet's come from all `steps` timesteps of every prompt; those of networks around a model of faces from its
+    pictures. size: (width, height). The pipeline must have no other user meanwhile; a network of 9 input channels
+    (inpainting) repaints the middle of a grey image.
     """
-    names = [name for name in pipe.entry.networks if name != "image_encoder"]
+    around = portraits.shown_in(pipe.family, list(pipe.entry.networks))
+    names = [name for name in pipe.entry.networks if name != "image_encoder" and name not in around]
     pipe.networks.forget()  # or networks that have answered before would not be asked
     with _recording({name: pipe.networks[name] for name in names}) as seen:
         for i, prompt in enumerate(prompts):
@@ -105,7 +109,32 @@ def calibration_inputs(
                 pipe.inpaint(prompt, image=image, mask_image=mask, seed=seed + i, **options)
             else:
                 pipe.txt2img(prompt, seed=seed + i, **options)
-    return seen
+    return seen | _around_inputs(pipe, around, seen, seed=seed)
+
+
+def _around_inputs(
+    pipe: Pipeline, names: Sequence[str], seen: Mapping[str, Sequence[Inputs]], *, seed: int
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """What these networks see of the pictures whose latents the decoder has seen."""
+    made: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
+
+    def run(name: str, inputs: Inputs, dims: Mapping[str, int]) -> dict[str, np.ndarray]:
+        with pipe.networks[name].contexts.lease(**dims) as context:
+            for key, array in inputs.items():
+                context.inputs[key][...] = array
+            context.run()
+            return {key: np.array(array) for key, array in context.outputs.items()}
+
+    rng = np.random.default_rng(seed)
+    vocabulary = 1 + max(int(one["input_ids"].max()) for one in seen["text_encoder"])
+    for inputs in seen["vae_decoder"] if names else ():
+        n, _, h, w = inputs["latents"].shape
+        sized = pipe.family.dims(width=w * pipe.family.vae_factor, height=h * pipe.family.vae_factor, batch=n)
+        dims = pipe.family.networks["vae_decoder"].pick(sized)
+        pictures = run("vae_decoder", inputs, dims)["image"]
+        for name, given in portraits.chain(pipe.family, names, pictures, run, rng=rng, vocabulary=vocabulary):
+            made[name].append(given)
+    return made
 
 
 def kept(layer: str, keep: Iterable[str]) -> bool:

@@ -19,6 +19,7 @@ from hotloop.selection import Choice
 from hotloop.spec import Family, Network, phase_grid, resolve
 from hotloop.weights import save
 
+from . import portraits
 from .onnx import sample_inputs
 
 __all__ = ["FOLDER", "PROMPTS", "ModuleEngine", "images_for", "write_reference"]
@@ -66,6 +67,13 @@ class ModuleEngine:
     def context(self, **dims: int) -> Context:
         return _ModuleContext(self, dims)
 
+    def __call__(self, inputs: Mapping[str, np.ndarray], dims: Mapping[str, int]) -> dict[str, np.ndarray]:
+        with self.contexts.lease(**dims) as context:
+            for key, array in inputs.items():
+                context.inputs[key][...] = array
+            context.run()
+            return {key: array.copy() for key, array in context.outputs.items()}
+
     def prepare(self, shapes: Iterable[Mapping[str, int]]) -> None:
         """Nothing to warm."""
 
@@ -100,14 +108,21 @@ def write_reference(
     drawn = {str(i): np.asarray(result.images[0]) for i, result in enumerate(results)}
     save(drawn, bundle.path / files["images"])
     latents = np.concatenate([result.latents for result in results[:2]])
-    for name, engine in engines.items():
-        inputs, dims = _inputs(engine.network, bundle.family, images.size, latents, vocabulary=vocabulary)
-        with engine.contexts.lease(**dims) as context:
-            for key, array in inputs.items():
-                context.inputs[key][...] = array
-            context.run()
-            made = {f"out.{key}": array for key, array in context.outputs.items()}
-        save({f"in.{key}": array for key, array in inputs.items()} | made, bundle.path / files[name])
+    around = portraits.shown_in(bundle.family, list(engines))
+    made: dict[str, dict[str, np.ndarray]] = {}
+    for name in [*(name for name in engines if name not in around), *around]:
+        network = engines[name].network
+        if name in around:
+            inputs, dims = portraits.sees(
+                network, bundle.family, made["vae_decoder"]["image"], made, rng=np.random.default_rng(_SEED),
+                vocabulary=vocabulary,
+            )  # fmt: skip
+        else:
+            inputs, dims = _inputs(network, bundle.family, images.size, latents, vocabulary=vocabulary)
+        made[name] = engines[name](inputs, dims)
+        stored = [{f"{side}.{key}": array for key, array in arrays.items()}
+                  for side, arrays in (("in", inputs), ("out", made[name]))]  # fmt: skip
+        save(stored[0] | stored[1], bundle.path / files[name])
     return {"images": images.stored(), "seed": _SEED, "files": files}
 
 

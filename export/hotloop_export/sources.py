@@ -55,7 +55,7 @@ class Source:
     index       model_index.json of what is written from it
     provenance  {role, name, format, sha256} of every file that was used
 
-    Components: text_encoder, unet, vae; image_encoder and tiny_vae where there are any.
+    Components: text_encoder, unet, vae; image_encoder, tiny_vae and those around a model of faces where there are any.
     """
 
     family: str
@@ -81,13 +81,23 @@ class _Component:
     stem: str
     classes: tuple[str, ...]
     table: Callable[[Iterable[str]], dict[str, keys.From]]
+    optional: bool = False
 
 
 _COMPONENTS = {
     "text_encoder": _Component("model", ("CLIPTextModel", "CLIPTextModelWithProjection"), keys.clip),
     "unet": _Component("diffusion_pytorch_model", ("UNet2DConditionModel",), keys.unet),
     "vae": _Component("diffusion_pytorch_model", ("AutoencoderKL", _TINY), keys.vae),
-    "image_encoder": _Component("model", ("CLIPVisionModelWithProjection",), keys.clip_vision),
+    "image_encoder": _Component("model", ("CLIPVisionModelWithProjection",), keys.clip_vision, True),
+    "tiny_vae": _Component("diffusion_pytorch_model", (_TINY,), keys.tiny_vae, True),
+}
+# The networks around a model of faces, by component.
+_FACES = {
+    "segmenter": "Segmenter", "upscaler": "Upscaler", "clip_text": "TextTower", "clip_image": "ImageTower",
+    "animator": "Animator", "motions": "Motions",
+}  # fmt: skip
+_COMPONENTS |= {
+    name: _Component("diffusion_pytorch_model", (cls,), keys.plain, True) for name, cls in _FACES.items()
 }
 
 
@@ -122,6 +132,10 @@ class _Draft:
 
     def put(self, component: str, config: dict[str, Any], tensors: Weights, files: list[Path]) -> None:
         self.configs[component], self.tensors[component], self.files[component] = config, tensors, files
+
+    def drop(self, component: str) -> None:
+        for held in (self.configs, self.tensors, self.files):
+            held.pop(component, None)
 
 
 def open_source(
@@ -204,8 +218,8 @@ def _read_folder(path: Path, *, variant: str | None, vae_given: bool) -> _Draft:
     draft.scheduler = read_json(path / "scheduler" / "scheduler_config.json", place="export")
     draft.files["index"] = [path / "model_index.json"]
     draft.files["scheduler"] = [path / "scheduler" / "scheduler_config.json"]
-    for name in _COMPONENTS:
-        optional = name == "image_encoder" or (name == "vae" and vae_given)
+    for name, component in _COMPONENTS.items():
+        optional = component.optional or (name == "vae" and vae_given)
         if not optional or (path / name / "config.json").is_file():
             draft.put(name, *_read_component(path / name, name, variant=variant))
     return draft
@@ -348,6 +362,8 @@ def _put_vae(draft: _Draft, path: Path, *, variant: str | None) -> None:
         if got != expected:
             raise InputError("export.vae", f"{path.name} must have {expected} {what}, as the checkpoint has", got)
     tiny = config.get("_class_name") == _TINY
+    if not tiny:
+        draft.drop("tiny_vae")  # the folder's own belongs to the VAE that goes
     draft.put("tiny_vae" if tiny and "vae" in draft.tensors else "vae", config, tensors, files)
 
 
@@ -441,11 +457,11 @@ def _detect(draft: _Draft, *, family: str | None, prediction: str | None) -> Fam
     if found["latent_channels"] != unet.get("out_channels", 4) or text.get("hidden_size", 512) != found["context_dim"]:
         widths = f"text width {text.get('hidden_size', 512)}, UNet's output {unet.get('out_channels', 4)}"
         raise InputError("export", f"text encoder, UNet and VAE must fit each other, got {widths}; {described}")
-    if len(rows) > 1:
+    if len({row.schedule.prediction_type for row in rows}) > 1:
         rows = _by_prediction(draft, rows, told)
         if not rows:
             raise InputError("export", "prediction of SD 2.x must be epsilon or v_prediction", told)
-    row = rows[0]
+    row = next((row for row in rows if row.name == family), min(rows, key=lambda row: _distance(row, unet)))
     if family is not None and row.name != family:
         rule = (
             f"the family {family} predicts {family_row(family).schedule.prediction_type}, the scheduler says otherwise"
@@ -478,6 +494,12 @@ def _alike(a: Family, b: Family) -> bool:
     """Rows that tensors cannot tell apart."""
     names = ("unet_channels", "latent_channels", "context_dim", "vae_factor")
     return all(getattr(a, name) == getattr(b, name) for name in names)
+
+
+def _distance(row: Family, unet: Mapping[str, Any]) -> tuple[bool, bool]:
+    """How unlike a row's UNet is to this one, where the other constants do not tell rows apart: widths, how many."""
+    widths = tuple(unet.get("block_out_channels", ()))
+    return row.unet_widths != widths, len(row.unet_widths) != len(widths)
 
 
 def _by_prediction(draft: _Draft, rows: list[Family], told: str | None) -> list[Family]:

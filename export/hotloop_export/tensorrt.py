@@ -78,7 +78,7 @@ def _rows(family: Family, least: int, most: int, *, halves: int) -> dict[str, di
     tokens = (window, window, TOKEN_WINDOWS * window)
     # One image is encoded for all that are drawn from it.
     encoder, decoder = {"B": (1, 1, most)}, {"B": (least, least, most)}
-    return {
+    return dict.fromkeys((network.name for network in family.faces.networks()), encoder) | {
         # One text at a time, a row for each of its windows.
         "text_encoder": {"B": (1, 1, TOKEN_WINDOWS), "T": (window,) * 3},
         "image_encoder": encoder,

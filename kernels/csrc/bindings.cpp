@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <initializer_list>
 #include <string>
 #include <tuple>
@@ -262,6 +264,23 @@ void layer_norm(py::handle x, py::handle weight, py::handle bias, float eps, py:
     run(arrays, op, &hotloop::layer_norm, HOTLOOP_ON_CUDA(&hotloop::layer_norm_cuda), stream, unproved);
 }
 
+// layers: of (field, box).
+void warp_blend(const py::list& sources, const py::list& layers, py::handle out, uintptr_t stream, bool unproved,
+                bool by_value) {
+    Arrays arrays("warp_blend");
+    hotloop::WarpBlend op{};
+    for (const py::handle source : sources) op.source[op.sources++] = arrays.read(source, "a source");
+    for (const py::handle layer : layers) {
+        const auto [field, box] = layer.cast<std::tuple<py::object, std::array<double, 4>>>();
+        auto& to = op.layer[op.layers++];
+        to.field = arrays.read(field, "a field");
+        std::copy(box.begin(), box.end(), to.box);
+    }
+    op.out = arrays.write(out, "out");
+    run(arrays, op, by_value ? &hotloop::warp_blend_by_value : &hotloop::warp_blend,
+        HOTLOOP_ON_CUDA(&hotloop::warp_blend_cuda), stream, unproved);
+}
+
 std::string compiler() {
 #if defined(__clang__)
     return "clang " __clang_version__;
@@ -308,7 +327,9 @@ constexpr const char* kCudaArchitectures = "";
 }  // namespace
 
 PYBIND11_MODULE(_ops, m) {
+    m.attr("max_layers") = hotloop::kMaxLayers;
     m.attr("max_segments") = hotloop::kMaxSegments;
+    m.attr("max_sources") = hotloop::kMaxSources;
     m.attr("max_states") = hotloop::kMaxStates;
     m.attr("compiler") = compiler();
     m.attr("cuda_architectures") = kCudaArchitectures;
@@ -331,4 +352,5 @@ PYBIND11_MODULE(_ops, m) {
     m.def("layer_norm", &layer_norm);
     m.def("rgb_pack", &rgb_pack);
     m.def("rgb_unpack", &rgb_unpack);
+    m.def("warp_blend", &warp_blend);
 }

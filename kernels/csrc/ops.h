@@ -72,6 +72,24 @@ void rgb_unpack(const RgbUnpack& op);
 // The same value by value, as a CUDA thread takes it (rgb_value.h), into contiguous f32: for the tests.
 void rgb_unpack_by_value(const RgbUnpack& op);
 
+// Sources warped by flows on coarse grids and blended by masks, a colour over them; later layers in their boxes stand
+// for the earlier ones.
+constexpr int kMaxSources = 4;
+constexpr int kMaxLayers = 16;
+
+struct WarpBlend {
+    int sources, layers;
+    Tensor source[kMaxSources];  // u8 [h, w, 4], premultiplied, every stride free
+    struct Layer {
+        Tensor field;   // f32 [C, gh, gw], every stride free: flows x and y of each source, masks, colour or none
+        double box[4];  // x0, y0, x1, y1 in pictures; the first layer's is the whole picture
+    } layer[kMaxLayers];
+    Tensor out;  // u8 [H, W, 4], every stride free
+};
+void warp_blend(const WarpBlend& op);
+// The same pixel by pixel, as a CUDA thread takes it (warp_blend_value.h).
+void warp_blend_by_value(const WarpBlend& op);
+
 // out = softmax(q k^T scale + mask) v + sum over segments of weight softmax(q k_s^T scale) v_s
 constexpr int kMaxSegments = 8;
 

@@ -21,5 +21,6 @@ void group_norm_silu_cuda(const GroupNormSilu& op, cudaStream_t stream);
 void layer_norm_cuda(const LayerNorm& op, cudaStream_t stream);
 void rgb_pack_cuda(const RgbPack& op, cudaStream_t stream);
 void rgb_unpack_cuda(const RgbUnpack& op, cudaStream_t stream);
+void warp_blend_cuda(const WarpBlend& op, cudaStream_t stream);
 
 }  // namespace hotloop

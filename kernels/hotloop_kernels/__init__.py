@@ -13,11 +13,15 @@ from .cores import affinity, quota, usable_cores
 from .geglu import geglu
 from .group_norm_silu import group_norm_silu
 from .layer_norm import layer_norm
+from .warp_blend import warp_blend
 
 # As `proved` names them.
-OPERATORS = ("attention", "cfg_step", "geglu", "group_norm_silu", "layer_norm", "rgb.pack", "rgb.unpack")
+OPERATORS = (
+    "attention", "cfg_step", "geglu", "group_norm_silu", "layer_norm", "rgb.pack", "rgb.unpack", "warp_blend",
+)  # fmt: skip
 
 __all__ = [
     "OPERATORS", "KernelError", "affinity", "attention", "build_info", "cfg_step", "compiled", "geglu",
     "group_norm_silu", "layer_norm", "proved", "quota", "rgb", "set_threads", "threads", "usable_cores",
+    "warp_blend",
 ]  # fmt: skip

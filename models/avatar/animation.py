@@ -14,7 +14,7 @@ import numpy as np
 import probe_train
 import torch
 import torch.nn.functional as F
-from animator import Decoder, Encoder, Fields, Keyframe, Posterior, _roomy
+from animator import CONFIG, Posterior
 from data import Shards
 from pixels import detail, gradient_loss, psnr, to_images
 from probe import predict, scores
@@ -22,7 +22,9 @@ from quick import quicken
 from torch import Tensor
 from training import Options, Run, Stage, load_weights
 from upscaler import over, rounds, to_rgba
-from warp import blend, fuse, split
+from warp import blend, fuse
+
+from hotloop.nets.animator import Decoder, Encoder, Fields, Keyframe, roomy, split
 
 __all__ = ["Pairs", "divergence", "frame", "load", "stage"]
 
@@ -122,7 +124,7 @@ class _Nets:
 def _where(b: Batch, told: Tensor) -> Tensor:
     """Boxes of the parts: the truth with room, shaken; the network's own where nothing shows."""
     truth = b.boxes[:, 1]
-    shaken = _roomy(truth) + 0.01 * torch.randn_like(truth)
+    shaken = roomy(truth) + 0.01 * torch.randn_like(truth)
     return torch.where(_seen(truth)[..., None], shaken, told.detach())
 
 
@@ -144,7 +146,7 @@ def _loss(nets: _Nets, b: Batch, device: str) -> tuple[Tensor, dict[str, Tensor]
         "mask": split(fields.whole)[2].mean(),
         "reveal": (key.reveal - b.reveals).abs().mean(),
         "places": ((key.boxes - b.boxes[:, 0]).abs().mean(-1) * _seen(b.boxes[:, 0])).mean()
-        + ((told - _roomy(b.boxes[:, 1])).abs().mean(-1) * _seen(b.boxes[:, 1])).mean(),
+        + ((told - roomy(b.boxes[:, 1])).abs().mean(-1) * _seen(b.boxes[:, 1])).mean(),
         "held": F.smooth_l1_loss(key.held, b.held, beta=0.1),
         "kl": kl.clamp(min=FREE).sum(),
     }
@@ -173,7 +175,7 @@ def _reading(probe: Any, new: Tensor, b: Batch, device: str) -> Tensor:
 def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
     """One segment; True when it is complete."""
     torch.manual_seed(8)
-    nets = _Nets(*(quicken(net.to(options.device)) for net in (Encoder(), Decoder(), Posterior())))
+    nets = _Nets(*(quicken(net.to(options.device)) for net in (Encoder(CONFIG), Decoder(CONFIG), Posterior())))
     modules = {"encoder": nets.encoder, "decoder": nets.decoder}
     run = Run(stage, modules, options, needs=needs, scratch={"posterior": nets.posterior})
     rows, rng = Pairs(options), np.random.RandomState(run.step)
@@ -230,7 +232,7 @@ def _sheet(rows: list[Tensor], options: Options) -> None:
 
 def load(options: Options) -> tuple[Encoder, Decoder]:
     """The trained animator, frozen."""
-    nets = (Encoder(), Decoder())
+    nets = (Encoder(CONFIG), Decoder(CONFIG))
     load_weights(options.weights / "animator.safetensors", dict(zip(("encoder", "decoder"), nets, strict=True)))
     for net in nets:
         net.eval().requires_grad_(False).to(options.device)

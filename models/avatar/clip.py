@@ -1,4 +1,5 @@
-"""The CLIP pair: a text and an image encoder whose embeddings meet (Radford et al. 2021), for screening and search.
+"""Trains the CLIP pair: a text and an image encoder whose embeddings meet (Radford et al. 2021), for screening and
+search.
 
 The image tower starts from the first probe's trunk, the text tower from the text encoder of the queue; the temperature
 is learned. Captions without claims (empty ones) and two captions that claim the same are left out of a batch.
@@ -14,41 +15,28 @@ import text
 import torch
 import torch.nn.functional as F
 from data import Shards
+from model import text_config
 from pixels import to_tensor
 from probe import disturb
-from probe_train import WIDTHS, Trunk
 from texts import write
 from torch import Tensor, nn
 from training import Options, Run, Stage, load_weights
 
-__all__ = ["ImageTower", "TextTower", "contrast", "load", "stage"]
+from hotloop.nets.towers import ImageTower, TextTower
 
-WIDTH = 128
+__all__ = ["IMAGE", "Temperature", "contrast", "load", "stage", "words_config"]
 
-
-class ImageTower(nn.Module):
-    """[B, 3, 128, 128] in [-1, 1] -> unit vectors [B, 128]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk, self.squeeze = Trunk(), nn.Conv2d(WIDTHS[-1], 24, 1)
-        self.mix = nn.Sequential(nn.Linear(24 * 64, 256), nn.ReLU(), nn.Linear(256, WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self.mix(F.relu(self.squeeze(self.trunk(x)[-1])).flatten(1)).float(), dim=1)
+IMAGE: dict[str, Any] = {"size": 128, "projection_dim": 128}
 
 
-class TextTower(nn.Module):
-    """Token ids [B, T] -> unit vectors [B, 128], from the first end token."""
+def words_config(options: Options) -> dict[str, Any]:
+    return text_config(**text.changes(options))
 
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder, self.project = encoder, nn.Linear(128, WIDTH, bias=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        hidden = self.encoder(ids).last_hidden_state
-        end = (ids == ids[:, -1:]).int().argmax(1)
-        return F.normalize(self.project(hidden[torch.arange(len(ids), device=ids.device), end]).float(), dim=1)
+def _make(options: Options) -> tuple[ImageTower, TextTower]:
+    image, words = ImageTower(IMAGE), TextTower(words_config(options))
+    words.encoder = text.load(options)  # transformers' own, of the same weights: its backward is faster here
+    return image, words
 
 
 class Temperature(nn.Module):
@@ -70,7 +58,7 @@ def contrast(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
 
 def _towers(options: Options) -> tuple[ImageTower, TextTower]:
-    image, words = ImageTower(), TextTower(text.load(options))
+    image, words = _make(options)
     image.trunk.load_state_dict(probe_train.load(options).trunk.state_dict())
     return image.to(options.device, memory_format=torch.channels_last), words.to(options.device)
 
@@ -120,6 +108,6 @@ def recalls(image: ImageTower, words: TextTower, options: Options, among: int = 
 
 def load(options: Options) -> tuple[ImageTower, TextTower]:
     """Both towers, frozen."""
-    image, words = ImageTower(), TextTower(text.load(options))
+    image, words = _make(options)
     load_weights(options.weights / "clip.safetensors", {"image": image, "words": words})
     return image.eval().requires_grad_(False), words.eval().requires_grad_(False)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["CONTROLS", "EXPRESSIONS", "NAMES", "NEUTRAL", "Control", "clamp", "from_vector", "scale", "to_vector"]
+__all__ = [
+    "CONTROLS", "EXPRESSIONS", "NAMES", "NEUTRAL", "TABLE", "Control", "clamp", "from_vector", "scale", "to_vector",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ CONTROLS: tuple[Control, ...] = (
     Control("blush", 0.0, 1.0),
     Control("tear", 0.0, 1.0),
 )
+# As the networks' configurations list them.
+TABLE = [[control.name, control.low, control.high] for control in CONTROLS]
 NAMES = tuple(control.name for control in CONTROLS)
 NEUTRAL: dict[str, float] = {control.name: control.neutral for control in CONTROLS}
 

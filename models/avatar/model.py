@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vocabulary import FOLDER as TOKENIZER
 
-__all__ = ["SCHEDULER", "SMALL", "UNET", "Tokenizer", "make_text_encoder", "make_unet", "write_folder"]
+from hotloop.nets.base import Net
+
+__all__ = ["SCHEDULER", "SMALL", "UNET", "Tokenizer", "make_text_encoder", "make_unet", "text_config", "write_folder"]
 
 UNET: dict[str, Any] = {
     "sample_size": 32, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "cross_attention_dim": 128,
@@ -44,23 +46,27 @@ def make_unet(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(UNET | changes))
 
 
-def make_text_encoder(**changes: Any) -> CLIPTextModel:
+def text_config(**changes: Any) -> dict[str, Any]:
     vocabulary = json.loads((TOKENIZER / "vocab.json").read_text(encoding="utf-8"))
     start, end = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
-    config = {
+    return {
         "vocab_size": len(vocabulary), "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3,
         "num_attention_heads": 4, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "projection_dim": 128,
         "bos_token_id": start, "eos_token_id": end, "pad_token_id": end, "attention_dropout": 0.0,
-    }  # fmt: skip
-    return CLIPTextModel(CLIPTextConfig(**(config | changes)))
+    } | changes  # fmt: skip
+
+
+def make_text_encoder(**changes: Any) -> CLIPTextModel:
+    return CLIPTextModel(CLIPTextConfig(**text_config(**changes)))
 
 
 def write_folder(
     folder: Path, text_encoder: CLIPTextModel, unet: UNet2DConditionModel, vae: AutoencoderKL, *,
-    extra: Mapping[str, str] | None = None,
+    parts: Mapping[str, Net] | None = None, extra: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Writes the pipeline in fp16, replacing the folder in one rename; the networks themselves are left in fp32.
 
+    parts: networks around it, by component, each written to a folder of that name.
     extra: file name -> text, written beside (what the weights are, for whoever reads the folder)."""
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -82,6 +88,8 @@ def write_folder(
         "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
     }  # fmt: skip
     (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for name, part in (parts or {}).items():
+        part.save(temporary / name)
     for name, text in (extra or {}).items():
         (temporary / name).write_text(text)
     old = folder.with_name(f"{folder.name}.{os.getpid()}.old")

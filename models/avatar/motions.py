@@ -1,22 +1,25 @@
 """Named clips in control space: emotes on demand, 2 seconds at any frame rate, and a small CVAE that varies them.
 
-A clip is a function of time in [0, 1] to controls; `sequence` samples it. The CVAE (`MotionVAE`) learns sequences of
-50 frames given the action and a personality, from clips drawn with random size, speed and timing.
+A clip is a function of time in [0, 1] to controls; `sequence` samples it. The CVAE (`hotloop.nets.motions`) learns
+sequences of 50 frames given the action and a personality, from clips drawn with random size, speed and timing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from controls import NAMES, clamp, to_vector
-from torch import Tensor, nn
+from controls import TABLE, clamp, to_vector
+from torch import Tensor
 from training import Options, Run, Stage
 
-__all__ = ["CLIPS", "FRAMES", "PERSONALITIES", "MotionVAE", "clip", "drawn", "sequence", "stage"]
+from hotloop.nets.motions import Motions
+
+__all__ = ["CLIPS", "CONFIG", "FRAMES", "PERSONALITIES", "clip", "drawn", "sequence", "stage"]
 
 FRAMES = 50
 # How large, how fast, how much idle head motion and smile.
@@ -77,6 +80,10 @@ CLIPS: dict[str, Clip] = {
     "nod": _nod, "shake": _shake, "laugh": _laugh, "bow": _bow, "wink": _wink, "sigh": _sigh, "talk": _talk,
 }  # fmt: skip
 
+CONFIG: dict[str, Any] = {
+    "actions": list(CLIPS), "personalities": list(PERSONALITIES), "controls": TABLE, "frames": FRAMES, "z": 8,
+}  # fmt: skip
+
 
 def clip(name: str, t: float) -> dict[str, float]:
     """All controls of a clip at a time in [0, 1]."""
@@ -110,53 +117,26 @@ def drawn(name: str, personality: str, rng: np.random.RandomState, frames: int =
     return np.stack(rows)
 
 
-class MotionVAE(nn.Module):
-    """Sequences [B, 50, controls] given an action and a personality (class numbers [B]); z of 8."""
-
-    def __init__(self, z: int = 8, width: int = 192) -> None:
-        super().__init__()
-        self.z = z
-        told = len(CLIPS) + len(PERSONALITIES)
-        flat = FRAMES * len(NAMES)
-        self.encoder = nn.Sequential(
-            nn.Linear(flat + told, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2 * z)
-        )
-        self.decoder = nn.Sequential(
-            nn.Linear(z + told, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, flat)
-        )
-
-    @staticmethod
-    def told(action: Tensor, personality: Tensor) -> Tensor:
-        return torch.cat([F.one_hot(action, len(CLIPS)), F.one_hot(personality, len(PERSONALITIES))], dim=1).float()
-
-    def decode(self, z: Tensor, action: Tensor, personality: Tensor) -> Tensor:
-        out: Tensor = self.decoder(torch.cat([z, self.told(action, personality)], dim=1))
-        return out.view(-1, FRAMES, len(NAMES))
-
-    def forward(self, x: Tensor, action: Tensor, personality: Tensor) -> tuple[Tensor, Tensor]:
-        moments = self.encoder(torch.cat([x.flatten(1), self.told(action, personality)], dim=1))
-        mean, logvar = moments.chunk(2, dim=1)
-        return self.decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean), action, personality), moments
-
-
 def _batch(rng: np.random.RandomState, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sequences [B, 50, controls], and whose they are, one-hot."""
     actions, moods = rng.randint(len(CLIPS), size=size), rng.randint(len(PERSONALITIES), size=size)
     names, kinds = list(CLIPS), list(PERSONALITIES)
     rows = [drawn(names[a], kinds[p], rng) for a, p in zip(actions, moods, strict=True)]
-    return torch.from_numpy(np.stack(rows)), torch.from_numpy(actions), torch.from_numpy(moods)
+    told = (F.one_hot(torch.from_numpy(v), count).float() for v, count in ((actions, len(names)), (moods, len(kinds))))
+    return torch.from_numpy(np.stack(rows)), *told
 
 
 def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
     """One segment; True when it is complete."""
     torch.manual_seed(15)
-    net = MotionVAE().to(options.device)
+    net = Motions(CONFIG | {"encoder": True}).to(options.device)
     run, rng = Run(stage, {"motions": net}, options, needs=needs), np.random.RandomState(0)
     pool = [v.to(options.device) for v in _batch(rng, 32 if options.small else 3000)]
     while run.going():
         index = torch.randint(len(pool[0]), (64,), device=options.device)
-        x, action, mood = (v[index] for v in pool)
-        y, moments = net(x, action, mood)
-        mean, logvar = moments.chunk(2, dim=1)
+        x, *asked = (v[index] for v in pool)
+        mean, logvar = net.encode(x, *asked).chunk(2, dim=1)
+        y = net.decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean), *asked)
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum(1).mean()
         error = ((x - y) ** 2).sum((1, 2)).mean()
         run.descend(error + 0.3 * kl, error=error, nats=kl)

@@ -1,4 +1,4 @@
-"""The part segmenter: picture -> part masks and matte, on the trunk of the first probe.
+"""Trains the part segmenter: picture -> part masks and matte, on the trunk of the first probe.
 
 The trunk starts from `probe_train`'s and learns on with a smaller rate; the probe itself keeps its own weights.
 """
@@ -13,43 +13,15 @@ import torch
 import torch.nn.functional as F
 from data import Shards
 from pixels import to_tensor
-from probe_train import WIDTHS, Trunk
 from render import PARTS
-from torch import Tensor, nn
+from torch import Tensor
 from training import Options, Run, Stage, batches, load_weights
 
-__all__ = ["Segmenter", "iou", "load", "stage"]
+from hotloop.nets.segmenter import Segmenter
 
+__all__ = ["CONFIG", "iou", "load", "stage"]
 
-class _Head(nn.Module):
-    """Maps of a trunk -> logits of parts and matte [B, parts + 1, 128, 128]."""
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        self.narrow = nn.ModuleList(nn.Conv2d(w, width, 1) for w in WIDTHS)
-        self.mix = nn.ModuleList(nn.Conv2d(width, width, 3, 1, 1) for _ in WIDTHS)
-        self.edge = nn.Conv2d(3, 8, 3, 1, 1)
-        self.out = nn.Conv2d(width + 8, len(PARTS) + 1, 3, 1, 1)
-
-    def forward(self, x: Tensor, maps: list[Tensor]) -> Tensor:
-        y = F.relu(self.mix[-1](self.narrow[-1](maps[-1])))
-        for narrow, mix, level in zip(self.narrow[-2::-1], self.mix[-2::-1], maps[-2::-1], strict=True):
-            y = F.interpolate(y, scale_factor=2.0, mode="bilinear", align_corners=False) + narrow(level)
-            y = y + F.relu(mix(F.relu(y)))
-        y = F.interpolate(y, scale_factor=2.0, mode="bilinear", align_corners=False)
-        return self.out(torch.cat([y, F.relu(self.edge(x))], dim=1))
-
-
-class Segmenter(nn.Module):
-    """[B, 3, 128, 128] in [-1, 1] -> part logits [B, parts, 128, 128] (order: render.PARTS), matte [B, 1, 128, 128]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk, self.head = Trunk(), _Head()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.head(x, self.trunk(x))
-        return out[:, :-1], out[:, -1:].sigmoid()
+CONFIG: dict[str, Any] = {"parts": list(PARTS)}
 
 
 def _loss(logits: Tensor, matte: Tensor, parts: Tensor, alpha: Tensor) -> Tensor:
@@ -71,7 +43,7 @@ def _worn(x: Tensor, rng: np.random.RandomState) -> Tensor:
 def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
     """One segment; True when it is complete."""
     torch.manual_seed(10)
-    net = Segmenter()
+    net = Segmenter(CONFIG)
     net.trunk.load_state_dict(probe_train.load(options).trunk.state_dict())
     net = net.to(options.device, memory_format=torch.channels_last).train()
     run = Run(stage, {"trunk": net.trunk, "head": net.head}, options, needs=needs, slow=["trunk"])
@@ -119,6 +91,6 @@ def judged(net: Segmenter, options: Options, most: int = 256) -> dict[str, Any]:
 
 
 def load(options: Options) -> Segmenter:
-    net = Segmenter()
+    net = Segmenter(CONFIG)
     load_weights(options.weights / "segmenter.safetensors", {"trunk": net.trunk, "head": net.head})
     return net.eval().requires_grad_(False).to(options.device, memory_format=torch.channels_last)

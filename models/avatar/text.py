@@ -10,7 +10,7 @@ from texts import Reader, write
 from torch import nn
 from training import Options, Run, Stage, load_weights
 
-__all__ = ["load", "stage"]
+__all__ = ["changes", "load", "stage"]
 
 
 def load(options: Options) -> nn.Module:
@@ -22,8 +22,13 @@ def load(options: Options) -> nn.Module:
     return text
 
 
+def changes(options: Options) -> dict[str, int]:
+    """What a small run's configuration has otherwise."""
+    return {"num_hidden_layers": 1} if options.small else {}
+
+
 def _make(options: Options) -> nn.Module:
-    text = make_text_encoder(num_hidden_layers=1) if options.small else make_text_encoder()
+    text = make_text_encoder(**changes(options))
     if options.device == "cpu":
         text.set_attn_implementation("eager")  # the fused attention's backward is slow on CPUs
     return text

@@ -1,7 +1,7 @@
-"""x4 upscaler, 128 -> 512: RGB and matte in, premultiplied foreground RGBA out.
+"""Trains the x4 upscaler, 128 -> 512: RGB and matte in, premultiplied foreground RGBA out.
 
-Fully convolutional, receptive field 25 pixels: it may run in tiles. Trained on composites over random backgrounds, as
-drawn and after the autoencoder's round trip; the truth is the renderer's drawing at 512.
+It learns on composites over random backgrounds, as drawn and after the autoencoder's round trip; the truth is the
+renderer's drawing at 512.
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ from quick import quicken
 from torch import Tensor, nn
 from training import Options, Run, Stage, digest, load_weights
 
-__all__ = ["Upscaler", "load", "over", "rounds", "stage", "to_rgba"]
+from hotloop.nets.upscaler import Upscaler
+
+__all__ = ["config", "load", "over", "rounds", "stage", "to_rgba"]
 
 WINDOW = 48  # low pixels that the network sees for each 32 that are compared
+
+
+def config(options: Options) -> dict[str, int]:
+    return {"width": 8, "blocks": 1} if options.small else {"width": 32, "blocks": 5}
 
 
 def to_rgba(images: np.ndarray, device: str = "cpu") -> Tensor:
@@ -31,31 +37,6 @@ def to_rgba(images: np.ndarray, device: str = "cpu") -> Tensor:
 def over(rgba: Tensor, ground: Tensor | float) -> Tensor:
     """Premultiplied [B, 4, H, W] in [0, 1] over a ground in [0, 1]: [B, 3, H, W]."""
     return rgba[:, :3] + (1 - rgba[:, 3:]) * ground
-
-
-class Upscaler(nn.Module):
-    """RGB in [-1, 1] and matte in [0, 1] [B, 3, h, w], [B, 1, h, w] -> premultiplied RGBA [B, 4, 4h, 4w] in [0, 1]."""
-
-    def __init__(self, width: int = 32, blocks: int = 5) -> None:
-        super().__init__()
-        self.enter = nn.Conv2d(4, width, 3, 1, 1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.LeakyReLU(0.1), nn.Conv2d(width, width, 3, 1, 1))
-            for _ in range(blocks)
-        )
-        self.leave = nn.Conv2d(width, 4 * 16, 3, 1, 1)
-        # Leaky: while the last layer is still small, plain rectifiers before it die, all of them.
-        nn.init.normal_(self.leave.weight, std=0.01)
-        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
-
-    def forward(self, rgb: Tensor, matte: Tensor) -> Tensor:
-        x = torch.cat([rgb, 2 * matte - 1], dim=1)
-        plain = torch.cat([(rgb + 1) / 2 * matte, matte], dim=1)
-        h = self.enter(x)
-        for block in self.blocks:
-            h = h + block(h)
-        fine = F.pixel_shuffle(self.leave(F.leaky_relu(h, 0.1)), 4)
-        return F.interpolate(plain, scale_factor=4.0, mode="bilinear") + fine
 
 
 def rounds(options: Options, kind: str, parts: list[dict[str, np.ndarray]], names: tuple[str, str]) -> list[np.ndarray]:
@@ -139,7 +120,7 @@ def _loss(y: Tensor, truth: Tensor) -> Tensor:
 def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
     """One segment; True when it is complete."""
     torch.manual_seed(7)
-    net = quicken(Upscaler(8, 1) if options.small else Upscaler()).to(options.device)
+    net = quicken(Upscaler(config(options))).to(options.device)
     run = Run(stage, {"upscaler": net}, options, needs=needs, weight_decay=1e-4)
     rows, rng = _Rows(options), np.random.RandomState(run.step)
     batch = 4 if options.small else 16
@@ -187,7 +168,7 @@ def judged(net: nn.Module, options: Options, batches: int = 24) -> dict[str, Any
 
 
 def load(options: Options) -> Upscaler:
-    net = Upscaler(8, 1) if options.small else Upscaler()
+    net = Upscaler(config(options))
     load_weights(options.weights / "upscaler.safetensors", {"upscaler": net})
     return net.eval().requires_grad_(False).to(options.device)
 

@@ -1,9 +1,5 @@
-"""Moving a sharp picture: backward warps of a keyframe and of what it hides, blended by a mask, coloured where neither
-has what is needed.
-
-A *field* [B, 9, h, w] over a box of the picture says for every place of the new frame: where in the keyframe it comes
-from (flow_key [2], in pictures), where in the reveal texture (flow_reveal [2]), how much of the latter shows (mask
-logit [1]), and a premultiplied colour over both (colour [4]).
+"""Moving a sharp picture as training does it: backward warps of a keyframe and of what it hides, blended by a mask,
+coloured where neither has what is needed. Fields are those of `hotloop.nets.animator`, before they are split.
 """
 
 from __future__ import annotations
@@ -12,32 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["FIELD", "blend", "crop", "fuse", "paste", "split", "warp"]
+from hotloop.nets.animator import crop, grid, split
 
-FIELD = 9
-REACH = 0.35  # the furthest that a flow reaches, in pictures
-
-
-def split(field: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """flow_key, flow_reveal [B, 2, h, w] in pictures, mask [B, 1, h, w] and colour [B, 4, h, w] in [0, 1]."""
-    key, reveal = (REACH * torch.tanh(field[:, i : i + 2]) for i in (0, 2))
-    colour = (field[:, 5:9] - 4).sigmoid()
-    return key, reveal, (field[:, 4:5] - 2).sigmoid(), torch.cat([colour[:, :3] * colour[:, 3:], colour[:, 3:]], dim=1)
-
-
-def grid(boxes: Tensor, h: int, w: int) -> Tensor:
-    """[B, h, w, 2]: the picture's coordinates in [-1, 1] of the cells of boxes [B, 4] (x0, y0, x1, y1 in [0, 1])."""
-    y = (torch.arange(h, device=boxes.device) + 0.5) / h
-    x = (torch.arange(w, device=boxes.device) + 0.5) / w
-    low, size = boxes[:, None, None, :2], (boxes[:, 2:] - boxes[:, :2])[:, None, None]
-    unit = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], dim=-1)
-    return 2 * (low + unit * size) - 1
-
-
-def crop(maps: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Maps [B, C, H, W] over the picture, sampled on size x size cells of boxes [B, 4]."""
-    at = grid(boxes, size, size).to(maps.dtype)
-    return F.grid_sample(maps, at, mode="bilinear", padding_mode="border", align_corners=False)
+__all__ = ["blend", "fuse", "paste", "warp"]
 
 
 def paste(part: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -43,14 +43,19 @@ class Autoencoder:
         return self.family.latent_channels, height // factor, width // factor
 
     def encode(self, networks: Networks, pixels: np.ndarray, noise: SeededNoise) -> np.ndarray:
-        """Pixels f32 [1, 3, H, W] -> a posterior sample per image, scaled: f32 [N, C, h, w]."""
+        """Pixels f32 [N, 3, H, W], or [1, 3, H, W] of all images -> a posterior sample per image, scaled: f32
+        [N, C, h, w]; one launch of the encoder for each picture."""
         _, _, height, width = pixels.shape
         engine = networks[self.encoder]
         dims = self.family.dims(width=width, height=height, batch=1)
+        each = []
         with engine.contexts.lease(**engine.network.pick(dims)) as context:
-            context.inputs["image"][:] = pixels
-            context.run()
-            mean, logvar = context.outputs["mean"].copy(), context.outputs["logvar"].copy()
+            # One picture at a time: what stands beside one must not reach its last bits.
+            for picture in pixels:
+                context.inputs["image"][:] = picture
+                context.run()
+                each.append((context.outputs["mean"].copy(), context.outputs["logvar"].copy()))
+        mean, logvar = (np.concatenate(one) for one in zip(*each, strict=True))
         check_finite("vae_encoder", "latents", mean)
         deviation = np.exp(np.float32(0.5) * np.clip(logvar, -30, 20))
         return (mean + deviation * noise.normal(self.latent_shape(width, height))) * self.scaling

@@ -78,16 +78,22 @@ class Flag:
 
 @dataclass(frozen=True)
 class Choice:
-    of: tuple[str, ...]
-    type = str
+    """One of some words, or of some whole numbers."""
 
-    def check(self, place: str, name: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in self.of:
-            raise InputError(place, f"{name} must be one of {', '.join(self.of)}", value)
+    of: tuple[str, ...] | tuple[int, ...]
+
+    @property
+    def type(self) -> type:
+        return type(self.of[0])
+
+    def check(self, place: str, name: str, value: Any) -> Any:
+        if not isinstance(value, self.type) or isinstance(value, bool) or value not in self.of:
+            among = f"one of {', '.join(map(str, self.of))}" if len(self.of) > 1 else str(self.of[0])
+            raise InputError(place, f"{name} must be {among}", value)
         return value
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "string", "enum": list(self.of)}
+        return {"type": "string" if self.type is str else "integer", "enum": list(self.of)}
 
 
 @dataclass(frozen=True)
@@ -213,6 +219,7 @@ class Field:
     flag       its option on the command line; "" for none there
     settled    a stored request must have it: no default may stand for it there
     stored     part of a stored request's arguments
+    beside     another field: without that one, this may not be given, and has no value
     """
 
     kind: Kind
@@ -223,11 +230,13 @@ class Field:
     flag: str = ""
     settled: bool = False
     stored: bool = True
+    beside: str = ""
 
 
 @dataclass(frozen=True)
 class Alias:
-    """Another name of a field: value(given) is that field's value, or a part of it where the field maps names."""
+    """Another name of a field: value(given) is that field's value, None as if it were left out, or a part of it where
+    the field maps names."""
 
     of: str
     kind: Kind

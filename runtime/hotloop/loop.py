@@ -22,7 +22,8 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """The state after a row: row of rows evaluations, step of steps, the timestep the network was told.
+    """The state after a row: row of rows evaluations, step of steps (a pipeline's count both passes of hires), the
+    timestep the network was told.
 
     latents [N, C, h, w] is a view that is valid until the next row; copy it to keep it.
     """

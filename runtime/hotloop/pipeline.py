@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from . import image as images
-from . import samplers
 from .adapters import Adapters, Swap
 from .autoencoder import Autoencoder
 from .bundle import Bundle, Entry, builtin
-from .call import Call, Result, noised
+from .call import Call, Result
 from .checks import check_integer
 from .conditioning import Conditioning, TextEncoder
 from .denoiser import guidance_embedding
@@ -25,10 +23,14 @@ from .errors import InputError
 from .files import cache_folder
 from .image.canvas import RESIZE_MODES, Canvas
 from .networks import Networks, open_networks
-from .request import MAX_IMAGES, Img2Img, Inpaint, Request, Txt2Img, bundle_defaults, documented, drawing_size
+from .passes import Passes
+from .request import MAX_IMAGES, Img2Img, Inpaint, Request, Txt2Img, bundle_defaults, documented
 from .samplers import StepTable
 from .samplers.schedule import Schedule
 from .selection import Choice, choose
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["Pipeline", "Result", "load"]
 
@@ -80,9 +82,8 @@ class Pipeline:
             cache=cache_folder() / "compiled" / bundle.id if keep_compiled else None,
         )  # fmt: skip
         self.adapters = Adapters(networks)
-        # A schedule is fixed for the pipeline's life, so its compiled tables can be kept. The cache must not hold the
-        # pipeline: gigabytes of engines would stay until the garbage collector looks.
-        self._table = lru_cache(maxsize=64)(partial(_build_table, self.schedule))
+        # Nothing here may hold the pipeline: gigabytes of engines would stay until the garbage collector looks.
+        self._passes = Passes(self.family, self.schedule, networks.entry)
 
     @property
     def networks(self) -> Networks:
@@ -115,10 +116,10 @@ class Pipeline:
         """
         call = self._begin("txt2img", prompt, negative_prompt, given)
         self._refuse_inpainting_network(call.request)
-        size = self._size(call.request)
-        table = self._table_of(call.request)
+        passes = self._passes.of(call.request)
         cond = call.condition(self.conditioning)
-        return call.draw(size, table, call.given_noise(size) * np.float32(table.init_scale), cond)
+        noise = call.given_noise(passes[0].size)
+        return call.draw(passes, noise * np.float32(passes[0].table.init_scale), cond)
 
     @documented("img2img")
     def img2img(
@@ -132,11 +133,10 @@ class Pipeline:
         request = call.request
         self._refuse_inpainting_network(request)
         source = images.open_image(request["image"])
-        size = self._size(request, source.size)
-        table = self._table_of(request, start=request.start)
+        passes = self._passes.of(request, source.size)
         cond = call.condition(self.conditioning)
-        known = call.encode(images.to_float(RESIZE_MODES[request["resize_mode"]](source, size)))
-        return call.draw(size, table, noised(table, known, call.noise(size)), cond)
+        known = images.to_float(RESIZE_MODES[request["resize_mode"]](source, passes[0].size))
+        return call.draw(passes, call.noised(passes[0].table, call.encode(known)), cond)
 
     @documented("inpaint")
     def inpaint(
@@ -150,15 +150,13 @@ class Pipeline:
         """
         call = self._begin("inpaint", prompt, negative_prompt, given)
         request = call.request
-        canvas, size = self._canvas(request)
-        table = self._table_of(request, start=request.start)
+        original = images.open_image(request["image"])
+        passes = self._passes.of(request, original.size if request["padding_mask_crop"] is None else None)
+        canvas = _canvas(request, original, passes[0].size)
         cond = call.condition(self.conditioning)
-        x, blend = call.repainted(canvas.frame(request.place, size, self.family.vae_factor), table, cond)
-        result = call.draw(size, table, x, cond, blend)
-        if request["paste"]:
-            result.images[:] = [canvas.put_back(drawn) for drawn in result.images]
-            call.clock.lap("paste")
-        return result
+        frame = canvas.frame(request.place, passes[0].size, self.family.vae_factor)
+        x, blend = call.repainted(frame, passes[0].table, cond)
+        return call.draw(passes, x, cond, blend, paste=canvas.put_back if request["paste"] else None)
 
     def live(self, **given: Any) -> Any:
         """A live session: `push` pictures, `set` settings, take `frames`; arguments as for `hotloop.live.Stage.open`.
@@ -169,14 +167,14 @@ class Pipeline:
 
     def table(self, sampler: str, steps: int, *, start: int = 0, options: Mapping[str, Any] | None = None) -> StepTable:
         """The compiled table of a sampler on this bundle's schedule; kept, since many calls share one."""
-        return self._table(sampler, steps, start, tuple(sorted((options or {}).items())))
+        return self._passes.table(sampler, steps, start=start, options=options)
 
     def warmup(
         self, sizes: Iterable[tuple[int, int]] | None = None, batches: Iterable[int] = (1,), *, guidance: bool = True
     ) -> None:
         """Allocate buffers and run every network once for each (width, height) and number of images, for the bundle's
         own sampler and number of steps (on which the buffers of a split UNet's time table depend)."""
-        shapes = [self._sides("warmup", *size) for size in sizes or [self.family.default_size]]
+        shapes = [self._passes.sides("warmup", *size) for size in sizes or [self.family.default_size]]
         counts = list(batches)
         for n in counts:
             check_integer("warmup", "batch", n, 1, MAX_IMAGES)
@@ -263,35 +261,12 @@ class Pipeline:
             rule = f"{self.family.name} takes mask and masked image as input: call inpaint"
             raise InputError(request.place, rule, f"{self.family.unet_channels} channels")
 
-    def _size(self, request: Request, source: tuple[int, int] | None = None) -> tuple[int, int]:
-        return self._sides(request.place, request["width"], request["height"], source)
 
-    def _sides(
-        self, place: str, width: int | None, height: int | None, source: tuple[int, int] | None = None
-    ) -> tuple[int, int]:
-        grid, engine = self.entry.grid, self.engine
-        return drawing_size(place, self.family, width, height, source=source, grid=grid, engine=engine)
-
-    def _table_of(self, request: Request, *, start: int = 0) -> StepTable:
-        steps, options = request["num_inference_steps"], request["sampler_options"]
-        return self.table(request["sampler"], steps, start=start, options=options)
-
-    def _canvas(self, request: Request) -> tuple[Canvas, tuple[int, int]]:
-        """The picture with its mask, and the size to draw at."""
-        original, paste, padding = images.open_image(request["image"]), request["paste"], request["padding_mask_crop"]
-        size = self._size(request, original.size if padding is None else None)
-        if padding is not None and not paste:
-            raise InputError(request.place, "padding_mask_crop needs paste=True", paste)
-        blur = (original.width / 128 if paste else 0.0) if request["mask_blur"] is None else request["mask_blur"]
-        canvas = Canvas.open(original, request["mask_image"], blur=blur)
-        return canvas if padding is None else canvas.only_masked(padding, size), size
-
-
-def _build_table(
-    schedule: Schedule, sampler: str, steps: int, start: int, options: tuple[tuple[str, Any], ...]
-) -> StepTable:
-    known = samplers.options(sampler)
-    for name, value in options:
-        if name not in known:  # `start` and `steps` are the call's own, and no option can stand for them
-            raise InputError("samplers", f"options of {sampler} must be among {', '.join(known)}", {name: value})
-    return samplers.build(sampler, schedule, steps, start=start, **dict(options))
+def _canvas(request: Request, original: Image, size: tuple[int, int]) -> Canvas:
+    """The picture with its mask; what of it is drawn at size (width, height)."""
+    paste, padding = request["paste"], request["padding_mask_crop"]
+    if padding is not None and not paste:
+        raise InputError(request.place, "padding_mask_crop needs paste=True", paste)
+    blur = (original.width / 128 if paste else 0.0) if request["mask_blur"] is None else request["mask_blur"]
+    canvas = Canvas.open(original, request["mask_image"], blur=blur)
+    return canvas if padding is None else canvas.only_masked(padding, size)

@@ -1,16 +1,15 @@
 """THE table of a request's fields, and a call's arguments checked by it: everything behind can trust them.
 
-A field is one line of `Words`, `Common`, `Txt2Img`, `Edit`, `Img2Img` or `Inpaint`: its name and type for Python, and
-the row (`Field`) that says what it takes, what stands for it when it is left out, and how the command line calls it. An
-`Alias` is another name of a field. Signatures, checks, help, the command line, stored requests and JSON schemas are all
-computed from these lines.
+A field is one line of `Words`, `Common`, `Hires`, `Txt2Img`, `Edit`, `Img2Img` or `Inpaint`: its name and type for
+Python, and the row (`Field`) that says what it takes, what stands for it when it is left out, and how the command line
+calls it. An `Alias` is another name of a field. Signatures, checks, help, the command line, stored requests and JSON
+schemas are all computed from these lines.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
-import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Required, TypedDict, TypeVar, 
 
 import numpy as np
 
-from .checks import check_integer
 from .errors import InputError
 from .fields import RANDOM, Alias, Choice, Field, Flag, Integer, Name, Number, Options, Picture, Seed, Text, Unchecked
 from .image.canvas import RESIZE_MODES
+from .image.enlarge import A1111, UPSCALERS
 from .loop import Progress
 from .noise import RNGS, check_seed
 from .samplers.names import STOCK, resolve
-from .spec import Family
+from .spec import ENLARGED
 from .tokenizer import LONG_PROMPTS, MAX_CHARACTERS, SYNTAXES
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_IMAGES", "PIPELINES", "Callback", "Img2Img", "Inpaint", "Live", "Request", "Txt2Img", "aliases",
-    "bundle_defaults", "canonical", "check_stored", "documented", "drawing_size", "fields", "schema",
+    "bundle_defaults", "canonical", "check_stored", "documented", "fields", "schema",
 ]  # fmt: skip
 
 MAX_IMAGES = 64  # per call: more are asked for in several calls, each reproducible from its own seeds
@@ -127,6 +126,10 @@ class Common(TypedDict, total=False):
     compatible: Annotated[str | None, Field(
         Choice(("diffusers",)), "diffusers: what is left out is as in stock pipelines, and so is what samplers do "
         "(`hotloop samplers` tells where they differ)", flag="--compatible")]
+    upscale: Annotated[int | None, Field(
+        Choice((ENLARGED,)), "what was drawn, that many times as large by the bundle's upscaler", flag="--upscale")]
+    alpha: Annotated[bool | None, Field(
+        Flag(), "RGBA pictures: what was drawn, cut out by the bundle's segmenter", False, flag="--alpha")]
     callback: Annotated[Callback | None, Field(
         Unchecked("callable", callable), "called with a `loop.Progress` after every row; raise from it to cancel",
         stored=False)]
@@ -144,11 +147,34 @@ class Common(TypedDict, total=False):
     use_exponential_sigmas: Annotated[bool | None, Alias("sampler_options", Flag(), _sigmas("exponential"))]
 
 
-class Txt2Img(Common, total=False):
+class Hires(Common, total=False):
+    """What is common to the pipelines that draw whole pictures: a second, larger pass, with A1111's names for it."""
+
+    hires: Annotated[float | None, Field(
+        Number(1, 4), "draw once more, that many times as large, from the picture enlarged", flag="--hires")]
+    hires_strength: Annotated[float | None, Field(
+        Number(0, 1), "share of its steps that the larger pass runs", 0.4, flag="--hires-strength", beside="hires")]
+    hires_steps: Annotated[int | None, Field(
+        Integer(1, MAX_STEPS), "steps of the larger pass [default: num_inference_steps]", flag="--hires-steps",
+        beside="hires")]
+    hires_upscaler: Annotated[str | None, Field(
+        Choice(tuple(UPSCALERS)), "what enlarges between the passes: pixels, latents, or the bundle's upscaler",
+        "lanczos", flag="--hires-upscaler", beside="hires")]
+    hires_fidelity: Annotated[float | None, Field(
+        Number(0, 1), "0: the larger pass is free, as A1111's; 1: made small again, it is the first pass", 1.0,
+        flag="--hires-fidelity", beside="hires")]
+    hr_scale: Annotated[float | None, Alias("hires", Number(1, 4))]
+    hr_second_pass_steps: Annotated[int | None, Alias(
+        "hires_steps", Integer(0, MAX_STEPS), lambda steps: steps or None)]
+    hr_upscaler: Annotated[str | None, Alias("hires_upscaler", Name(), lambda name: A1111.get(name, name))]
+
+
+class Txt2Img(Hires, total=False):
     """What txt2img takes by name."""
 
     latents: Annotated[np.ndarray | None, Field(
         Unchecked(), "f32 [N, C, h, w] of unit noise, in place of the seed's own", stored=False)]
+    denoising_strength: Annotated[float | None, Alias("hires_strength", Number(0, 1))]
 
 
 class Edit(Common, total=False):
@@ -161,7 +187,7 @@ class Edit(Common, total=False):
         {"img2img": 0.6, "inpaint": 1.0}, {"img2img": 0.8, "inpaint": 1.0}, flag="--strength")]
 
 
-class Img2Img(Edit, total=False):
+class Img2Img(Hires, Edit, total=False):
     """What img2img takes by name."""
 
     resize_mode: Annotated[str | None, Field(
@@ -184,6 +210,8 @@ class Inpaint(Edit, total=False):
     padding_mask_crop: Annotated[int | None, Field(
         Integer(0, 4096), "draw only the masked region with that many pixels around it, and paste it back",
         flag="--only-masked")]
+
+
 class Live(Common, total=False):
     """The settings of a live session, by name."""
 
@@ -270,9 +298,10 @@ def schema(pipeline: str) -> dict[str, Any]:
             default = default_of(pipeline, name)
             shown = {} if default is None or row.bundle else {"default": default}
             properties[name] = said | {"description": row.help} | shown
+    needs = {name: [row.beside] for name, row in fields(pipeline).items() if row.beside}
     return {
         "type": "object", "properties": properties, "required": [n for n in properties if n in required(pipeline)],
-        "additionalProperties": False,
+        "additionalProperties": False, "dependentRequired": needs,
     }  # fmt: skip
 
 
@@ -341,12 +370,18 @@ class Request:
 
     @property
     def start(self) -> int:
-        """The first step to run: N - min(int(N strength), N). Raises InputError where none is left."""
-        steps, strength = self["num_inference_steps"], self["strength"]
-        start: int = steps - min(int(steps * strength), steps)
-        if start == steps:
-            raise InputError(self.place, f"strength times {steps} steps must leave at least one step", strength)
-        return start
+        """The first step to run: 0 of what is drawn from noise. Raises InputError where strength leaves none."""
+        return self.first_of(self["num_inference_steps"], "strength") if "strength" in self.values else 0
+
+    def first_of(self, steps: int, share: str) -> int:
+        """Of so many steps, the first to run: N - min(int(N strength), N). Raises InputError where none is left.
+
+        share: the field that tells the strength
+        """
+        first: int = steps - min(int(steps * self[share]), steps)
+        if first == steps:
+            raise InputError(self.place, f"{share} times {steps} steps must leave at least one step", self[share])
+        return first
 
     def settings(self, size: tuple[int, int]) -> dict[str, Any]:
         """What stood for every argument, words, pictures and seed apart, drawn at (width, height)."""
@@ -373,6 +408,8 @@ def canonical(pipeline: str, given: Mapping[str, Any]) -> dict[str, Any]:
         kind = fields(pipeline)[own].kind
         if alias:
             value = alias.value(alias.kind.check(pipeline, name, value))
+            if value is None:
+                continue
         if isinstance(kind, Options):  # several names may give parts of it
             value, before = kind.check(pipeline, own, value), values.get(own, {})
             clash = any(before[key] != value[key] for key in set(before) & set(value))
@@ -392,6 +429,11 @@ def _settled(pipeline: str, values: Mapping[str, Any], bundle: Mapping[str, Any]
     only_masked = values.get("padding_mask_crop") is not None
     for name, row in fields(pipeline).items():
         value = values.get(name)
+        if row.beside and values.get(row.beside) is None:
+            if value is not None:
+                raise InputError(pipeline, f"{name} must come with {row.beside}", value)
+            settled[name] = None
+            continue
         if value is None and name in required(pipeline):
             raise InputError(pipeline, f"{name} must be given")
         if value is None:
@@ -412,7 +454,7 @@ _INSTEAD = {
     "callback_on_step_end": "callback", "scheduler": "sampler", "scheduler_name": "sampler", "sampler_name": "sampler",
     "cfg_scale": "guidance_scale", "steps": "num_inference_steps", "denoising_strength": "strength",
     "mask": "mask_image", "init_image": "image", "batch_size": "num_images_per_prompt",
-    "n_iter": "num_images_per_prompt",
+    "n_iter": "num_images_per_prompt", "enable_hr": "hires",
 }  # fmt: skip
 
 
@@ -421,11 +463,12 @@ def _unknown(pipeline: str, name: str, value: object) -> InputError:
     known = _rows(pipeline)
     flags = {row.flag.lstrip("-").replace("-", "_"): own for own, row in fields(pipeline).items() if row.flag}
     near = _INSTEAD.get(name) or flags.get(name)
+    others = [other for other in PIPELINES if name in _rows(other)]
     if near not in known:
-        near = next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
+        near = None if others else next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
     if near is not None:
         return InputError(pipeline, f"{name} is no argument: did you mean {near}?")
-    if others := [other for other in PIPELINES if name in _rows(other)]:
+    if others:
         return InputError(pipeline, f"{name} is no argument of {pipeline}, but of {', '.join(others)}")
     return InputError(pipeline, f"{name} is no argument; there are {', '.join(fields(pipeline))}", value)
 
@@ -438,31 +481,6 @@ def seeds_of(place: str, seed: int | list[int], n: int) -> list[int]:
         return [secrets.randbelow(2**32) if one == RANDOM else one for one in seed]
     first = secrets.randbelow(2**32) if seed == RANDOM else seed
     return [check_seed(first + i) for i in range(n)]
-
-
-def drawing_size(
-    place: str, family: Family, width: int | None, height: int | None, *, source: tuple[int, int] | None = None,
-    grid: int = 1, engine: str = "",
-) -> tuple[int, int]:  # fmt: skip
-    """(width, height) in pixels: as asked, else the source's rounded down to the grid, else the family's default.
-
-    grid: what the engine of that name asks for beyond the family's own rule.
-    Raises InputError for a side off the grid or outside the family's limits.
-    """
-    both = math.lcm(family.grid, grid)
-    least, most = family.min_cells * family.vae_factor, family.max_size
-    default = family.default_size if source is None else tuple(side - side % both for side in source)
-    sides = []
-    for name, asked, fallback in (("width", width, default[0]), ("height", height, default[1])):
-        side = fallback if asked is None else asked
-        if asked is None and not least <= side <= most:
-            raise InputError(place, f"give width and height in {least}..{most} for an image of this size", source)
-        check_integer(place, name, side, least, most)
-        if side % both:
-            reason = f" with {engine}" if both != family.grid else ""
-            raise InputError(place, f"{name} must be a multiple of {both}{reason}", side)
-        sides.append(int(side))
-    return sides[0], sides[1]
 
 
 # --- Stored requests ---

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from .errors import InputError
 
 __all__ = [
-    "FAMILIES", "GROUPS", "LORA_COMPONENTS", "REWRITES", "WEIGHTED", "Family", "Network", "ScheduleConstants", "Tensor",
-    "cells", "family", "phase_grid", "resolve",
+    "BOXES", "ENLARGED", "FAMILIES", "FIELD", "GROUPS", "LORA_COMPONENTS", "REWRITES", "WEIGHTED", "FaceConstants",
+    "Family", "Network", "ScheduleConstants", "Tensor", "cells", "family", "phase_grid", "resolve",
 ]  # fmt: skip
 
 Dim = int | str
@@ -27,6 +27,10 @@ WEIGHTED = ("timestep_cond",)
 # Components whose weights LoRAs change.
 LORA_COMPONENTS = ("unet", "text_encoder")
 _HALVES = (2, 4, 8, 16)
+# How many times as large a side the upscaler makes; H4 and W4 are those sides.
+ENLARGED = 4
+# Channels of the animator's fields: two flows of 2, a mask, a colour of 4. And its boxes: eyes, mouth.
+FIELD, BOXES = 9, 2
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,84 @@ class ScheduleConstants:
 
 
 @dataclass(frozen=True)
+class FaceConstants:
+    """What the networks around a model of faces are made for (`networks`); those given are avatar's.
+
+    parts        what the segmenter tells apart
+    clip_size, clip_width  pixels per side that clip_image sees; width of both encoders' embeddings
+    key_size     pixels per side of the animator's keyframe
+    key_widths   channels of the maps of an eighth, a quarter and half of that a side; all of it has the last's
+    controls, z  numbers that say what a frame shows, and what they leave open
+    frames       of a motion; motion_z, actions, personalities: what it is drawn from
+    """
+
+    parts: int = 9
+    clip_size: int = 128
+    clip_width: int = 128
+    key_size: int = 128
+    key_widths: tuple[int, ...] = (96, 48, 16)
+    controls: int = 32
+    z: int = 8
+    frames: int = 50
+    motion_z: int = 8
+    actions: int = 7
+    personalities: int = 4
+
+    def networks(self) -> list[Network]:
+        """Segmenter, upscaler, CLIP pair, animator and motions. Pictures are in [-1, 1]; RGBA, mattes and masks
+        in [0, 1], RGBA premultiplied; embeddings of unit length; boxes (x0, y0, x1, y1) in pictures."""
+        small, grid = self.key_size, self.key_size // 2
+        sides = (small // 8, small // 4, grid, small)
+        widths = (*self.key_widths, self.key_widths[-1])
+        maps = [
+            _f32(name, width, side, side)
+            for name, width, side in zip(("coarse", "middle", "fine", "finest"), widths, sides, strict=True)
+        ]
+        key_boxes, held = _f32("key_boxes", BOXES, 4), _f32("held", self.controls)
+        return [
+            Network(
+                "segmenter", (_f32("image", 3, "H", "W"),),
+                (_f32("parts", self.parts, "H", "W"), _f32("matte", 1, "H", "W")), component="segmenter",
+            ),
+            Network(
+                "upscaler", (_f32("rgb", 3, "H", "W"), _f32("matte", 1, "H", "W")), (_f32("rgba", 4, "H4", "W4"),),
+                component="upscaler",
+            ),
+            Network(
+                "clip_text", (Tensor("input_ids", "int32", ("B", "T")),), (_f32("text_embeds", self.clip_width),),
+                component="clip_text",
+            ),
+            Network(
+                "clip_image", (_f32("image", 3, self.clip_size, self.clip_size),),
+                (_f32("image_embeds", self.clip_width),), component="clip_image",
+            ),
+            # Once for a keyframe; its prior are z's means and log-variances.
+            Network(
+                "animator_encoder", (_f32("rgba", 4, small, small),),
+                (*maps, _f32("prior", 2 * self.z), _f32("reveal", 4, small, small), key_boxes, held),
+                component="animator",
+            ),
+            # Once for a frame: fields over the picture and, in place of it there, over boxes.
+            Network(
+                "animator", (*maps, key_boxes, held, _f32("controls", self.controls), _f32("z", self.z)),
+                (_f32("whole", FIELD, grid, grid), _f32("parts", BOXES, FIELD, grid, grid), _f32("boxes", BOXES, 4)),
+                component="animator",
+            ),
+            # Weights of actions and personalities: one-hot, or a blend that sums to 1.
+            Network(
+                "motions",
+                (_f32("z", self.motion_z), _f32("action", self.actions), _f32("personality", self.personalities)),
+                (_f32("controls", self.frames, self.controls),), component="motions",
+            ),
+        ]  # fmt: skip
+
+
+def _f32(name: str, *shape: Dim) -> Tensor:
+    """A float32 tensor with a row for each of the batch."""
+    return Tensor(name, "float32", ("B", *shape))
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family: constants and networks.
 
@@ -95,6 +177,7 @@ class Family:
     time_width       floats that all residual blocks take of one timestep
     cond_width       width of `timestep_cond` (diffusers' time_cond_proj_dim)
     eye_size, eye_width  pixels per side that the CLIP image encoder sees; width of the embedding it gives
+    faces            of the networks around a model of faces, of the bundles that carry some
     """
 
     name: str
@@ -117,6 +200,7 @@ class Family:
     cond_width: int = 256
     eye_size: int = 224
     eye_width: int = 1024
+    faces: FaceConstants = FaceConstants()
 
     @property
     def inpaint_channels(self) -> bool:
@@ -205,6 +289,7 @@ class Family:
             for row in networks
             if row.component == "vae"
         ]
+        networks += self.faces.networks()
         if "kv" in rewrites:
             networks.append(Network("prompt", (states,), (packed,), component="unet"))
         if "time" in rewrites:
@@ -240,7 +325,8 @@ class Family:
         """The value of every symbol for `images` (default: `batch`) images of width x height pixels."""
         return {
             "B": batch, "N": images or batch, "T": tokens or self.vocab_tokens, "Ti": identity_tokens,
-            "H": height, "W": width, **cells(height // self.vae_factor, width // self.vae_factor),
+            "H": height, "W": width, "H4": ENLARGED * height, "W4": ENLARGED * width,
+            **cells(height // self.vae_factor, width // self.vae_factor),
         }  # fmt: skip
 
     def with_constants(self, constants: Mapping[str, object]) -> Family:
@@ -249,18 +335,24 @@ class Family:
         Raises InputError for a name that is not a constant, or a value that is not positive and of the row's own type.
         """
         place = f"spec.{self.name}"
-        values = dict(constants)
-        schedule = values.pop("schedule", {})
-        if not isinstance(schedule, Mapping):
-            raise InputError(place, "schedule must be a table of constants", schedule)
-        own = {name: _alike(place, self, name, value) for name, value in values.items()}
-        its = {name: _alike(place, self.schedule, name, value) for name, value in schedule.items()}
-        return replace(self, schedule=replace(self.schedule, **its), **own)  # type: ignore[arg-type]
+        own: dict[str, object] = {}
+        for name, value in constants.items():
+            if name not in _TABLES:
+                own[name] = _alike(place, self, name, value)
+                continue
+            if not isinstance(value, Mapping):
+                raise InputError(place, f"{name} must be a table of constants", value)
+            table = getattr(self, name)
+            own[name] = replace(table, **{key: _alike(place, table, key, one) for key, one in value.items()})
+        return replace(self, **own)  # type: ignore[arg-type]
 
 
-def _alike(place: str, row: Family | ScheduleConstants, name: str, value: object) -> object:
+_TABLES = ("schedule", "faces")
+
+
+def _alike(place: str, row: Family | FaceConstants | ScheduleConstants, name: str, value: object) -> object:
     """The value, if it may stand where the row has its own: same type, positive."""
-    known = sorted(field for field in row.__dataclass_fields__ if field != "schedule")
+    known = sorted(field for field in row.__dataclass_fields__ if field not in _TABLES)
     if name not in known:
         raise InputError(place, f"constants must be among {known}", name)
     like = getattr(row, name)
@@ -318,6 +410,9 @@ FAMILIES: dict[str, Family] = {
         replace(_SD15, name="avatar-tiny", vae_factor=4, scaling_factor=1.0, grid=4, context_dim=128,
                 default_size=(64, 64), max_size=1024,
                 unet_widths=(64, 96, 96), unet_layers=1, kv_width=1152, time_width=960),
+        replace(_SD15, name="avatar", vae_factor=4, scaling_factor=1.0, grid=4, context_dim=128,
+                default_size=(128, 128), max_size=1024,
+                unet_widths=(32, 64, 96, 96), unet_layers=1, kv_width=1152, time_width=1056),
     )
 }  # fmt: skip
 

@@ -104,7 +104,7 @@ class PipelineDouble:
         self.family = family("avatar-tiny")
         self.schedule = Schedule.from_config({"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False})
         self.conditioning, self.autoencoder = Conditioning(), Autoencoder()
-        self.entry, self.engine = SimpleNamespace(grid=1), "double-fp32"
+        self.entry, self.engine = SimpleNamespace(grid=1, name="double-fp32"), "double-fp32"
         self.networks = self.others()
 
     def others(self):

@@ -209,7 +209,7 @@ def _draw(
     check_integer(command, "batches", batches, 1, MAX_BATCHES)
     check_integer(command, "num-images", each, 1, table.MAX_IMAGES)
     seeds = table.seeds_of(command, arguments.pop("seed", RANDOM), batches * each)
-    targets = _targets(command, way.out, seeds)
+    targets = _targets(command, way.out, seeds, alpha=arguments.get("alpha", False))
     sources = stored.files if stored else {name: source(path) for name, path in files.items()}
     loras = [scaled(text) for text in way.lora or []]
     merged = [{**source(path, "lora"), "scale": scale} for path, scale in loras]
@@ -250,12 +250,15 @@ def _drawn(pipe: Pipeline, command: str, given: Mapping[str, Any], label: str) -
     return result
 
 
-def _targets(command: str, out: Path, seeds: list[int]) -> list[Path]:
-    """A file name per seed. Raises InputError for a suffix that is no picture's, or a place that cannot be written."""
+def _targets(command: str, out: Path, seeds: list[int], *, alpha: bool) -> list[Path]:
+    """A file name per seed. Raises InputError for a suffix that is no picture's, or of none with alpha, or a place that
+    cannot be written."""
     if out.is_dir() or not out.suffix:
         targets = [out / f"{seed}.png" for seed in seeds]
     elif out.suffix.lower() not in SUFFIXES:
         raise InputError(command, f"out must be a directory or end with {', '.join(SUFFIXES)}", str(out))
+    elif alpha and out.suffix.lower() in (".jpg", ".jpeg"):
+        raise InputError(command, "out must end with .png or .webp for pictures with alpha", str(out))
     elif len(seeds) == 1:
         targets = [out]
     else:

@@ -213,7 +213,7 @@ def _load(folder: Path, network: Network) -> tuple[type[Net], Call]:
         array = sums[name] if name in sums else view[name]
         if array.shape != tuple(empty.shape):
             raise BundleError(_PLACE, f"{name} in {stored.path.name} must be {tuple(empty.shape)}", array.shape)
-        filled[name] = torch.from_numpy(np.array(array, np.float32))
+        filled[name] = torch.from_numpy(np.array(array, np.float32 if empty.is_floating_point() else np.int64))
     call.net.load_state_dict(filled, assign=True)
     return net, call.requires_grad_(False)
 

@@ -345,8 +345,11 @@ def paste(original: Image.Image, generated: Image.Image, mask: Image.Image, *, b
 def encode(image: Image.Image, kind: str, *, text: Mapping[str, str] | None = None) -> bytes:
     """The bytes of a file of `kind` (PNG, JPEG or WEBP); the same picture and text give the same bytes.
 
-    text: PNG text chunks by keyword; the other kinds have none and leave it out.
+    text: PNG text chunks by keyword; the other kinds have none and leave it out. Raises InputError for a picture with
+    alpha as JPEG, which has none.
     """
+    if kind == "JPEG" and image.mode == "RGBA":
+        raise InputError("save", "a picture with alpha must be written as PNG or WebP", "JPEG")
     options: dict[str, object] = dict(_OPTIONS[kind])
     if kind == "PNG" and text:
         info = PngInfo()
@@ -361,7 +364,8 @@ def encode(image: Image.Image, kind: str, *, text: Mapping[str, str] | None = No
 def save(image: Image.Image, path: str | os.PathLike[str], *, text: Mapping[str, str] | None = None) -> Path:
     """Write a PNG (with `text`), JPEG or WebP file, as the suffix says; whole or not at all. Returns the path.
 
-    Folders that are missing are made. Raises InputError for another suffix or a place that cannot be written.
+    Folders that are missing are made. Raises InputError for another suffix, a picture with alpha as JPEG, or a place
+    that cannot be written.
     """
     path = Path(path)
     kind = _WRITE.get(path.suffix.lower())
@@ -414,5 +418,6 @@ def contact_sheet(
     for i, cell in enumerate(cells):
         row, column = divmod(i, columns)
         left, top = column * (width + gap), row * (height + gap)
-        sheet.paste(cell, (left + (width - cell.width) // 2, top + (height - cell.height) // 2))
+        place = (left + (width - cell.width) // 2, top + (height - cell.height) // 2)
+        sheet.paste(cell, place, cell if cell.mode == "RGBA" else None)
     return sheet

@@ -1,25 +1,30 @@
-"""Live: from a camera or a signal to a frame. `Session` is one viewer's, `Stage` runs all sessions' rows."""
+"""Live: from a signal or a camera to a frame, in a bounded time. No HTTP here; names are loaded when used.
+
+`Session` is one viewer's, `Stage` runs all sessions' rows; the `Bus` gives them their controls.
+"""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
-from ..pipeline import Pipeline
-from .depth import choose_depth
-from .recording import Recording
-from .replay import replay
-from .session import Controls, Frame, Session
-from .stage import Stage
+_HOMES = {
+    "Bus": "bus", "Control": "controls", "CONTROLS": "controls", "Face": "controls", "Idle": "idle",
+    "Controls": "session", "Frame": "session", "Session": "session", "Stage": "stage", "Recording": "recording",
+    "choose_depth": "depth", "open_session": "opening", "replay": "playback",
+}  # fmt: skip
 
-__all__ = ["Controls", "Frame", "Recording", "Session", "Stage", "choose_depth", "open_session", "replay"]
+__all__ = [
+    "CONTROLS", "Bus", "Control", "Controls", "Face", "Frame", "Idle", "Recording", "Session", "Stage", "choose_depth",
+    "open_session", "replay",
+]  # fmt: skip
 
 
-def open_session(pipeline: Pipeline, *, recording: Recording | None = None, **given: Any) -> Session:
-    """One session on a stage of its own, whose settings are prepared on a thread beside it (`Pipeline.live`)."""
-    plain = None
-    if not pipeline.engine.endswith("-fp32"):
-        entry = next((one for one in pipeline.bundle.entries if one.name == f"{one.kind}-fp32"), None)
-        plain = Pipeline(pipeline.bundle, engine=entry.name, device="cpu") if entry else None
-    stage = Stage(pipeline, background=ThreadPoolExecutor(1, "hotloop-live"), plain=plain, recording=recording)
-    return stage.open(**given)
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

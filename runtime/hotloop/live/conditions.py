@@ -13,8 +13,9 @@ from ..conditioning import Cond
 from ..errors import InputError
 from ..networks import Networks
 from ..noise import SeededNoise
+from ..passes import Passes
 from ..pipeline import Pipeline
-from ..request import Request, drawing_size
+from ..request import Request
 from ..samplers import StepTable
 from .residual import first_negative, with_residual
 from .settings import PLACE
@@ -153,8 +154,8 @@ def _form(pipeline: Pipeline, request: Request) -> str:
 
 
 def _size(pipeline: Pipeline, request: Request) -> tuple[int, int]:
-    grid, engine = pipeline.entry.grid, pipeline.engine
-    return drawing_size(PLACE, pipeline.family, request["width"], request["height"], grid=grid, engine=engine)
+    passes = Passes(pipeline.family, pipeline.schedule, pipeline.entry)
+    return passes.sides(PLACE, request["width"], request["height"])
 
 
 def _legs(pipeline: Pipeline, request: Request, source: bool) -> tuple[Leg, ...]:

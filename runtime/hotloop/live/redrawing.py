@@ -9,7 +9,6 @@ import numpy as np
 
 from .. import image as images
 from ..batch import Batch
-from ..call import noised
 from ..checks import check_finite
 from ..image.canvas import RESIZE_MODES
 from ..networks import Networks
@@ -49,7 +48,8 @@ def start(
     image = RESIZE_MODES[prepared.request["resize_mode"]](images.from_array(picture[None])[0], prepared.size)
     kept: Any = _Kept(mix.posterior)
     known = pipeline.autoencoder.encode(networks or prepared.networks, images.to_float(image), kept)
-    return Start(noised(table, known, mix.start), {KEPT: known})
+    x = np.float32(table.start_img) * known + np.float32(table.start_eps) * mix.start
+    return Start(x, {KEPT: known})
 
 
 def redrawn(pipeline: Pipeline, prepared: Prepared, mix: Mix, picture: np.ndarray | None) -> np.ndarray:

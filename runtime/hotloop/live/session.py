@@ -74,7 +74,7 @@ class Session:
 
     source    whether pictures are pushed; without, it dreams
     depth     frames in flight at most; interval: seconds between frames
-    controls  sampled at every frame's time; what they give is compared with ==
+    controls  sampled at every frame's time
     added_latency  seconds that the chosen depth adds over depth 1, as timed when it was chosen
     """
 
@@ -209,7 +209,7 @@ class Session:
         """Whether what a frame shows differs from what the one before showed."""
         now = (None if picture is None else picture.pixels, controls)
         before, self._showed = self._showed, now
-        return before is not None and not (np.array_equal(before[0], now[0]) and before[1] == now[1])  # type: ignore[arg-type]
+        return before is not None and not (np.array_equal(before[0], now[0]) and np.array_equal(before[1], now[1]))  # type: ignore[arg-type]
 
     def give(self, frame: Frame, *, again: bool) -> None:
         held = frame.stamp.kind == "held"

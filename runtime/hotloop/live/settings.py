@@ -136,7 +136,7 @@ class Settings(Generic[Prepared]):
         request = Request.checked(PLACE, values, DEFAULTS)
         if len(request.prompts) != 1:
             raise InputError(PLACE, "a session shows one image: one prompt, num_images_per_prompt=1", values["prompt"])
-        for name in ("callback", "guidance_rescale"):
+        for name in ("callback", "guidance_rescale", "upscale", "alpha"):
             if request[name]:
                 raise InputError(PLACE, f"a session takes no {name}", request[name])
         guided, form = request["guidance_scale"] > 1, request["cfg_type"]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import BundleError
+from ..errors import BundleError, HotloopError
 from ..files import read_json
 from ..weights import Weights, keys, save
 
@@ -63,8 +63,7 @@ class Net(nn.Module):
         """
         folder = Path(folder)
         config = read_json(folder / "config.json", place=f"nets.{folder.name}")
-        with torch.device("meta"):
-            net = cls(config)
+        net = cls._empty(config)
         net.load(find_weights(folder, cls.stem))
         return net.eval()
 
@@ -74,10 +73,22 @@ class Net(nn.Module):
 
         Raises BundleError naming the tensor that is missing, unknown, of another shape or not finite.
         """
-        with torch.device("meta"):
-            net = cls(config)
+        net = cls._empty(config)
         where = str(tensors.path.name) if isinstance(tensors, Weights) else "the source"
         return net._fill(tensors, where=where).eval()
+
+    @classmethod
+    def _empty(cls, config: Mapping[str, Any]) -> Self:
+        """Without memory for its weights. Raises BundleError for a config that no network can be built from."""
+        try:
+            with torch.device("meta"):
+                return cls(config)
+        except HotloopError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            told = " ".join(str(error).split())
+            rule = f"config.json must describe it ({type(error).__name__}: {told})"
+            raise BundleError(f"{cls.__name__}.config", rule) from error
 
     @classmethod
     def table(cls, names: Iterable[str]) -> dict[str, keys.From]:
@@ -104,7 +115,9 @@ class Net(nn.Module):
             if array.shape != tuple(own[key].shape):
                 rule = f"{key} in {where} must have the shape {tuple(own[key].shape)}"
                 raise BundleError("nets.load", rule, array.shape)
-            value = torch.from_numpy(np.array(array, dtype=np.float32))
+            # Counts stay counts: in half precision they would overflow.
+            kind = np.float32 if own[key].is_floating_point() else np.int64
+            value = torch.from_numpy(np.array(array, dtype=kind))
             if not torch.isfinite(value).all():
                 raise BundleError("nets.load", f"weights in {where} must be finite", key)
             filled[key] = value
@@ -126,6 +139,10 @@ class Net(nn.Module):
         config = folder / "config.json"
         config.write_text(text + "\n", "utf-8")
         return file
+
+    def constants(self) -> dict[str, Any]:
+        """What it decides of `hotloop.spec.FaceConstants`, for a bundle's manifest."""
+        return {}
 
     def identity(self) -> dict[str, Any]:
         """The config entries by which stock loaders recognise the class."""

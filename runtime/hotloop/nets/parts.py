@@ -13,11 +13,16 @@ from torch import Tensor, nn
 from ..errors import BundleError
 from ..files import read_json
 from ..spec import Network
+from .animator import Animator
 from .base import Net
 from .clip import CLIPText, CLIPVision
+from .motions import Motions
 from .precision import DTYPES, halve
 from .rewrites import split, with_phase
+from .segmenter import Segmenter
+from .towers import ImageTower, TextTower
 from .unet import UNet
+from .upscaler import Upscaler
 from .vae import AutoencoderKL, TinyVAE
 
 __all__ = ["PARTS", "Call", "Part", "module_of"]
@@ -59,6 +64,13 @@ PARTS: dict[str, Part] = {
     "tiny_vae_encoder": Part("tiny_vae", "encoder.onnx", (TinyVAE,), "encode"),
     "tiny_vae_decoder": Part("tiny_vae", "decoder.onnx", (TinyVAE,), "decode"),
     "image_encoder": Part("image_encoder", "model.onnx", (CLIPVision,)),
+    "segmenter": Part("segmenter", "model.onnx", (Segmenter,), "segment"),
+    "upscaler": Part("upscaler", "model.onnx", (Upscaler,), "enlarge"),
+    "clip_text": Part("clip_text", "model.onnx", (TextTower,)),
+    "clip_image": Part("clip_image", "model.onnx", (ImageTower,)),
+    "animator_encoder": Part("animator", "encoder.onnx", (Animator,), "encode"),
+    "animator": Part("animator", "decoder.onnx", (Animator,), "animate"),
+    "motions": Part("motions", "model.onnx", (Motions,), "decode"),
 }
 # Networks cut out of the UNet, and the rewrite that cuts them.
 _CUT = {"prompt": "kv", "time": "time"}

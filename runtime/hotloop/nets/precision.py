@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 __all__ = ["DTYPES", "halve", "islands"]
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_NORMS = (nn.GroupNorm, nn.LayerNorm)
+_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)
 _TIME = "time_embedding"
 
 

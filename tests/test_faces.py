@@ -1,0 +1,357 @@
+"""The networks around a model of faces: in every engine what they are in torch, and what their tables say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import face_nets, psnr, randomise, run
+from PIL import Image
+from typer.testing import CliRunner
+
+import hotloop
+from hotloop import image as images
+from hotloop.bundle import Bundle
+from hotloop.bundle.describe import describe
+from hotloop.cli import app
+from hotloop.engines import open_engine
+from hotloop.errors import BundleError, InputError
+from hotloop.evaluation.certificates import verify
+from hotloop.image.alpha import straight
+from hotloop.nets import rewrites
+from hotloop.nets.animator import REACH, Animator, Keyframe
+from hotloop.nets.base import Net
+from hotloop.nets.clip import CLIPText
+from hotloop.nets.motions import Motions
+from hotloop.nets.parts import PARTS
+from hotloop.nets.unet import UNet
+from hotloop.nets.vae import AutoencoderKL, TinyVAE
+from hotloop.spec import Family, family
+from hotloop.weights import Weights
+from hotloop_export.bundle import write_bundle
+from hotloop_export.onnx import export_graph, graph_name, reference
+from hotloop_export.portraits import chain, sees, shown_in
+from hotloop_export.recipe import Recipe, parse_target
+from hotloop_export.sources import open_source
+from hotloop_export.store import Store
+
+TOKENIZER = Path(__file__).resolve().parents[1] / "models" / "avatar" / "tokenizer"
+
+NAMES = ("segmenter", "upscaler", "clip_text", "clip_image", "animator_encoder", "animator", "motions")
+
+
+UNET = {
+    "sample_size": 32, "layers_per_block": 1, "cross_attention_dim": 128, "block_out_channels": [32, 64, 96, 96],
+    "attention_head_dim": 4, "norm_num_groups": 16,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+}  # fmt: skip
+
+
+class Made:
+    """Tiny networks in their folders, their graphs, and what they see on one picture of noise in two sizes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.nets = folder, face_nets()
+        for name, net in self.nets.items():
+            net.save(folder / name, dtype=torch.float32)
+        constants: dict[str, Any] = {}
+        for net in self.nets.values():
+            constants |= net.constants()
+        self.row: Family = family("avatar").with_constants({"faces": constants})
+
+    def net(self, name: str) -> Net:
+        return self.nets[PARTS[name].folder]
+
+    def graph(self, name: str) -> Path:
+        file = self.folder / PARTS[name].folder / graph_name(name)
+        if not file.exists():
+            export_graph(self.net(name), self.row.networks[name], file)
+        return file
+
+    def inputs(self, name: str, width: int, height: int, n: int) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """As the exporter has them, of `n` smooth pictures; an earlier network's outputs are torch's."""
+        rng = np.random.default_rng(width + n)
+        rough = torch.from_numpy(rng.uniform(-1, 1, (n, 3, 6, 6)).astype(np.float32))
+        pictures = torch.nn.functional.interpolate(rough, size=(height, width), mode="bicubic").numpy()
+        made: dict[str, dict[str, np.ndarray]] = {}
+        for one in shown_in(self.row, NAMES):
+            network = self.row.networks[one]
+            given, dims = sees(network, self.row, pictures, made, rng=rng, vocabulary=50)
+            if one == name:
+                break
+            made[one] = reference(self.net(one), network, given)
+        return given, dims
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(tmp_path_factory.mktemp("faces"))
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "native"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_engine_gives_what_the_torch_module_gives(made: Made, name: str, kind: str) -> None:
+    """Within 1e-5 of the largest value; at sides that are no multiple of anything, where sides are free."""
+    pytest.importorskip("openvino" if kind == "openvino" else "onnxruntime")
+    network = made.row.networks[name]
+    file = made.graph(name) if kind != "native" else made.folder / PARTS[name].folder
+    engine = open_engine(kind, file, network, threads=1)
+    for width, height, n in ((32, 48, 2), (29, 35, 1)):
+        inputs, dims = made.inputs(name, width, height, n)
+        expected = reference(made.net(name), network, inputs)
+        got = run(engine, inputs, dims)
+        for tensor in network.outputs:
+            want = expected[tensor.name]
+            assert want.std() > 1e-3 or want.size == 1, tensor.name
+            assert np.abs(got[tensor.name] - want).max() <= 1e-5 * np.abs(want).max(), tensor.name
+
+
+# What they give.
+
+
+def test_the_matte_bounds_what_is_enlarged_and_parts_share_out_each_pixel(made: Made) -> None:
+    inputs, _ = made.inputs("upscaler", 32, 48, 2)
+    rgba = made.net("upscaler").enlarge(*map(torch.from_numpy, inputs.values())).detach()  # type: ignore[operator]
+    raw = made.net("upscaler")(*map(torch.from_numpy, inputs.values())).detach()
+    assert rgba.shape == (2, 4, 192, 128) and raw.max() > 1 and raw.min() < 0
+    assert rgba.min() == 0 and rgba[:, 3].max() == 1 and torch.all(rgba[:, :3] <= rgba[:, 3:])
+    inside = (raw[:, :3] >= 0) & (raw[:, :3] <= raw[:, 3:]) & (raw[:, 3:] <= 1)
+    assert inside.float().mean() > 0.1 and torch.equal(rgba[:, :3][inside], raw[:, :3][inside])
+    parts = reference(made.net("segmenter"), made.row.networks["segmenter"], {"image": inputs["rgb"]})["parts"]
+    np.testing.assert_allclose(parts.sum(1), 1, atol=1e-6)
+
+
+def test_the_animators_fields_are_activated_as_training_reads_them(made: Made) -> None:
+    """Against NumPy in float64: flows in pictures, mask and premultiplied colour in [0, 1]."""
+    inputs, _ = made.inputs("animator", 32, 32, 2)
+    given = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    net = made.net("animator")
+    assert isinstance(net, Animator)
+    with torch.no_grad():
+        key = Keyframe(
+            (given["coarse"], given["middle"], given["fine"], given["finest"]), given["key_boxes"], given["held"],
+            torch.empty(0), torch.empty(0),
+        )  # fmt: skip
+        raw = net.decoder(key, given["controls"], given["z"])
+    got = reference(net, made.row.networks["animator"], inputs)
+
+    def sigmoid(x: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-x))
+
+    for field, activated in [(raw.whole, got["whole"]), *zip(raw.parts, got["parts"].swapaxes(0, 1), strict=True)]:
+        f = field.numpy().astype(np.float64)
+        alpha = sigmoid(f[:, 8:] - 4)
+        expected = np.concatenate(
+            [REACH * np.tanh(f[:, :4]), sigmoid(f[:, 4:5] - 2), sigmoid(f[:, 5:8] - 4) * alpha, alpha], axis=1
+        )
+        np.testing.assert_allclose(activated, expected, atol=1e-6)
+    # At the edge of a box its own field is the picture's: no seam.
+    edge = got["parts"][:, 0, :, 0, :]
+    assert np.abs(edge).max() > 1e-3 and got["boxes"].shape == (2, 2, 4)
+
+
+def test_a_text_is_read_at_its_first_end_token_whatever_follows(made: Made) -> None:
+    net = made.net("clip_text")
+    ids = torch.tensor([[3, 8, 9, 49, 49, 49], [3, 8, 9, 49, 49, 49]])
+    ids[1, 4] = 7  # seen by none before it
+    with torch.no_grad():
+        embeds = net(ids)
+        hidden = net.get_submodule("encoder")(ids[:1, :4])[0][:, 3]
+        alone = torch.nn.functional.normalize(net.get_submodule("project")(hidden), dim=1)
+    torch.testing.assert_close(embeds, alone.expand(2, -1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(embeds.norm(dim=1), torch.ones(2))
+
+
+# Constants and calibration.
+
+
+@pytest.mark.parametrize(
+    ("faces", "said"),
+    [(3, "faces must be a table"), ({"parts": 0}, "parts must be like 9"), ({"ears": 2}, "constants must be among"),
+     ({"key_widths": [8, 8]}, "key_widths must be like")],
+    ids=str,
+)  # fmt: skip
+def test_constants_that_do_not_fit_are_one_line(faces: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        family("avatar").with_constants({"faces": faces})
+
+
+def test_calibration_follows_a_picture_through_the_networks(made: Made) -> None:
+    picture = made.inputs("segmenter", 32, 32, 1)[0]["image"]
+    rows, seen = made.row.networks, []
+
+    def ask(name: str, inputs: Any, dims: dict[str, int]) -> dict[str, np.ndarray]:
+        return reference(made.net(name), rows[name], inputs)
+
+    for name, inputs in chain(made.row, NAMES, picture, ask, rng=np.random.default_rng(0), vocabulary=50):
+        assert {key: array.dtype for key, array in inputs.items()} == {t.name: t.dtype for t in rows[name].inputs}
+        seen.append((name, inputs))
+    assert [name for name, _ in seen] == [*NAMES[:5], *["animator"] * 6, *NAMES[6:]]
+    frames = [inputs for name, inputs in seen if name == "animator"]
+    assert all(np.array_equal(frame["coarse"], frames[0]["coarse"]) for frame in frames)
+    assert all(len({frame[name].tobytes() for frame in frames}) == 6 for name in ("controls", "z"))
+
+
+# As a bundle.
+
+
+def write_source(folder: Path, *, around: dict[str, Net] | None = None) -> Path:
+    """A checkpoint of avatar's UNet, a narrow autoencoder and a short text encoder, of random weights, and networks
+    around it."""
+    words = json.loads((TOKENIZER / "vocab.json").read_text("utf-8"))
+    text = {"vocab_size": len(words), "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "eos_token_id": words["<|endoftext|>"]}  # fmt: skip
+    vae = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4, "layers_per_block": 1, "scaling_factor": 0.7}
+    nets: dict[str, Net] = {"unet": UNet(UNET), "vae": AutoencoderKL(vae), "text_encoder": CLIPText(text)}
+    for name, net in (nets | (around or {})).items():
+        (randomise(net) if name in nets else net).save(folder / name)
+    shutil.copytree(TOKENIZER, folder / "tokenizer")
+    (folder / "scheduler").mkdir()
+    scheduler = {"_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
+                 "beta_schedule": "scaled_linear", "skip_prk_steps": True}  # fmt: skip
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    (folder / "model_index.json").write_text(json.dumps({
+        "_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+    }))  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = json.loads((TOKENIZER / "vocab.json").read_text("utf-8"))
+    tiny = {"encoder_block_out_channels": [8] * 3, "decoder_block_out_channels": [8] * 3,
+            "num_encoder_blocks": [1] * 3, "num_decoder_blocks": [1] * 3}  # fmt: skip
+    around = face_nets(len(words)) | {"tiny_vae": randomise(TinyVAE(tiny))}
+    return write_source(tmp_path_factory.mktemp("avatar") / "source", around=around)
+
+
+def recipe(source: Path, *targets: str) -> Recipe:
+    return Recipe(source, targets=tuple(parse_target(one, None) for one in targets),
+                  defaults={"num_inference_steps": 2, "guidance_scale": 2.0})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bundle(source: Path) -> Path:
+    """Of the native engine, which needs no graphs."""
+    store = Store(source.parent / "cache")
+    return write_bundle(recipe(source, "native:fp32"), source.parent / "bundle", store=store).path
+
+
+def test_the_row_avatar_is_its_unets(source: Path) -> None:
+    row, found = family("avatar"), rewrites.constants(UNet(UNET))
+    assert {name: getattr(row, name) for name in found} == {
+        name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
+    }
+    opened = open_source(source)
+    assert opened.family == "avatar"
+    assert set(opened.tensors) == {"unet", "vae", "text_encoder", "tiny_vae", *face_nets()}
+    assert open_source(source, family="avatar-tiny").family == "avatar-tiny"  # as asked: shapes allow both
+
+
+def test_a_bundle_carries_what_lies_around_the_model_draws_and_verifies(bundle: Path, made: Made) -> None:
+    opened = Bundle.open(bundle)
+    assert opened.family.name == "avatar" and opened.family.default_size == (128, 128)
+    assert opened.family.faces == made.row.faces
+    assert {*NAMES, "tiny_vae_decoder"} <= set(opened.entries[0].networks)
+    certificate, problem = verify(opened)["native-fp32"]
+    assert problem is None and certificate is not None and set(NAMES) <= set(certificate["networks"])
+    assert any("upscaler" in line for line in describe(opened))
+    pipe = hotloop.load(bundle)
+    image = pipe.txt2img("a girl with pink hair", seed=1).images[0]
+    assert image.size == (128, 128)
+    pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
+    mask = run(pipe.networks["segmenter"], {"image": pixels}, pipe.family.dims(width=128, height=128, batch=1))["matte"]
+    dims = pipe.family.dims(width=128, height=128, batch=1)
+    rgba = run(pipe.networks["upscaler"], {"rgb": pixels, "matte": mask}, dims)["rgba"]
+    assert rgba.shape == (1, 4, 512, 512)
+
+
+@pytest.mark.long
+def test_the_whole_bundle_holds_its_bounds_on_every_cpu_engine(source: Path, tmp_path: Path) -> None:
+    """With graphs, and in int8 what pays."""
+    asked = recipe(source, "onnx:fp32", "openvino:fp32", "openvino:int8")
+    path = write_bundle(replace(asked, keep_fp32="auto"), tmp_path / "bundle", store=Store(tmp_path / "cache")).path
+    opened = Bundle.open(path)
+    found = verify(opened)
+    assert set(found) == {"onnx-fp32", "openvino-fp32", "openvino-int8"}
+    for name, (certificate, problem) in found.items():
+        assert problem is None and certificate is not None and set(NAMES) <= set(certificate["networks"]), name
+    low = next(entry for entry in opened.entries if entry.name == "openvino-int8")
+    assert {low.precision_of(name) for name in ("segmenter", "upscaler", "clip_image")} == {"int8"}
+    assert low.precision_of("animator") != "int8"
+    drawn = [np.asarray(hotloop.load(path, engine=name).txt2img("sad boy", seed=1).images[0]) for name in found]
+    assert all(one.shape == (128, 128, 3) for one in drawn) and psnr(drawn[0], drawn[1]) > 50
+
+
+def test_references_are_made_of_what_the_model_draws(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    stored = {name: Weights.open(opened.file(path)) for name, path in opened.manifest["parity"]["files"].items()}
+    picture = stored["vae_decoder"]["out.image"].clip(-1, 1)
+    np.testing.assert_array_equal(stored["segmenter"]["in.image"], picture)
+    np.testing.assert_array_equal(stored["upscaler"]["in.rgb"], picture)
+    np.testing.assert_array_equal(stored["upscaler"]["in.matte"], stored["segmenter"]["out.matte"])
+    rgba = stored["animator_encoder"]["in.rgba"]
+    assert rgba.shape == (2, 4, 32, 32) and np.all(rgba[:, :3] <= rgba[:, 3:] + 1e-6)
+    for name in ("coarse", "middle", "fine", "finest", "key_boxes", "held"):
+        np.testing.assert_array_equal(stored["animator"][f"in.{name}"], stored["animator_encoder"][f"out.{name}"])
+    np.testing.assert_array_equal(stored["motions"]["in.action"].sum(1), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda folder: (folder / "upscaler" / "diffusion_pytorch_model.safetensors").unlink(), "upscaler must hold"),
+        (lambda folder: edit(folder / "segmenter", _class_name="UNet2DConditionModel"), "segmenter must be Segmenter"),
+        (lambda folder: edit(folder / "upscaler", width=12), r"must have the shape \(12"),
+        (lambda folder: edit(folder / "animator", controls=3), "config.json must describe it"),
+        (
+            lambda folder: Motions({"actions": ["a"], "personalities": ["b"], "controls": [["c", 0, 1]]}).save(
+                folder / "motions"
+            ),
+            "controls must be alike in all networks",
+        ),
+    ],
+    ids=["no weights", "another class", "other widths", "no list", "other controls"],
+)
+def test_a_folder_that_does_not_hold_its_network_is_one_line(
+    source: Path, tmp_path: Path, change: Any, said: str
+) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(source, folder)
+    change(folder)
+    with pytest.raises((BundleError, InputError), match=said) as raised:
+        write_bundle(recipe(folder, "native:fp32"), tmp_path / "bundle", store=Store(tmp_path / "cache"))
+    assert "\n" not in str(raised.value) and not (tmp_path / "bundle").exists()
+
+
+def edit(folder: Path, **entries: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+def test_a_drawing_is_cut_out_and_enlarged_by_the_bundles_networks_and_again_byte_for_byte(
+    bundle: Path, tmp_path: Path
+) -> None:
+    pipe = hotloop.load(bundle)
+    drawn = pipe.txt2img("a girl with pink hair", seed=1).images[0]
+    pixels, dims = images.to_float(drawn), pipe.family.dims(width=128, height=128, batch=1)
+    matte = run(pipe.networks["segmenter"], {"image": pixels}, dims)["matte"]
+    rgba = run(pipe.networks["upscaler"], {"rgb": pixels, "matte": matte}, dims)["rgba"][0].transpose(1, 2, 0)
+    cut = pipe.txt2img("a girl with pink hair", seed=1, alpha=True, upscale=4).images[0]
+    assert cut.mode == "RGBA" and cut.size == (512, 512)
+    np.testing.assert_array_equal(np.asarray(cut), straight(rgba))
+    asked = ["a girl with pink hair", "--seed", "1", "--alpha", "--upscale", "4", "--model", bundle]
+    for line in (["txt2img", *asked, "--out", tmp_path / "a.png"], ["rerun", tmp_path / "a.png"]):
+        done = CliRunner().invoke(app, [str(word) for word in line])
+        assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(cut))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "a-rerun.png").read_bytes()
