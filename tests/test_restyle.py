@@ -14,7 +14,7 @@ import pytest
 from doubles.live_pipeline import Autoencoder, PipelineDouble, Unet, network, words
 
 from hotloop.errors import BundleError, InputError
-from hotloop.live import Recording, Stage, choose_depth
+from hotloop.live import CONTROLS, Bus, Recording, Stage, choose_depth
 from hotloop.live import replay as replayed
 from hotloop.live.conditions import slerp
 from hotloop.live.residual import KEPT, with_residual
@@ -373,6 +373,19 @@ def test_a_depth_can_be_chosen_by_timing_and_what_it_adds_is_told():
     """On the double a row costs 10 ms wherever it runs, so more in flight makes no more frames."""
     session = opened(PipelineDouble(cost=0.010), prompt="a", steps=4, depth=None, interval=0.001)
     assert session.depth == 1 and session.stats()["added_latency"] == 0
+
+
+def test_controls_are_sampled_at_each_frames_time_and_stand_in_its_stamp():
+    double, bus = PipelineDouble(cost=0.1), Bus()
+    session = stage_of(double).open(prompt="a", size=SIDE, controls=bus)
+    bus.put("test", 0.0, {"jawOpen": 0.5})
+    frames = made(session, [picture(0), picture(1)])
+    assert [len(frame.stamp.controls) for frame in frames] == [len(CONTROLS)] * 2
+    alone = Bus()
+    alone.put("test", 0.0, {"jawOpen": 0.5})
+    expected = [alone.sample(frame.stamp.taken) for frame in frames]
+    assert all(np.array_equal(frame.stamp.controls, one) for frame, one in zip(frames, expected, strict=True))
+    assert not np.array_equal(expected[1], Bus().sample(frames[1].stamp.taken))  # what was put is in it
 
 
 # Sessions together.
