@@ -123,29 +123,33 @@ def test_adversarial_losses_have_their_closed_forms():
     assert float(adversary.r1(linear, a)) == pytest.approx(0.5 * slope**2, rel=1e-4)
 
 
+def test_penalties_are_taken_where_they_say():
+    """Of the critic |x|^2 / 2, whose slope at x is |x|: R1 at the real ones, the other one on the way to the fakes."""
+    adversary = the("adversary")
+
+    def critic(x):
+        return 0.5 * x.square().sum(1)
+
+    real, fake = torch.zeros(20_000, 4), torch.zeros(20_000, 4)
+    fake[:, 1] = 3.0  # slopes 3 t of t uniform in 0..1: the mean of (3 t - 1)^2 is 1
+    assert float(adversary.gradient_penalty(critic, real, fake).detach()) == pytest.approx(1.0, abs=0.03)
+    assert float(adversary.gradient_penalty(critic, fake, fake)) == pytest.approx(4.0, rel=1e-5)
+    assert float(adversary.r1(critic, fake)) == pytest.approx(4.5, rel=1e-5)
+    assert float(adversary.r1(critic, real)) == 0
+
+
+def test_generators_descend_where_the_critic_likes_them_more():
+    """Closed forms of the generator's slope at a logit f: -sigmoid(-f), f - 1, -1, -1."""
+    adversary, f = the("adversary"), torch.tensor([0.7], requires_grad=True)
+    expected = {"non-saturating": -1 / (1 + np.exp(0.7)), "least squares": -0.3, "hinge": -1.0, "wgan-gp": -1.0}
+    for name, loss in adversary.LOSSES.items():
+        (slope,) = torch.autograd.grad(loss(torch.zeros(1), f)[1], f)
+        assert float(slope) == pytest.approx(expected[name], abs=1e-6), name
+
+
 def test_the_textbook_networks_have_their_sizes():
-    adversary, generators = the("adversary"), the("generators")
-    assert adversary.parameters(generators.MLPGenerator()) == 1_506_448
-    assert adversary.parameters(generators.Critic()) == 94_721
-
-
-def test_slerp_keeps_lengths_and_ends():
-    slerp = the("generators").slerp
-    a, b = torch.nn.functional.normalize(torch.randn(2, 3, 8), dim=-1)
-    torch.testing.assert_close(slerp(a, b, 0.0), a)
-    torch.testing.assert_close(slerp(a, b, 1.0), b, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(slerp(a, b, 0.3).norm(dim=-1), torch.ones(3))
-
-
-def test_modulation_of_inputs_is_modulation_of_weights():
-    layer = the("generators")._Modulated(4, 6, 5)
-    x, w = torch.randn(2, 4, 7, 7), torch.randn(2, 5)
-    scale = layer.style(w)
-    for i in range(2):
-        weight = layer.weight * scale[i][None, :, None, None]
-        weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
-        expected = torch.nn.functional.conv2d(x[i : i + 1], weight, layer.bias, padding=1)
-        torch.testing.assert_close(layer(x, w)[i : i + 1], expected, atol=1e-5, rtol=1e-4)
+    parameters, recipe = the("adversary").parameters, the("textbook").RECIPES["gan"]
+    assert parameters(recipe.make()) == 1_506_448 and parameters(recipe.critic()) == 94_721
 
 
 def test_divergence_of_gaussians_is_torchs():
@@ -256,10 +260,40 @@ def test_the_later_stages_run(begun):
     assert {"over bicubic, clean (dB)", "edge band error"} <= set(known["figures"])
     known = run(begun, "animator")
     assert {"psnr", "controls: r, mean error"} <= set(known["figures"]) and (begun.build / "animator.png").exists()
+    before = the("animation").load(begun)[1].state_dict()
+    run(begun, "sharpening")
+    after = the("animation").load(begun, "sharpening")[1].state_dict()
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
     known = run(begun, "tinyvae", "segmenter", "clip")
     assert any(name.startswith("R@1") for name in known["figures"])
     run(begun, "motions")
     check_folder(begun)
+
+
+def test_the_finetuned_animator_ships_only_where_the_judge_prefers_it(tmp_path):
+    options = the("training").Options(root=tmp_path)
+    options.weights.mkdir()
+    (options.weights / "sharpening.safetensors").write_bytes(b"weights")
+    digest = the("training").digest(options.weights / "sharpening.safetensors")
+    chosen = the("animation").chosen
+    assert chosen(options) == "animator"
+    for marks, name in (
+        ({"weights": digest, "preferred": True}, "sharpening"), ({"weights": digest, "preferred": False}, "animator"),
+        ({"weights": "of others", "preferred": True}, "animator"),
+    ):  # fmt: skip
+        (tmp_path / "scores.json").write_text(json.dumps({"sharpening": marks}))
+        assert chosen(options) == name
+
+
+def test_a_critic_of_crops_sees_eyes_and_mouths_that_show(begun):
+    sharpening = the("sharpening")
+    b = the("animation").Pairs(begun).batch(np.random.RandomState(0), 4)
+    pairs, controls, parts = sharpening.crops(b.targets, b)
+    shown = (b.boxes[..., 2] > b.boxes[..., 0]).all(1)  # in both frames
+    assert len(pairs) == int(shown.sum()) > 0 and pairs.shape[1:] == (6, 48, 48)
+    assert parts.tolist() == [0] * int(shown[:, 0].sum()) + [1] * int(shown[:, 1].sum())
+    assert torch.equal(controls, torch.cat([b.controls[shown[:, 0]], b.controls[shown[:, 1]]]))
+    assert sharpening.CropCritic(8)(pairs, controls, parts).shape == (len(pairs),)
 
 
 def check_folder(options):
@@ -334,9 +368,22 @@ def test_clips_begin_and_end_still_and_never_jump(small):
 
 
 @pytest.mark.parametrize("name", ["gan", "gan-class", "dcgan", "wgan", "style", "cvae"])
-def test_the_textbook_generators_run(small, name):
+def test_the_textbook_generators_run_and_become_folders(small, name, tmp_path):
+    from hotloop.nets.generators import Critic
+    from hotloop_export.generators import read_generator
+
     figures = run(replace(small, steps=3), name)["figures"]
     assert 1 <= figures["colours drawn"] <= 9
+    the("textbook").write_folder(name, small, tmp_path)
+    net, _ = read_generator(tmp_path)
+    stored = the("training").load_file(small.weights / f"{name}.safetensors")
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, stored[f"generator.{key}"].to(value.dtype)), key
+    hair = net.config.get("labels", {"hair": []})["hair"]
+    assert len(hair) == net.classes and set(hair) <= set(the("render").ATTRIBUTES["hair"])
+    if name != "cvae":
+        critic = Critic.from_dir(tmp_path / "critic")
+        assert (critic.size, critic.channels) == (net.size, net.channels)
 
 
 def test_folding_centres_the_latents(begun):

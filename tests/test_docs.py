@@ -131,11 +131,36 @@ def exported(path: Path) -> None:
     write_manifest(path, manifest)
 
 
+def gan(path: Path) -> None:
+    """A folder of a generator of random weights, small, with its critic."""
+    import torch
+
+    from hotloop.nets.generators import Critic, MLPGenerator
+
+    torch.manual_seed(0)
+    hair = {"hair": ["black", "pink"]}
+    MLPGenerator({"z": 16, "classes": 2, "size": 8, "widths": [32, 64], "labels": hair}).save(path / "generator")
+    Critic({"classes": 2, "size": 8, "widths": [4, 8]}).save(path / "critic")
+
+
+def graph(path: Path) -> None:
+    """Somebody's generator of 8 x 8 grey pixels in 0..1, flat."""
+    import onnx
+
+    helper, values = onnx.helper, np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["z", "w"], ["h"]), helper.make_node("Sigmoid", ["h"], ["pixels"])]
+    given, made = (helper.make_tensor_value_info(name, 1, ["N", n]) for name, n in (("z", 16), ("pixels", 64)))
+    whole = helper.make_graph(nodes, "g", [given], [made], [onnx.numpy_helper.from_array(values, "w")])
+    onnx.save(helper.make_model(whole, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+
+
 GIVEN: dict[str, Callable[[Path], object]] = {
     "hair.png": hair,
     "style.safetensors": style,
     "checkpoint": checkpoint,
     "my-avatar": exported,
+    "my-gan": gan,
+    "my.onnx": graph,
 }
 
 

@@ -41,7 +41,8 @@ from .reference import ModuleEngine, images_for, write_reference
 from .sources import Source, open_source
 from .store import Store, beside, check_place, code_version, copy, full_disk_is_one_line, key_of, put, swap
 
-__all__ = ["Outcome", "add_engines", "write_bundle"]
+__all__ = ["Lazy", "Outcome", "add_engines", "hashes", "kept_or_made", "seal", "versions", "write_bundle",
+           "write_weights"]  # fmt: skip
 
 _TOOLS = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch")
 _ENGINE_TOOLS: Mapping[str, tuple[str, ...]] = {
@@ -88,6 +89,19 @@ def write_bundle(
         parts = _parts(recipe, source, rehash=rehash)
         key = key_of(parts)
     store = store or Store()
+
+    def make(work: Path) -> None:
+        _check_space(work, source)
+        _make(work, recipe, source, parts, key, store, progress)
+
+    return kept_or_made(shown, key, make, store=store, rehash=rehash, progress=progress)
+
+
+def kept_or_made(
+    shown: Path, key: str, make: Callable[[Path], None], *, store: Store, rehash: bool, progress: Progress
+) -> Outcome:
+    """The bundle of a key at `shown`: what is there, or in the cache, or what `make` fills a folder with."""
+    out = shown.resolve()
     if store.holds(out, key, rehash=rehash):
         return Outcome(shown, key, True, progress.stages)
     with full_disk_is_one_line(out):
@@ -99,8 +113,7 @@ def write_bundle(
                 found = store.find(key)  # by the process that was waited for
                 hit = found is not None
                 if found is None:
-                    _check_space(work, source)
-                    _make(work, recipe, source, parts, key, store, progress)
+                    make(work)
                     found = store.keep(work, key)
         put(found, out)
         store.stamp(out)
@@ -131,7 +144,7 @@ def _parts(recipe: Recipe, source: Source, *, rehash: bool) -> dict[str, Any]:
         "keep_fp32": recipe.keep_fp32,
         "certify": recipe.certify,
         "defaults": settings,
-        "tools": _versions(recipe.targets),
+        "tools": versions(recipe.targets),
         "machine": sorted({BUILDERS[target.kind].machine(target) for target in recipe.targets}),
     }
 
@@ -190,8 +203,8 @@ def _provenance(recipe: Recipe, *, rehash: bool) -> list[dict[str, Any]]:
     return loras + words
 
 
-def _versions(targets: Sequence[Target]) -> dict[str, str]:
-    """What the bundle is made with. Raises InputError naming the extra to install for what is missing."""
+def versions(targets: Sequence[Target]) -> dict[str, str]:
+    """What a bundle is made with. Raises InputError naming the extra to install for what is missing."""
     extras = {tool: "export" for tool in _TOOLS}
     for target in targets:
         extras |= dict.fromkeys(_ENGINE_TOOLS.get(target.kind, ()), target.kind.replace("_", "-"))
@@ -230,12 +243,12 @@ def _make(
         nets = _nets(work, recipe, source)
         _copy(work, source)
         row, constants = _constants(nets, source)
-        storage = _write_weights(work, nets, recipe.targets)
+        storage = write_weights(work, nets, recipe.targets)
     weights = {name: {"path": f"{name}/{net.stem}.safetensors"} for name, net in nets.items()}
     manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION, "key": key, "family": row.name, "constants": constants,
         "defaults": settings, "sources": parts["sources"], "weights": weights, "engines": [],
-        "made_with": parts["tools"] | {"hotloop": __version__}, "files": _hashes(work),
+        "made_with": parts["tools"] | {"hotloop": __version__}, "files": hashes(work),
     }  # fmt: skip
     with progress.stage("reference in float32", estimate=25 * size):
         networks = row.plain(recipe.groups)
@@ -253,7 +266,7 @@ def _make(
     modules.clear()
     gc.collect()
     making.build_and_certify(recipe.targets)
-    _seal(work, manifest)
+    seal(work, manifest)
 
 
 def add_engines(
@@ -278,13 +291,13 @@ def add_engines(
         manifest = json.loads(json.dumps(bundle.manifest))
         made = {target.name for target in targets}
         manifest["engines"] = [e for e in manifest["engines"] if f"{e['kind']}-{e['precision']}" not in made]
-        manifest["made_with"] |= _versions(targets)
-        nets = _Lazy(work, manifest)
+        manifest["made_with"] |= versions(targets)
+        nets = Lazy(work, manifest)
         making = Making(work, manifest, bundle.family, recipe, nets, _storage(bundle), store or Store(), progress)
         making.write_graphs()
         nets.clear()
         making.build_and_certify(targets)
-        _seal(work, manifest)
+        seal(work, manifest)
         if Bundle.open(path, verify=False).manifest != bundle.manifest:
             raise BundleError("build", "bundle must not change while an engine is built; build again", str(shown))
         swap(work, path)
@@ -297,7 +310,7 @@ def _storage(bundle: Bundle) -> str:
     return "fp32" if any(w.dtype(name) == "F32" for w in map(Weights.open, files) for name in w) else "fp16"
 
 
-class _Lazy(dict[str, Net]):
+class Lazy(dict[str, Net]):
     """The networks of a bundle, read when a graph of theirs has to be made."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -338,7 +351,7 @@ def _class(component: str, config: Mapping[str, Any]) -> type[Net]:
     return next(part for part in PARTS.values() if part.folder == component).choose(config)
 
 
-def _write_weights(work: Path, nets: Mapping[str, Net], targets: Sequence[Target]) -> str:
+def write_weights(work: Path, nets: Mapping[str, Net], targets: Sequence[Target]) -> str:
     """Store the weights; float32 only where float16 would lose bits that an fp32 engine promises to have."""
     exact = any(target.precision == "fp32" for target in targets)
     wide = exact and not all(_fits_half(value) for net in nets.values() for value in net.state_dict().values())
@@ -403,11 +416,13 @@ def _faces(nets: Mapping[str, Net]) -> dict[str, Any]:
     return found
 
 
-def _seal(work: Path, manifest: dict[str, Any]) -> None:
-    manifest["files"] = _hashes(work)
+def seal(work: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, with a hash of every file in the folder."""
+    manifest["files"] = hashes(work)
     write_manifest(work, manifest)
 
 
-def _hashes(work: Path) -> dict[str, str]:
+def hashes(work: Path) -> dict[str, str]:
+    """File name in the folder -> SHA-256, of all but the manifest."""
     files = sorted(path for path in work.rglob("*") if path.is_file() and path != work / "manifest.json")
     return {path.relative_to(work).as_posix(): sha256(path) for path in files}

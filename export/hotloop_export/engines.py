@@ -16,13 +16,12 @@ from hotloop import engines
 from hotloop.bundle import BUILT_NEVER_RUN, CERTIFIED, Bundle, Entry
 from hotloop.engines.tensorrt import compute_capability
 from hotloop.errors import BundleError, InputError
-from hotloop.evaluation.certificates import BOUNDS, broken, certify, compare
+from hotloop.evaluation.certificates import BOUNDS, broken, certify, compare, opened
 from hotloop.evaluation.metrics import decibels, mse
 from hotloop.files import cache_folder
 from hotloop.nets.base import Net
-from hotloop.pipeline import Pipeline
 from hotloop.selection import Choice
-from hotloop.spec import Family, phase_grid
+from hotloop.spec import Family, GeneratorFamily, phase_grid
 from hotloop.weights import Weights
 
 from . import layers, quantize, tensorrt
@@ -42,6 +41,9 @@ _DECODED = 30.0
 # What stays in floating point in any case: the ends of a decoder, of few channels. Latents of any scale come in there,
 # and the norms that follow bring them to one.
 _ENDS = ("post_quant_conv", "decoder.conv_in", "decoder.conv_out")
+# The networks that draw, of which a bundle has one: they are quantised, and a wrong image is laid to them.
+_PAINTERS = ("unet", "generator", "synthesis")
+_LATENTS = 32  # a generator's calibration
 # Networks around a model of faces that int8 pays for: 1.7, 1.8 and 2.5 times as fast as float32 in OpenVINO on one
 # thread, interleaved (bfloat16, where a processor has it: 2.0, 1.9 and 1.9). The animator's halves gained 1.3 and 1.1.
 _AROUND_INT8 = ("segmenter", "upscaler", "clip_image")
@@ -73,6 +75,11 @@ class Making:
     @property
     def bundle(self) -> Bundle:
         return Bundle(self.work, self.manifest, self.family)
+
+    @property
+    def painter(self) -> str:
+        """The network that draws."""
+        return next(name for name in _PAINTERS if name in self.networks)
 
     @property
     def grid(self) -> int:
@@ -167,24 +174,23 @@ class Making:
         name = self._named(problem)
         if target.precision not in ("int8", "bf16") or (name, "fp32") not in self.graphs:
             return ""
-        precision = target.precision if name == "unet" else "bf16"
+        precision = target.precision if name == self.painter else "bf16"
         if target.kind == "onnx" and precision == "bf16":
             return ""
         graph = self.work / self.graphs[name, "fp32"]
         ranked = layers.worst_layers(target.kind, graph, self.calibration[name][:2], precision=precision)
         return f"; worst layer {ranked[0][0]} of {name}; --keep-fp32 auto lifts what is needed" if ranked else ""
 
-    @staticmethod
-    def _named(problem: str) -> str:
-        """The network a problem is about; an image's is the UNet's."""
+    def _named(self, problem: str) -> str:
+        """The network a problem is about; an image's is the painter's."""
         name = problem.partition(":")[0]
-        return "unet" if name.startswith("image ") else name
+        return self.painter if name.startswith("image ") else name
 
-    def open(self, entry: Entry, device: str | None = None, *, vae: str | None = None) -> Pipeline:
-        """A pipeline on an engine of the bundle being made. vae: as in `hotloop.load`."""
+    def open(self, entry: Entry, device: str | None = None, *, vae: str | None = None) -> Any:
+        """A pipeline or generator on an engine of the bundle being made. vae: as in `hotloop.load`."""
         on = device or engines.devices(entry.kind)[0]
         # What is compiled here would be kept under a place that is gone when the bundle is finished.
-        return Pipeline(self.bundle, choice=Choice(entry, on, "being certified"), vae=vae, keep_compiled=False)
+        return opened(self.bundle, Choice(entry, on, "being certified"), vae=vae, keep_compiled=False)
 
     def shared(self, compute: str, precision: str) -> dict[str, dict[str, str]]:
         """The networks' entry for an engine that reads the ONNX graphs as they are."""
@@ -194,6 +200,8 @@ class Making:
     def calibration(self) -> dict[str, list[dict[str, np.ndarray]]]:
         """Every network's inputs in real runs, drawn with the graphs in float32 and the model's own VAE."""
         entry = Entry.read(self.entry(Target("onnx", "fp32"), self.shared("fp32", "fp32")))
+        if isinstance(self.family, GeneratorFamily):
+            return quantize.latent_inputs(self.open(entry), _LATENTS)
         size = images_for(self.family, "quick", self.manifest["defaults"]).size
         return quantize.calibration_inputs(
             self.open(entry, vae="full"), PROMPTS[:_CALIBRATION_PROMPTS], steps=_CALIBRATION_STEPS, size=size
@@ -290,7 +298,7 @@ class _Onnx:
         # Half precision is storage here: ONNX Runtime widens it when it opens the graph.
         networks = making.shared("fp32", "fp32")
         if target.precision == "int8":
-            networks |= making.quantized(target, keep, ["unet"], suffix=".onnx", by=quantize.quantize_onnx)
+            networks |= making.quantized(target, keep, [making.painter], suffix=".onnx", by=quantize.quantize_onnx)
         return making.entry(target, networks, keep_fp32=list(keep) if mixes(target) else [])
 
 
@@ -307,7 +315,7 @@ class _OpenVino:
         rest = {"fp32": "fp32", "fp16": "fp32", "bf16": "bf16", "int8": "bf16" if "bf16" in able else "fp32"}
         networks = making.shared("fp32", rest[target.precision])
         if target.precision == "int8":
-            low = [name for name in ("unet", "vae_decoder", *_AROUND_INT8) if name in networks]
+            low = [name for name in (making.painter, "vae_decoder", *_AROUND_INT8) if name in networks]
             networks |= making.quantized(target, keep, low, suffix=".xml", by=quantize.quantize_openvino)
         return making.entry(target, networks, keep_fp32=list(keep) if mixes(target) else [])
 

@@ -26,7 +26,7 @@ from hotloop.errors import BundleError, InputError
 from .quantize import Inputs, float_copy, onnx_layers, openvino_layers, quantize_onnx, quantize_openvino
 from .quantize import kept as is_kept
 
-__all__ = ["Lifted", "layers_of", "lift", "runner", "worst_layers"]
+__all__ = ["Lifted", "layers_of", "lift", "runner", "times", "worst_layers"]
 
 _PLACE = "layers"
 _PRECISIONS = {"openvino": ("bf16", "int8"), "onnx": ("int8",)}
@@ -108,10 +108,10 @@ def lift(
             cosine = _cosine(runner(kind, file, precision), given, expected)
         low = runner(kind, file, precision)
         runs = [full, low] if file == first else [full, low, runner(kind, first, precision)]
-        times = _times(runs, given[0])
+        took = times(runs, given[0])
         if out is not None:
             _move(file, out)
-    return Lifted(tuple(kept), cosine, before, times[1] / times[-1], times[0] / times[1])
+    return Lifted(tuple(kept), cosine, before, took[1] / took[-1], took[0] / took[1])
 
 
 def _all_or_nothing(
@@ -119,10 +119,10 @@ def _all_or_nothing(
 ) -> Lifted:
     full, low = runner(kind, graph, "fp32"), runner(kind, graph, precision)
     cosine = _cosine(low, given, [dict(full(one)) for one in given])
-    times = _times([full, low], given[0])
+    took = times([full, low], given[0])
     if cosine >= bound:
-        return Lifted((), cosine, cosine, 1.0, times[0] / times[1])
-    return Lifted((network,), 1.0, cosine, times[0] / times[1], 1.0)
+        return Lifted((), cosine, cosine, 1.0, took[0] / took[1])
+    return Lifted((network,), 1.0, cosine, took[0] / took[1], 1.0)
 
 
 def _checked(kind: str, precision: str, inputs: Iterable[Inputs]) -> list[Inputs]:
@@ -199,7 +199,7 @@ def _cosine(run: Run, given: Sequence[Inputs], expected: Sequence[Mapping[str, n
     return worst
 
 
-def _times(runs: Sequence[Run], inputs: Inputs, *, rounds: int = 7) -> list[float]:
+def times(runs: Sequence[Run], inputs: Inputs, *, rounds: int = 7) -> list[float]:
     """Seconds of one run of each, the best of interleaved rounds: what else the machine does only ever adds."""
     best = [math.inf] * len(runs)
     for _ in range(rounds):

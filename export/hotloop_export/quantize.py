@@ -32,10 +32,11 @@ from . import portraits
 if TYPE_CHECKING:
     import onnx
 
+    from hotloop.generator import Generator
     from hotloop.pipeline import Pipeline
 
-__all__ = ["Inputs", "calibration_inputs", "float_copy", "kept", "onnx_layers", "openvino_layers", "quantize_onnx",
-           "quantize_openvino"]  # fmt: skip
+__all__ = ["Inputs", "calibration_inputs", "float_copy", "kept", "latent_inputs", "onnx_layers", "openvino_layers",
+           "quantize_onnx", "quantize_openvino"]  # fmt: skip
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -135,6 +136,15 @@ def _around_inputs(
         for name, given in portraits.chain(pipe.family, names, pictures, run, rng=rng, vocabulary=vocabulary):
             made[name].append(given)
     return made
+
+
+def latent_inputs(generator: Generator, count: int, *, seed: int = 1 << 20) -> dict[str, list[dict[str, np.ndarray]]]:
+    """The inputs of every network of a generator while it draws `count` pictures, of its classes in turn."""
+    classes = generator.family.classes
+    labels = [i % classes for i in range(count)] if classes else None
+    with _recording({name: generator.networks[name] for name in generator.entry.networks}) as seen:
+        generator.generate(seed, count, label=labels)
+    return seen
 
 
 def kept(layer: str, keep: Iterable[str]) -> bool:

@@ -47,7 +47,7 @@ class Target:
 class Recipe:
     """Everything that decides a bundle.
 
-    source      a diffusers folder or a single .safetensors file
+    source      a diffusers folder or a single .safetensors file; a generator's folder or .onnx file (`generators`)
     targets     the engines
     rewrites    exact rewrites of the UNet (`hotloop.spec.REWRITES`), carried by every engine
     groups      optional inputs of the UNet (`hotloop.spec.GROUPS`)
@@ -110,7 +110,7 @@ class Recipe:
         check_integer(place, "num_inference_steps", defaults["num_inference_steps"], 1, 1000)
         check_number(place, "guidance_scale", defaults["guidance_scale"], 0, 1000)
         if not Path(self.source).exists():
-            raise InputError(place, "source must be a diffusers folder or a .safetensors file", str(self.source))
+            raise InputError(place, "source must be a folder, a .safetensors or an .onnx file", str(self.source))
 
 
 def mixes(target: Target) -> bool:

@@ -11,22 +11,25 @@ import torch
 
 from hotloop.bundle import CERTIFIED, Bundle, Entry
 from hotloop.engines import Context, ContextPool, Engine
-from hotloop.evaluation.certificates import Images
+from hotloop.evaluation.certificates import Images, Latents
+from hotloop.generator import Generator
 from hotloop.nets.base import Net
 from hotloop.nets.parts import module_of
 from hotloop.pipeline import Pipeline
 from hotloop.selection import Choice
-from hotloop.spec import Family, Network, phase_grid, resolve
+from hotloop.spec import Family, GeneratorFamily, Network, phase_grid, resolve
 from hotloop.weights import save
 
 from . import portraits
 from .onnx import sample_inputs
 
-__all__ = ["FOLDER", "PROMPTS", "ModuleEngine", "images_for", "write_reference"]
+__all__ = ["FOLDER", "PROMPTS", "ModuleEngine", "images_for", "latents_for", "write_latent_reference",
+           "write_reference"]  # fmt: skip
 
 FOLDER = "parity"
 _SEED = 20240229
 _QUICK_STEPS, _FULL_STEPS, _QUICK_SIDE = 8, 20, 256
+_QUICK_PICTURES, _FULL_PICTURES = 8, 32
 # The first two are what the quick check draws; all eight the full one, and what int8 is calibrated on.
 PROMPTS = (
     "A cute anime girl with pink hair, wearing a school uniform, smiling",
@@ -93,6 +96,13 @@ def images_for(family: Family, certify: str, defaults: Mapping[str, Any]) -> Ima
                   defaults["guidance_scale"])  # fmt: skip
 
 
+def latents_for(family: GeneratorFamily, certify: str) -> Latents:
+    """The pictures of a generator's quick or full certificate, of its classes in turn."""
+    count = _FULL_PICTURES if certify == "full" else _QUICK_PICTURES
+    labels = tuple(i % family.classes for i in range(count)) if family.classes else ()
+    return Latents(tuple(range(count)), labels, family.default_size)
+
+
 def write_reference(
     bundle: Bundle, engines: Mapping[str, ModuleEngine], images: Images, *, vocabulary: int
 ) -> dict[str, Any]:
@@ -123,6 +133,31 @@ def write_reference(
         stored = [{f"{side}.{key}": array for key, array in arrays.items()}
                   for side, arrays in (("in", inputs), ("out", made[name]))]  # fmt: skip
         save(stored[0] | stored[1], bundle.path / files[name])
+    return {"images": images.stored(), "seed": _SEED, "files": files}
+
+
+def write_latent_reference(bundle: Bundle, engines: Mapping[str, Engine], images: Latents) -> dict[str, Any]:
+    """As `write_reference`, of a generator: engines of every network that its bundle carries, by torch, or the file
+    itself for one that came as a graph."""
+    (bundle.path / FOLDER).mkdir()
+    files = {name: f"{FOLDER}/{name}.safetensors" for name in (*engines, "images")}
+    networks = {name: {"path": ""} for name in engines}
+    entry = Entry("torch", "fp32", "fp32", (), (), 1, "any", CERTIFIED, networks, {})
+    choice = Choice(entry, "cpu", "the reference")
+    pictures = images.pictures(Generator(bundle, choice=choice, given=engines, keep_compiled=False))
+    save({str(i): picture for i, picture in enumerate(pictures)}, bundle.path / files["images"])
+    made: dict[str, np.ndarray] = {}  # what one network gives is what the next one sees
+    for name, engine in engines.items():
+        given = sample_inputs(engine.network, {"B": 1}, seed=_SEED, ids=max(1, bundle.family.classes))  # type: ignore[attr-defined]
+        given |= {key: made[key] for key in given.keys() & made.keys()}
+        with engine.contexts.lease(B=1) as context:
+            for key, array in given.items():
+                context.inputs[key][...] = array
+            context.run()
+            out = {key: np.array(array) for key, array in context.outputs.items()}
+        made |= out
+        stored = {f"in.{key}": array for key, array in given.items()} | {f"out.{k}": array for k, array in out.items()}
+        save(stored, bundle.path / files[name])
     return {"images": images.stored(), "seed": _SEED, "files": files}
 
 

@@ -7,7 +7,9 @@ and mouth are, KL with free bits; and, later, what the first probe reads off the
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +22,16 @@ from pixels import detail, gradient_loss, psnr, to_images
 from probe import predict, scores
 from quick import quicken
 from torch import Tensor
-from training import Options, Run, Stage, load_weights
+from training import Options, Run, Stage, digest, load_weights
 from upscaler import over, rounds, to_rgba
 from warp import blend, fuse
 
 from hotloop.nets.animator import Decoder, Encoder, Fields, Keyframe, roomy, split
 
-__all__ = ["Pairs", "divergence", "frame", "load", "stage"]
+__all__ = [
+    "Batch", "Nets", "Pairs", "animator_loss", "chosen", "divergence", "frame", "load", "nets_of", "seen", "shown",
+    "stage",
+]  # fmt: skip
 
 FREE = 0.05  # nats a dimension of z
 SIZE = 128
@@ -90,7 +95,7 @@ def frame(batch_keys: Tensor, key: Keyframe, fields: Fields) -> Tensor:
     return blend(batch_keys, key.reveal, fuse(fields.whole, fields.parts, fields.boxes, SIZE))
 
 
-def _seen(boxes: Tensor) -> Tensor:
+def seen(boxes: Tensor) -> Tensor:
     """bool [..]: boxes that are there."""
     return boxes[..., 2] > boxes[..., 0]
 
@@ -115,7 +120,7 @@ def _smoothness(fields: Fields, targets: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Nets:
+class Nets:
     encoder: Encoder
     decoder: Decoder
     posterior: Posterior
@@ -125,10 +130,10 @@ def _where(b: Batch, told: Tensor) -> Tensor:
     """Boxes of the parts: the truth with room, shaken; the network's own where nothing shows."""
     truth = b.boxes[:, 1]
     shaken = roomy(truth) + 0.01 * torch.randn_like(truth)
-    return torch.where(_seen(truth)[..., None], shaken, told.detach())
+    return torch.where(seen(truth)[..., None], shaken, told.detach())
 
 
-def _loss(nets: _Nets, b: Batch, device: str) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+def animator_loss(nets: Nets, b: Batch, device: str) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     with torch.autocast(device, torch.bfloat16):
         key = nets.encoder(b.keys)
         post = nets.posterior(b.targets, b.keys, b.controls)
@@ -145,8 +150,8 @@ def _loss(nets: _Nets, b: Batch, device: str) -> tuple[Tensor, dict[str, Tensor]
         "smooth": _smoothness(fields, b.targets),
         "mask": split(fields.whole)[2].mean(),
         "reveal": (key.reveal - b.reveals).abs().mean(),
-        "places": ((key.boxes - b.boxes[:, 0]).abs().mean(-1) * _seen(b.boxes[:, 0])).mean()
-        + ((told - roomy(b.boxes[:, 1])).abs().mean(-1) * _seen(b.boxes[:, 1])).mean(),
+        "places": ((key.boxes - b.boxes[:, 0]).abs().mean(-1) * seen(b.boxes[:, 0])).mean()
+        + ((told - roomy(b.boxes[:, 1])).abs().mean(-1) * seen(b.boxes[:, 1])).mean(),
         "held": F.smooth_l1_loss(key.held, b.held, beta=0.1),
         "kl": kl.clamp(min=FREE).sum(),
     }
@@ -172,10 +177,15 @@ def _reading(probe: Any, new: Tensor, b: Batch, device: str) -> Tensor:
     return F.smooth_l1_loss(held.float(), b.controls, beta=0.1)
 
 
+def nets_of(options: Options) -> Nets:
+    """The three networks that learn together, untrained."""
+    return Nets(*(quicken(net.to(options.device)) for net in (Encoder(CONFIG), Decoder(CONFIG), Posterior())))
+
+
 def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
     """One segment; True when it is complete."""
     torch.manual_seed(8)
-    nets = _Nets(*(quicken(net.to(options.device)) for net in (Encoder(CONFIG), Decoder(CONFIG), Posterior())))
+    nets = nets_of(options)
     modules = {"encoder": nets.encoder, "decoder": nets.decoder}
     run = Run(stage, modules, options, needs=needs, scratch={"posterior": nets.posterior})
     rows, rng = Pairs(options), np.random.RandomState(run.step)
@@ -183,7 +193,7 @@ def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
     probe = probe_train.load(options)
     while run.going():
         b = rows.batch(rng, batch)
-        loss, parts, new = _loss(nets, b, options.device)
+        loss, parts, new = animator_loss(nets, b, options.device)
         if run.segment or run.part > 0.4:
             parts["read"] = _reading(probe, new, b, options.device)
             loss = loss + 0.1 * parts["read"]
@@ -194,7 +204,7 @@ def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
 
 
 @torch.no_grad()
-def shown(nets: _Nets, options: Options, count: int = 192) -> dict[str, Any]:
+def shown(nets: Nets, options: Options, count: int = 192, *, name: str = "animator") -> dict[str, Any]:
     """On held-out people, z from the prior's mean: PSNR over grey, and what the first probe reads. Writes a sheet."""
     rows = Pairs(options, held=True)
     if not rows.shards.parts:
@@ -209,7 +219,7 @@ def shown(nets: _Nets, options: Options, count: int = 192) -> dict[str, Any]:
         targets.append(over(b.targets, b.grounds))
         controls.append(b.controls.cpu().numpy())
         pictures += [over(v[:4], 0.85) for v in (b.keys, key.reveal, new, b.targets)] if i == 0 else []
-    _sheet(pictures, options)
+    _sheet(pictures, options.build / f"{name}.png")
     new, target = (2 * torch.cat(v) - 1 for v in (news, targets))
     probe, truth = probe_train.load(options), np.concatenate(controls)
     found, bound = (scores(predict(probe, to_images(v))[1], truth) for v in (new, target))
@@ -222,18 +232,27 @@ def shown(nets: _Nets, options: Options, count: int = 192) -> dict[str, Any]:
     }
 
 
-def _sheet(rows: list[Tensor], options: Options) -> None:
+def _sheet(rows: list[Tensor], path: Path) -> None:
     """Keyframes, reveal textures, new frames and truths, one under the other."""
     from PIL import Image
 
     pages = [np.concatenate(list(to_images(2 * row - 1)), axis=1) for row in rows]
-    Image.fromarray(np.concatenate(pages)).save(options.build / "animator.png")
+    Image.fromarray(np.concatenate(pages)).save(path)
 
 
-def load(options: Options) -> tuple[Encoder, Decoder]:
-    """The trained animator, frozen."""
+def load(options: Options, name: str = "animator") -> tuple[Encoder, Decoder]:
+    """The trained animator, frozen; name: "sharpening" for the one that was finetuned against a critic."""
     nets = (Encoder(CONFIG), Decoder(CONFIG))
-    load_weights(options.weights / "animator.safetensors", dict(zip(("encoder", "decoder"), nets, strict=True)))
+    load_weights(options.weights / f"{name}.safetensors", dict(zip(("encoder", "decoder"), nets, strict=True)))
     for net in nets:
         net.eval().requires_grad_(False).to(options.device)
     return nets
+
+
+def chosen(options: Options) -> str:
+    """Whose weights are shipped: the finetuned ones where scores.json says, of these weights, that the judge prefers
+    them."""
+    file = options.root / "scores.json"
+    marks = json.loads(file.read_text()).get("sharpening", {}) if file.exists() else {}
+    known = marks.get("weights") == digest(options.weights / "sharpening.safetensors")
+    return "sharpening" if known and marks.get("preferred") else "animator"

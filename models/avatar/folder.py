@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import animation
 import animator
 import autoencoder
 import base
@@ -47,6 +48,7 @@ def _clip(options: Options, file: Path) -> dict[str, Net]:
 
 def _animator(options: Options, file: Path) -> dict[str, Net]:
     net = Animator(animator.CONFIG)
+    file = options.weights / f"{animation.chosen(options)}.safetensors"
     load_weights(file, {"encoder": net.encoder, "decoder": net.decoder})
     return {"animator": net}
 

@@ -29,7 +29,10 @@ from texts import caption_of
 from training import Options, digest, progress
 from upscaler import over
 
-__all__ = ["GOALS", "main", "score_animator", "score_autoencoder", "score_base", "score_judge", "score_student"]
+__all__ = [
+    "GOALS", "main", "score_animator", "score_autoencoder", "score_base", "score_judge", "score_sharpening",
+    "score_student",
+]  # fmt: skip
 
 SCORED = ("hair", "style", "eyes", "skin", "expression", "glasses", "clothes", "background")
 GOALS = {"mean": 0.96, "every head": 0.92, "expression": 0.95, "unasked glasses": 0.2}
@@ -107,8 +110,8 @@ def score_student(options: Options, count: int) -> dict[str, Any]:
 class _Animated:
     """Frames of held-out keyframes as controls say, over their grounds, uint8."""
 
-    def __init__(self, options: Options, count: int) -> None:
-        self.encoder, self.decoder = animation.load(options)
+    def __init__(self, options: Options, count: int, name: str = "animator") -> None:
+        self.encoder, self.decoder = animation.load(options, name)
         rows = animation.Pairs(options, held=True)
         count = min(count, len(rows.shards.parts[0]["seeds"]))
         self.batch = rows.batch(np.random.RandomState(0), count, rows=np.arange(count))
@@ -167,15 +170,30 @@ def score_animator(options: Options, count: int) -> dict[str, Any]:
     }
 
 
+def score_sharpening(options: Options, count: int) -> dict[str, Any]:
+    """The finetuned animator beside the plain one; preferred where the judge reads its controls better and the person
+    no worse."""
+    judge, found = probe_judge.load(options), {}
+    for name in ("animator", "sharpening"):
+        animated = _Animated(options, min(count, 256), name)
+        guesses, held = predict(judge, animated.frames(animated.batch.controls))
+        errors = [error for _, error in scores(held, animated.batch.controls.cpu().numpy()).values()]
+        person = accuracy(guesses, animated.labels.astype(np.int64))
+        found[name] = {"mean error": float(np.mean(errors)), "identity": float(np.mean(list(person.values())))}
+    plain, fine = found["animator"], found["sharpening"]
+    preferred = fine["mean error"] < plain["mean error"] and fine["identity"] >= plain["identity"]
+    return found | {"preferred": preferred}
+
+
 SCORES: dict[str, Callable[[Options, int], dict[str, Any]]] = {
     "probe_judge": score_judge, "autoencoder": score_autoencoder, "base": score_base, "student": score_student,
-    "animator": score_animator,
+    "animator": score_animator, "sharpening": score_sharpening,
 }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=list(SCORES), choices=list(SCORES))
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(SCORES)}; those that have weights unless given")
     parser.add_argument("--count", type=int, default=512, help="held-out prompts or faces")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "scores.json")
@@ -183,7 +201,9 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     options = Options()
     found = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
-    for part in chosen.parts:
+    if unknown := set(chosen.parts) - set(SCORES):
+        parser.error(f"parts are {', '.join(SCORES)}; got {', '.join(sorted(unknown))}")
+    for part in chosen.parts or [p for p in SCORES if (options.weights / f"{p}.safetensors").exists()]:
         weights = digest(options.weights / f"{part}.safetensors")
         found[part] = {"weights": weights, "step": progress(options, part).get("step"), "count": chosen.count}
         found[part] |= SCORES[part](options, chosen.count)

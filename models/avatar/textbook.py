@@ -1,12 +1,16 @@
 """Trains the textbook generators on drawn faces: one stage each, at most ten CPU minutes.
 
+`python models/avatar/textbook.py gan FOLDER` writes what has been trained as a folder that `hotloop export` takes.
+
 The class is the hair colour (conditional forms), which `probe_train` does not read at these sizes: a small reader is
 trained beside, on real faces of the same size, and says how many colours appear and whether the asked one does.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from adversary import LOSSES, gradient_penalty, r1
 from data import Shards
-from generators import CVAE, DCGAN, Critic, MLPGenerator, StyleGenerator
 from pixels import to_images, to_tensor
 from render import ATTRIBUTES
 from torch import Tensor, nn
-from training import Options, Run, Stage
+from training import Options, Run, Stage, load_weights
 
-__all__ = ["RECIPES", "Recipe", "stage"]
+from hotloop.nets.generators import CVAE, DCGAN, Critic, MLPGenerator, StyleGenerator
+
+__all__ = ["RECIPES", "Recipe", "main", "stage", "write_folder"]
 
 HAIR = len(ATTRIBUTES["hair"])
 
@@ -36,16 +41,17 @@ class Recipe:
         self.channels, self.widths = (1 if size == 28 else 3), widths
 
     def critic(self) -> Critic:
-        return Critic(self.size, self.channels, self.classes, self.widths)
+        sizes = {"size": self.size, "channels": self.channels, "widths": self.widths}
+        return Critic(sizes | {"classes": self.classes})
 
 
 RECIPES: dict[str, Recipe] = {
-    "gan": Recipe(MLPGenerator, size=28, loss="non-saturating", classes=0),
-    "gan-class": Recipe(lambda: MLPGenerator(classes=HAIR), size=28, loss="least squares"),
-    "dcgan": Recipe(lambda: DCGAN(size=64, channels=3, classes=HAIR), widths=(32, 64, 96, 128)),
-    "wgan": Recipe(lambda: DCGAN(size=28, classes=0), size=28, loss="wgan-gp", classes=0),
-    "style": Recipe(lambda: StyleGenerator(classes=HAIR), widths=(32, 64, 96, 128)),
-    "cvae": Recipe(lambda: CVAE(classes=HAIR)),
+    "gan": Recipe(lambda: MLPGenerator({}), size=28, loss="non-saturating", classes=0),
+    "gan-class": Recipe(lambda: MLPGenerator({"classes": HAIR}), size=28, loss="least squares"),
+    "dcgan": Recipe(lambda: DCGAN({"size": 64, "channels": 3, "classes": HAIR}), widths=(32, 64, 96, 128)),
+    "wgan": Recipe(lambda: DCGAN({"size": 28}), size=28, loss="wgan-gp", classes=0),
+    "style": Recipe(lambda: StyleGenerator({"classes": HAIR}), widths=(32, 64, 96, 128)),
+    "cvae": Recipe(lambda: CVAE({"classes": HAIR})),
 }
 
 
@@ -126,7 +132,7 @@ def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
 
 def _reader(rows: _Rows, options: Options) -> nn.Module:
     """Hair colours off real faces of this size, learned in seconds."""
-    net = Critic(rows.x.shape[-1], rows.x.shape[1]).to(options.device)
+    net = Critic({"size": rows.x.shape[-1], "channels": rows.x.shape[1]}).to(options.device)
     net.out = nn.Linear(net.out.in_features, HAIR).to(options.device)
     read = nn.Sequential(net.body, net.out)
     adam = torch.optim.Adam(read.parameters(), lr=1e-3)
@@ -149,7 +155,7 @@ def judged(recipe: Recipe, generator: Any, rows: _Rows, options: Options, count:
     z = torch.randn(count, generator.z, device=options.device)
     with torch.no_grad():
         if isinstance(generator, CVAE):
-            drawn = generator.decode(z, asked)
+            drawn = generator.draw(z, asked)
         else:
             drawn = generator(z, asked if recipe.classes else None)
         guess = read(drawn).argmax(1)
@@ -168,3 +174,28 @@ def judged(recipe: Recipe, generator: Any, rows: _Rows, options: Options, count:
     if recipe.classes:
         figures["asked colour drawn"] = round(float((guess == asked).float().mean()), 4)
     return figures
+
+
+def write_folder(name: str, options: Options, folder: Path) -> None:
+    """The generator of a stage, with its critic where there is one, from the committed weights."""
+    recipe = RECIPES[name]
+    nets: dict[str, Any] = {"generator": recipe.make()}
+    if not isinstance(nets["generator"], CVAE):
+        nets["critic"] = recipe.critic()
+    load_weights(options.weights / f"{name}.safetensors", nets)
+    if recipe.classes:
+        nets["generator"].config["labels"] = {"hair": list(ATTRIBUTES["hair"])}
+    for part, net in nets.items():
+        net.save(folder / part)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a trained textbook generator as a folder for hotloop export.")
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    write_folder(given.name, Options(), given.folder)
+
+
+if __name__ == "__main__":
+    main()

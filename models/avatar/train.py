@@ -34,7 +34,7 @@ __all__ = ["DATA", "QUEUE", "STAGES", "main", "renderer_version", "work"]
 
 TEXTBOOK = ("gan", "gan-class", "dcgan", "wgan", "style", "cvae")
 STAGES = {stage.name: stage for stage in (
-    Stage("probe_train", "probe_train", (6, 20), peak=2e-3, data={"even": 4096, "pairs": 2048}),
+    Stage("probe_train", "probe_train", (6, 20, 40), peak=2e-3, data={"even": 4096, "pairs": 2048}),
     Stage("autoencoder", "autoencoder", (8, 20, 30, 20), peak=8e-4, data={"even": 4096}),
     Stage("text", "text", (5,), peak=2e-3),
     Stage("base", "base", (15, 60, 60, 60, 60, 60), peak=1.2e-3, needs=("autoencoder", "text"), data={"faces": 3072}),
@@ -43,6 +43,7 @@ STAGES = {stage.name: stage for stage in (
     Stage("upscaler", "upscaler", (12, 30), peak=1e-3, needs=("autoencoder",), data={"large": 512}),
     Stage("animator", "animation", (25, 60, 60), peak=1e-3, needs=("autoencoder", "probe_train"),
           data={"pairs": 2048}),
+    Stage("sharpening", "sharpening", (15,), peak=2e-4, needs=("animator",), data={"pairs": 2048}),
     Stage("tinyvae", "tinyvae", (20, 30), needs=("autoencoder", "probe_train"), data={"even": 4096}),
     Stage("segmenter", "segmenter", (15,), peak=1e-3, needs=("probe_train",), data={"parts": 1024}),
     Stage("clip", "clip", (20, 30), peak=5e-4, needs=("probe_train", "text"), data={"faces": 4096}),
@@ -63,8 +64,8 @@ ON_GPU = {"base": 3.6, "student": 1.2, "animator": 1.4}
 # autoencoder's gate.
 QUEUE: tuple[tuple[str, int], ...] = (
     ("probe_train", 2), ("autoencoder", 4), ("text", 1), ("base", 1), ("probe_judge", 1), ("upscaler", 1),
-    ("base", 2), ("animator", 1), ("probe_judge", 2), ("decoder", 1), ("base", 6), ("student", 2),
-    ("upscaler", 2), ("animator", 3), ("tinyvae", 2), ("segmenter", 1), ("clip", 2), ("motions", 1),
+    ("base", 2), ("probe_train", 3), ("animator", 1), ("probe_judge", 2), ("decoder", 1), ("base", 6), ("student", 2),
+    ("upscaler", 2), ("animator", 3), ("sharpening", 1), ("tinyvae", 2), ("segmenter", 1), ("clip", 2), ("motions", 1),
     *((name, 1) for name in TEXTBOOK),
 )  # fmt: skip
 

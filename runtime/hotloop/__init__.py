@@ -20,12 +20,14 @@ from .errors import BundleError, HotloopError, InputError, NonFiniteError, Trunc
 if TYPE_CHECKING:
     from . import samplers
     from .bundle import Bundle
+    from .generator import Generator, load_generator
     from .pipeline import Pipeline, Result, load
 
 __version__ = "0.1.0"
 __all__ = [
     "Bundle",
     "BundleError",
+    "Generator",
     "HotloopError",
     "InputError",
     "NonFiniteError",
@@ -34,12 +36,16 @@ __all__ = [
     "TruncationWarning",
     "__version__",
     "load",
+    "load_generator",
     "samplers",
 ]
 
 telemetry.switch_off()
 
-_LAZY = {"Bundle": "bundle", "Pipeline": "pipeline", "Result": "pipeline", "load": "pipeline", "samplers": "samplers"}
+_LAZY = {
+    "Bundle": "bundle", "Generator": "generator", "Pipeline": "pipeline", "Result": "pipeline", "load": "pipeline",
+    "load_generator": "generator", "samplers": "samplers",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,7 @@ from .request import MAX_IMAGES, Img2Img, Inpaint, Request, Txt2Img, bundle_defa
 from .samplers import StepTable
 from .samplers.schedule import Schedule
 from .selection import Choice, choose
+from .spec import GeneratorFamily
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,6 +71,8 @@ class Pipeline:
     ) -> None:  # fmt: skip
         if threads is not None:
             check_integer("load", "threads", threads, 1, 1024)
+        if isinstance(bundle.family, GeneratorFamily):
+            raise InputError("load", "this bundle holds a generator: hotloop.load_generator opens it", str(bundle.path))
         self.bundle, self.family = bundle, bundle.family
         self.autoencoder = Autoencoder(bundle, vae or bundle.defaults.get("vae", "full"))
         choices = [choice] if choice else choose(bundle, engine, device)

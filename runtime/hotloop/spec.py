@@ -13,7 +13,7 @@ from .errors import InputError
 
 __all__ = [
     "BOXES", "ENLARGED", "FAMILIES", "FIELD", "GROUPS", "LORA_COMPONENTS", "REWRITES", "WEIGHTED", "FaceConstants",
-    "Family", "Network", "ScheduleConstants", "Tensor", "cells", "family", "phase_grid", "resolve",
+    "Family", "GeneratorFamily", "Network", "ScheduleConstants", "Tensor", "cells", "family", "phase_grid", "resolve",
 ]  # fmt: skip
 
 Dim = int | str
@@ -208,6 +208,11 @@ class Family:
         return self.unet_channels > self.latent_channels
 
     @property
+    def summary(self) -> str:
+        """What tells it from others of its kind, in a word or two."""
+        return self.schedule.prediction_type
+
+    @property
     def networks(self) -> dict[str, Network]:
         """Every network, the UNet plain."""
         return self.split()
@@ -347,6 +352,45 @@ class Family:
         return replace(self, **own)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class GeneratorFamily(Family):
+    """The row of bundles that hold a generator, which draws in one call: no text encoder, no UNet, no schedule.
+
+    z_width      numbers of unit noise that a picture is made of
+    classes      of the label; 0: it takes none
+    controls     numbers of the condition; 0: it takes none
+    style_width  width of w, where it is a pair of `mapping` and `synthesis`; 0: it is one network, `generator`
+    """
+
+    z_width: int = 100
+    classes: int = 0
+    controls: int = 0
+    style_width: int = 0
+
+    @property
+    def summary(self) -> str:
+        told = [f"{self.classes} classes"] * bool(self.classes) + [f"{self.controls} controls"] * bool(self.controls)
+        return ", ".join([f"z of {self.z_width}", *told])
+
+    def split(self, rewrites: Sequence[str] = (), groups: Sequence[str] = ()) -> dict[str, Network]:
+        """Every network, and the critic of the bundles that carry one. Raises InputError for any rewrite or group."""
+        if rewrites or groups:
+            raise InputError("spec", "a generator has no rewrites and no optional inputs", [*rewrites, *groups])
+        width, height = self.default_size
+        label = (Tensor("label", "int32", ("B",)),) if self.classes else ()
+        controls = (Tensor("controls", "float32", ("B", self.controls)),) if self.controls else ()
+        z = (Tensor("z", "float32", ("B", self.z_width)), *label, *controls)
+        w = (Tensor("w", "float32", ("B", self.style_width)),)
+        image = (Tensor("image", "float32", ("B", self.image_channels, height, width)),)
+        score = (Tensor("score", "float32", ("B", 1)),)
+        rows = (
+            [("mapping", z, w), ("synthesis", w, image)] if self.style_width else [("generator", z, image)]
+        )  # fmt: skip
+        networks = [Network(name, inputs, outputs, component="generator") for name, inputs, outputs in rows]
+        networks.append(Network("critic", (*image, *label), score, component="critic"))
+        return {network.name: network for network in networks}
+
+
 _TABLES = ("schedule", "faces")
 
 
@@ -413,6 +457,11 @@ FAMILIES: dict[str, Family] = {
         replace(_SD15, name="avatar", vae_factor=4, scaling_factor=1.0, grid=4, context_dim=128,
                 default_size=(128, 128), max_size=1024,
                 unet_widths=(32, 64, 96, 96), unet_layers=1, kv_width=1152, time_width=1056),
+        # What a checkpoint has, it has not: these fields match none.
+        GeneratorFamily(
+            name="generator", latent_channels=0, unet_channels=0, vae_factor=1, scaling_factor=1.0, grid=1,
+            context_dim=0, vocab_tokens=0, default_size=(28, 28), schedule=ScheduleConstants(), image_channels=1,
+        ),
     )
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import BundleError, InputError
 from ..files import read_json, sha256
-from ..spec import Family, Network, family
+from ..spec import Family, GeneratorFamily, Network, family
 from ..weights import Weights, refuse_non_finite
 from .manifest import MANIFEST, read_manifest
 
@@ -120,7 +120,7 @@ class Bundle:
             known = name in files or name == MANIFEST or file.suffix == ".md" or file.name.startswith(".")
             if not known and not file.is_dir():
                 raise BundleError("bundle", "every file must be sealed in manifest.json", name)
-        for name in (_SCHEDULER, *self._used()):
+        for name in self._used():
             if name not in files:
                 raise BundleError("bundle", "manifest.json must list a hash for", name)
         for name in files:
@@ -135,10 +135,11 @@ class Bundle:
         return self.path / relative
 
     def _used(self) -> list[str]:
-        """The files that engines and parity checks will read."""
+        """The files that pipelines, engines and parity checks will read."""
+        settings = [] if isinstance(self.family, GeneratorFamily) else [_SCHEDULER]
         graphs = [network["path"] for entry in self.entries for network in entry.networks.values()]
         weights = [entry["path"] for entry in self.manifest["weights"].values()]
-        return [*graphs, *weights, *self.manifest["parity"].get("files", {}).values()]
+        return [*settings, *graphs, *weights, *self.manifest["parity"].get("files", {}).values()]
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:

@@ -14,7 +14,7 @@ def describe(bundle: Bundle) -> Iterator[str]:
     """Lines: what the model is, what it was made of, what can run it and how faithfully."""
     manifest, family = bundle.manifest, bundle.family
     width, height = family.default_size
-    yield f"{family.name}, {width} x {height}, {family.schedule.prediction_type}, id {bundle.id[:12]}"
+    yield f"{family.name}, {width} x {height}, {family.summary}, id {bundle.id[:12]}"
     for source in manifest["sources"]:
         scale = f" x {source['scale']:g}" if "scale" in source else ""
         yield f"  {source.get('role', 'file'):<14}{source.get('name', '?')}{scale}  {source.get('sha256', '')[:12]}"
@@ -28,7 +28,8 @@ def describe(bundle: Bundle) -> Iterator[str]:
             yield f"  {certificate_line(entry.certificate)}"
     defaults = ", ".join(f"{key} {value}" for key, value in bundle.defaults.items())
     made = ", ".join(f"{tool} {version}" for tool, version in manifest.get("made_with", {}).items())
-    yield f"defaults: {defaults}"
+    if defaults:
+        yield f"defaults: {defaults}"
     yield f"made with: {made}"
     yield f"{len(sizes)} files, {_size(sum(sizes.values()))}, all as sealed"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from .. import request as table
 from ..checks import check_integer
 from ..errors import InputError
 from ..fields import RANDOM, Alias, Field, Flag, Options, Picture
-from .shell import Json, print_json
+from .shell import Json, check_writable, print_json
 
 if TYPE_CHECKING:
     from ..image.metadata import StoredRequest
@@ -263,10 +262,7 @@ def _targets(command: str, out: Path, seeds: list[int], *, alpha: bool) -> list[
         targets = [out]
     else:
         targets = [out.with_name(f"{out.stem}-{seed}{out.suffix}") for seed in seeds]
-    folder = targets[0].parent
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(command, "out must be a place that can be written", str(out))
+    check_writable(command, "out", out, targets[0].parent)
     return targets
 
 

@@ -10,22 +10,24 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from .. import samplers
 from ..bundle import BUILT_NEVER_RUN, CERTIFIED, Bundle, Entry, write_manifest
 from ..errors import BundleError, InputError
-from ..spec import WEIGHTED, Network, resolve
+from ..spec import WEIGHTED, GeneratorFamily, Network, resolve
 from ..weights import Weights
 from .metrics import psnr
 
 if TYPE_CHECKING:
+    from ..generator import Generator
     from ..pipeline import Pipeline, Result
+    from ..selection import Choice
 
-__all__ = ["BOUNDS", "Bound", "Figures", "Images", "broken", "certify", "compare", "dims_of", "evaluate",
-           "update_certificates", "verify"]  # fmt: skip
+__all__ = ["BOUNDS", "Bound", "Figures", "Images", "Latents", "broken", "certify", "compare", "dims_of", "evaluate",
+           "opened", "update_certificates", "verify"]  # fmt: skip
 
 # dB that stand for equal images: less than a thousandth of a level.
 _EQUAL = 100.0
@@ -98,8 +100,47 @@ class Images:
                 result = pipe.txt2img(prompt, seed=seed, **common)  # type: ignore[arg-type]
             yield result
 
+    def pictures(self, pipe: Pipeline) -> list[np.ndarray]:
+        """uint8 [H, W, 3] each."""
+        return [np.asarray(result.images[0]) for result in self.draw(pipe)]
+
     def stored(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """How the pictures that a generator's engines are compared by are drawn. labels: none without classes."""
+
+    seeds: tuple[int, ...]
+    labels: tuple[int, ...]
+    size: tuple[int, int]
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Latents:
+        """From a manifest. Raises BundleError when it is not whole."""
+        try:
+            width, height = stored["size"]
+            return cls(tuple(stored["seeds"]), tuple(stored["labels"]), (width, height))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError("parity", f"images in manifest.json must be whole: {error}") from error
+
+    def pictures(self, generator: Generator) -> list[np.ndarray]:
+        """uint8 [H, W, 3] each."""
+        return list(generator.generate(self.seeds, label=self.labels or None))
+
+    def stored(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def opened(bundle: Bundle, choice: Choice, *, keep_compiled: bool = True, vae: str | None = None) -> Any:
+    """What draws with an engine of a bundle: its pipeline or its generator. vae: as in `hotloop.load`."""
+    from ..generator import Generator
+    from ..pipeline import Pipeline
+
+    if isinstance(bundle.family, GeneratorFamily):
+        return Generator(bundle, choice=choice, keep_compiled=keep_compiled)
+    return Pipeline(bundle, choice=choice, vae=vae, keep_compiled=keep_compiled)
 
 
 def compare(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> Figures:
@@ -117,15 +158,15 @@ def compare(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> Fi
 
 
 def evaluate(
-    pipe: Pipeline, name: str, inputs: Mapping[str, np.ndarray], dims: Mapping[str, int]
+    pipe: Pipeline | Generator, name: str, inputs: Mapping[str, np.ndarray], dims: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """What the pipeline's engines give for a network of the family's plain row.
+    """What the engines of a pipeline or generator give for a network of the family's plain row.
 
     The UNet is asked as the loop asks it, so a split one runs with its prompt and time networks: inputs are sample
     [2N, C, h, w] and timestep [2N], both halves alike, and context [2N, T, D], the unconditional half first.
     """
     if name == "unet":
-        return _evaluate_unet(pipe, inputs)
+        return _evaluate_unet(cast("Pipeline", pipe), inputs)
     engine = pipe.networks[name]
     with engine.contexts.lease(**dims) as context:
         for tensor in engine.network.inputs:
@@ -169,8 +210,8 @@ def dims_of(network: Network, arrays: Mapping[str, np.ndarray]) -> dict[str, int
     return dims
 
 
-def certify(pipe: Pipeline) -> dict[str, Any]:
-    """A certificate: the figures of every network of the pipeline's engine and the PSNR of every image.
+def certify(pipe: Pipeline | Generator) -> dict[str, Any]:
+    """A certificate: the figures of every network of the engine that draws and the PSNR of every image.
 
     Raises BundleError when the bundle holds no reference, or one that is not of its networks.
     """
@@ -190,16 +231,15 @@ def certify(pipe: Pipeline) -> dict[str, Any]:
         networks[name] = asdict(compare(evaluate(pipe, name, inputs, dims), want))
     if not networks or "images" not in files or "images" not in stored:
         raise BundleError("parity", "bundle must hold reference outputs", str(pipe.bundle.path))
-    asked = Images.read(stored["images"])
+    asked: Any = (Latents if isinstance(pipe.family, GeneratorFamily) else Images).read(stored["images"])
     images = Weights.open(pipe.bundle.file(files["images"]))
     width, height = asked.size
-    for i in range(len(asked.prompts)):
+    for i in range(len(asked.seeds)):
         if str(i) not in images or images.shape(str(i)) != (height, width, 3):
             raise BundleError("parity", f"{files['images']} must hold an image of {width} x {height} named", str(i))
     for name in networks:  # images have another shape: what was compiled for the first would stand beside it in memory
         pipe.networks[name].contexts.clear()
-    drawn = [np.asarray(result.images[0]) for result in asked.draw(pipe)]
-    values = [min(_EQUAL, psnr(image, images[str(i)])) for i, image in enumerate(drawn)]
+    values = [min(_EQUAL, psnr(image, images[str(i)])) for i, image in enumerate(asked.pictures(pipe))]
     return {"networks": networks, "psnr": [round(value, 2) for value in values], "device": pipe.device}
 
 
@@ -233,7 +273,6 @@ def verify(bundle: Bundle, *, engines: Sequence[str] = ()) -> dict[str, tuple[di
 
     Raises InputError for an engine that the bundle does not have, BundleError for a bundle without a reference.
     """
-    from ..pipeline import Pipeline
     from ..selection import Choice, candidates
 
     if unknown := sorted(set(engines) - {text for entry in bundle.entries for text in (entry.name, entry.kind)}):
@@ -246,7 +285,7 @@ def verify(bundle: Bundle, *, engines: Sequence[str] = ()) -> dict[str, tuple[di
             continue
         name = f"{entry.name} on {device}" if entry.name in found else entry.name
         try:
-            pipe = Pipeline(bundle, choice=Choice(entry, device, "asked for"))
+            pipe = opened(bundle, Choice(entry, device, "asked for"))
             for network in entry.networks:
                 pipe.networks[network]
         except BundleError as error:

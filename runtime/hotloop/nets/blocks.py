@@ -27,6 +27,7 @@ class ResBlock(nn.Module):
         self.time_emb_proj: nn.Module | None = nn.Linear(time_dim, c_out) if time_dim else None
         self.norm2 = NormSilu(groups, c_out, eps)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.group = c_out // groups  # channels that norm2 takes together
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
@@ -35,6 +36,14 @@ class ResBlock(nn.Module):
             h = h + self.time_emb_proj(time)[:, :, None, None]
         h = self.conv2(self.norm2(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+    def narrow(self, width: int) -> None:
+        """Only so many channels between the convolutions, whole groups of norm2: those of a pruned network."""
+        self.conv1 = nn.Conv2d(self.conv1.in_channels, width, 3, padding=1)
+        if isinstance(self.time_emb_proj, nn.Linear):
+            self.time_emb_proj = nn.Linear(self.time_emb_proj.in_features, width)
+        self.norm2 = NormSilu(width // self.group, width, self.norm2.eps)
+        self.conv2 = nn.Conv2d(width, self.conv2.out_channels, 3, padding=1)
 
 
 class Downsample(nn.Module):

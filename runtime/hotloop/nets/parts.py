@@ -16,6 +16,7 @@ from ..spec import Network
 from .animator import Animator
 from .base import Net
 from .clip import CLIPText, CLIPVision
+from .generators import CVAE, DCGAN, Critic, MLPGenerator, StyleGenerator
 from .motions import Motions
 from .precision import DTYPES, halve
 from .rewrites import split, with_phase
@@ -64,6 +65,10 @@ PARTS: dict[str, Part] = {
     "tiny_vae_encoder": Part("tiny_vae", "encoder.onnx", (TinyVAE,), "encode"),
     "tiny_vae_decoder": Part("tiny_vae", "decoder.onnx", (TinyVAE,), "decode"),
     "image_encoder": Part("image_encoder", "model.onnx", (CLIPVision,)),
+    "generator": Part("generator", "model.onnx", (MLPGenerator, DCGAN, CVAE, StyleGenerator), "draw"),
+    "mapping": Part("generator", "mapping.onnx", (StyleGenerator,), "mapping"),
+    "synthesis": Part("generator", "synthesis.onnx", (StyleGenerator,), "synthesis"),
+    "critic": Part("critic", "model.onnx", (Critic,), "score"),
     "segmenter": Part("segmenter", "model.onnx", (Segmenter,), "segment"),
     "upscaler": Part("upscaler", "model.onnx", (Upscaler,), "enlarge"),
     "clip_text": Part("clip_text", "model.onnx", (TextTower,)),

@@ -14,7 +14,8 @@ from ..errors import BundleError, InputError
 from .base import Net
 from .blocks import Downsample, NormSilu, ResBlock, Upsample
 
-__all__ = ["GEGLU", "Attention", "Conditions", "CrossAttention", "TimeEmbedding", "Transformer", "UNet", "sinusoid"]
+__all__ = ["GEGLU", "Attention", "Conditions", "CrossAttention", "FeedForward", "TimeEmbedding", "Transformer", "UNet",
+           "sinusoid"]  # fmt: skip
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -90,11 +91,18 @@ class GEGLU(nn.Module):
         return x * F.gelu(gate)
 
 
-class _FeedForward(nn.Module):
+class FeedForward(nn.Module):
+    """Two layers with a gate between, four times as wide inside."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.channels = channels
+        self.narrow(4 * channels)
+
+    def narrow(self, width: int) -> None:
+        """So many channels inside: those of a pruned network are fewer."""
         # The checkpoints count a dropout between the two.
-        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+        self.net = nn.Sequential(GEGLU(self.channels, width), nn.Identity(), nn.Linear(width, self.channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -108,7 +116,7 @@ class _TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.attn2 = CrossAttention(channels, context_dim, heads=heads)
         self.norm3 = nn.LayerNorm(channels)
-        self.ff = _FeedForward(channels)
+        self.ff = FeedForward(channels)
 
     def among(self, x: Tensor) -> Tensor:
         """The half that depends on the map alone."""
@@ -248,7 +256,8 @@ class UNet(Net):
     """The denoising network of SD 1.x and 2.x (Rombach et al. 2022), of any width.
 
     `attention_head_dim` in these checkpoints is the number of heads (an int or one per level);
-    `num_attention_heads`, where given, says the same.
+    `num_attention_heads`, where given, says the same. `inner_widths`, which is our own, names the residual blocks and
+    feed-forwards of a pruned network that have fewer channels inside: module path -> channels.
     """
 
     class_name = "UNet2DConditionModel"
@@ -328,6 +337,7 @@ class UNet(Net):
         self.up_blocks = nn.ModuleList(up_blocks)
         self.conv_norm_out = NormSilu(groups, widths[0], eps)
         self.conv_out = nn.Conv2d(widths[0], config.get("out_channels", 4), 3, padding=1)
+        self._narrow(config.get("inner_widths") or {})
         self.kv_width = 0
         for attention in self.cross_attentions().values():
             begin = self.kv_width
@@ -342,6 +352,23 @@ class UNet(Net):
             if len(types) != levels or not set(types) <= known:
                 rule = f"{name} must be {levels} of {', '.join(sorted(known))}"
                 raise BundleError("UNet.config", rule, types)
+
+    def _narrow(self, widths: Any) -> None:
+        blocks = self.res_blocks() | self.feed_forwards() if widths else {}
+        if not isinstance(widths, Mapping) or not widths.keys() <= blocks.keys():
+            unknown = sorted(widths.keys() - blocks.keys())[:1] if isinstance(widths, Mapping) else widths
+            rule = "inner_widths must map residual blocks and feed-forwards to widths"
+            raise BundleError("UNet.config", rule, unknown)
+        for path, width in widths.items():
+            block = blocks[path]
+            step = block.group if isinstance(block, ResBlock) else 1
+            if type(width) is not int or width < step or width % step:
+                raise BundleError("UNet.config", f"inner_widths of {path} must be a multiple of {step}", width)
+            block.narrow(width)
+
+    def feed_forwards(self) -> dict[str, FeedForward]:
+        """By module path, in the order in which they run."""
+        return self._found(FeedForward)
 
     def cross_attentions(self) -> dict[str, CrossAttention]:
         """By module path, in the order in which they run."""

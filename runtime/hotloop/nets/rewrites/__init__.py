@@ -63,7 +63,7 @@ def constants(unet: UNet) -> dict[str, Any]:
     if len(layers) > 1:
         raise BundleError("nets.rewrites", "layers_per_block must be the same in all levels", sorted(layers))
     found: dict[str, Any] = {
-        "unet_widths": [blocks[f"down_blocks.{i}.resnets.0"].conv1.out_channels for i in range(len(unet.levels))],
+        "unet_widths": [blocks[f"down_blocks.{i}.resnets.0"].conv2.out_channels for i in range(len(unet.levels))],
         "unet_layers": layers.pop(),
         "kv_width": unet.kv_width,
         "time_width": sum(block.conv1.out_channels for block in blocks.values()),
