@@ -6,7 +6,14 @@ import numpy as np
 
 from .errors import InputError, NonFiniteError
 
-__all__ = ["check_finite", "check_integer", "check_number"]
+__all__ = ["check_array", "check_finite", "check_integer", "check_number"]
+
+
+def check_array(place: str, array: np.ndarray | None, shape: tuple[int | str, ...]) -> None:
+    """float32 of this shape, or it is refused."""
+    if array is None or array.dtype != np.float32 or array.shape != shape:
+        got = None if array is None else f"{array.dtype} {list(array.shape)}"
+        raise InputError(place, f"must be float32 {list(shape)}", got)
 
 
 def check_integer(place: str, name: str, value: object, least: int, most: int) -> None:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from hotloop_kernels import cfg_step
 
+from .checks import check_array
 from .denoiser import Denoiser, DeviceDenoiser, Inpaint
-from .errors import InputError
 from .samplers.table import K, StepTable
 
 __all__ = ["Inpaint", "Progress", "denoise", "run"]
@@ -51,14 +51,14 @@ def denoise(
     Raises InputError at once (not at the first row) when a shape does not fit.
     """
     shape = x.shape
-    _fits("x", x, shape if len(shape) == 4 else ("N", "C", "h", "w"))
-    _fits("guidance", guidance, shape[:1])
+    check_array("loop.x", x, shape if len(shape) == 4 else ("N", "C", "h", "w"))
+    check_array("loop.guidance", guidance, shape[:1])
     if table.noises:
-        _fits("noise", noise, (table.noises, *shape))
+        check_array("loop.noise", noise, (table.noises, *shape))
     if inpaint is not None:
-        _fits("mask", inpaint.mask, (shape[0], 1, *shape[2:]))
-        _fits("known", inpaint.known, shape)
-        _fits("eps", inpaint.eps, shape)
+        check_array("loop.mask", inpaint.mask, (shape[0], 1, *shape[2:]))
+        check_array("loop.known", inpaint.known, shape)
+        check_array("loop.eps", inpaint.eps, shape)
     return _rows(denoiser, table, x, cond, guidance, noise, inpaint)
 
 
@@ -106,9 +106,3 @@ def _rows(
             z=z, residual=table.residual, **blend,
         )  # fmt: skip
         yield Progress(e, count, int(table.steps[e]), steps, float(table.timesteps[e]), state[0])
-
-
-def _fits(name: str, array: NDArray | None, shape: tuple[int | str, ...]) -> None:
-    if array is None or array.dtype != np.float32 or array.shape != shape:
-        got = None if array is None else f"{array.dtype} {list(array.shape)}"
-        raise InputError(f"loop.{name}", f"must be float32 {list(shape)}", got)

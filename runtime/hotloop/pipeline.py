@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -159,6 +160,13 @@ class Pipeline:
         frame = canvas.frame(request.place, passes[0].size, self.family.vae_factor)
         x, blend = call.repainted(frame, passes[0].table, cond)
         return call.draw(passes, x, cond, blend, paste=canvas.put_back if request["paste"] else None)
+
+    def live(self, **given: Any) -> Any:
+        """A live session: `push` pictures, `set` settings, take `frames`; arguments as for `hotloop.live.Stage.open`.
+
+        Raises InputError for settings that are refused.
+        """
+        return import_module("hotloop.live").open_session(self, **given)
 
     def table(self, sampler: str, steps: int, *, start: int = 0, options: Mapping[str, Any] | None = None) -> StepTable:
         """The compiled table of a sampler on this bundle's schedule; kept, since many calls share one."""

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from .image.metadata import StoredRequest
 
 __all__ = [
-    "MAX_IMAGES", "PIPELINES", "Callback", "Img2Img", "Inpaint", "Request", "Txt2Img", "aliases", "bundle_defaults",
-    "canonical", "check_stored", "documented", "fields", "schema",
+    "MAX_IMAGES", "PIPELINES", "Callback", "Img2Img", "Inpaint", "Live", "Request", "Txt2Img", "aliases",
+    "bundle_defaults", "canonical", "check_stored", "documented", "fields", "schema",
 ]  # fmt: skip
 
 MAX_IMAGES = 64  # per call: more are asked for in several calls, each reproducible from its own seeds
@@ -210,10 +210,31 @@ class Inpaint(Edit, total=False):
     padding_mask_crop: Annotated[int | None, Field(
         Integer(0, 4096), "draw only the masked region with that many pixels around it, and paste it back",
         flag="--only-masked")]
+
+
+class Live(Common, total=False):
+    """The settings of a live session, by name."""
+
+    steps: Annotated[int | None, Alias("num_inference_steps", Integer(1, MAX_STEPS))]
+    strength: Annotated[float | None, Field(
+        Number(0.01, 1), "how noisy each picture is made before it is redrawn: steps are those that are run", 0.5)]
+    resize_mode: Annotated[str | None, Field(
+        Choice(tuple(RESIZE_MODES)), "to another shape: default stretches, fill repeats its edges, crop cuts them",
+        "crop")]
+    cfg_type: Annotated[str | None, Field(
+        Choice(("none", "full", "self", "initialize")), "how guidance above 1 is made: not at all, from the negative "
+        "prompt, from the picture itself, or from the negative prompt in the first step only", "full")]
+    delta: Annotated[float | None, Field(Number(0, 10), "weight of the negative side of self and initialize", 1.0)]
+    similarity: Annotated[float | None, Field(
+        Number(0, 1), "pictures more like the last drawn one than this are not drawn again; 1: all are", 1.0)]
+    similarity_most: Annotated[int | None, Field(Integer(1, 1_000_000), "pictures skipped in a row at most", 10)]
+    drift: Annotated[int | None, Field(
+        Integer(0, 1_000_000), "without a source, frames from one seed's noise to the next one's; 0: it stays", 30)]
 # fmt: on
 
 
 PIPELINES: Mapping[str, type] = {"txt2img": Txt2Img, "img2img": Img2Img, "inpaint": Inpaint}
+_TABLES: Mapping[str, type] = {**PIPELINES, "live": Live}
 
 
 # --- The table, read ---
@@ -229,7 +250,7 @@ class _Row:
 @cache
 def _rows(pipeline: str) -> dict[str, _Row]:
     rows = {}
-    for table in (Words, PIPELINES[pipeline]):
+    for table in (Words, _TABLES[pipeline]):
         for name, hint in get_type_hints(table, include_extras=True).items():
             required = get_origin(hint) is Required
             kind, row = get_args(get_args(hint)[0] if required else hint)[:2]

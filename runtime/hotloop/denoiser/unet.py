@@ -51,6 +51,11 @@ class UNetDenoiser:
         self._dims: dict[str, int] = {}
         self.seconds = 0.0  # spent inside the engines since begin()
 
+    @property
+    def small(self) -> bool:
+        """Whether rows gain nothing from one call of the network: each may as well have a context of its own."""
+        return getattr(self._unet, "small", False)
+
     def __enter__(self) -> UNetDenoiser:
         return self
 
@@ -81,7 +86,10 @@ class UNetDenoiser:
             self._when, self._times = inputs["timestep"], table.timesteps[None]
         else:
             self._when = inputs["time_rows"]
-            self._times = self._time_table(self._time, table.timesteps, cond.get("timestep_cond"))
+            # Each table that stands in this one has been, or will be, one of its own.
+            each = np.split(table.timesteps, np.cumsum(table.lengths)[:-1]) if table.lengths else [table.timesteps]
+            told = cond.get("timestep_cond")
+            self._times = np.concatenate([self._time_table(self._time, one, told) for one in each], axis=1)
         for tensor in _optional(self._unet.network):
             inputs[tensor.name][:] = self._batched(tensor, cond[tensor.name]) if tensor.name in cond else 0
         sample = inputs["sample"]

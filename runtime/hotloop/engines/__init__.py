@@ -73,7 +73,8 @@ class Engine(Protocol):
     Classes are made with `Cls(path, network, *, device, threads, precision, cache, adapters)` and have three static
     or class methods: `import_library()` (the library itself; raises ImportError), `devices()` (those it can use here)
     and `precisions(device)` (what they compute in); where having a precision is not being fast in it also
-    `speeds(device)` (precision -> its speed over float32's).
+    `speeds(device)` (precision -> its speed over float32's). An engine may have `small`: whether it is on the CPU with
+    so few weights that the rows of a batch gain nothing from one run.
     """
 
     kind: str

@@ -75,8 +75,12 @@ class _Graph:
     @cached_property
     def side_by_side(self) -> int:
         """Into how many parts a batch may be cut."""
-        small = sum(math.prod(one.shape) for one in self.file.initializers.values()) < SMALL
-        return self._threads if self._spread and small and self.device == "cpu" else 1
+        return self._threads if self._spread and self.small else 1
+
+    @cached_property
+    def small(self) -> bool:
+        weights = sum(math.prod(one.shape) for one in self.file.initializers.values())
+        return weights < SMALL and self.device == "cpu"
 
     def usual(self) -> frozenset[str]:
         """The weights that LoRAs usually change, as far as they can be live here."""
@@ -243,6 +247,10 @@ class OnnxEngine:
         self._by_parts = {1: self.session}
         self.lock = threading.Lock()
         self.contexts = ContextPool(self)
+
+    @property
+    def small(self) -> bool:
+        return self._graph.small
 
     def parts(self, dims: Mapping[str, int]) -> int:
         """How many runs side by side a run at this shape is cut into."""

@@ -445,6 +445,10 @@ class OpenVinoEngine:
         # A proxy, or the pool and the engine would hold each other: gigabytes until the garbage collector comes by.
         self.contexts = ContextPool(self, shapes=_SHAPES, clearing=self._kept.clear if graph.fixes else None)
 
+    @property
+    def small(self) -> bool:
+        return self.graph.small and self.device == "cpu"
+
     def parts(self, dims: Mapping[str, int]) -> int:
         """How many runs side by side a run at this shape is cut into."""
         return self.graph.parts(dims)

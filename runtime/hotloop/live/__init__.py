@@ -1,13 +1,23 @@
-"""Live: from a signal or a camera to a frame, in a bounded time. No HTTP here; names are loaded when used."""
+"""Live: from a signal or a camera to a frame, in a bounded time. No HTTP here; names are loaded when used.
+
+`Session` is one viewer's, `Stage` runs all sessions' rows; the `Bus` gives them their controls.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"Bus": "bus", "Control": "controls", "CONTROLS": "controls", "Face": "controls", "Idle": "idle"}
+_HOMES = {
+    "Bus": "bus", "Control": "controls", "CONTROLS": "controls", "Face": "controls", "Idle": "idle",
+    "Controls": "session", "Frame": "session", "Session": "session", "Stage": "stage", "Recording": "recording",
+    "choose_depth": "depth", "open_session": "opening", "replay": "playback",
+}  # fmt: skip
 
-__all__ = ["CONTROLS", "Bus", "Control", "Face", "Idle"]
+__all__ = [
+    "CONTROLS", "Bus", "Control", "Controls", "Face", "Frame", "Idle", "Recording", "Session", "Stage", "choose_depth",
+    "open_session", "replay",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ noise: each a unit vector, so `X + dt * D` is literally a row of the table's upd
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 
-__all__ = ["D", "K", "Level", "Rows", "S", "StepTable", "Vector", "X", "Z", "combine", "outputs"]
+__all__ = ["D", "K", "Level", "Rows", "S", "StepTable", "Vector", "X", "Z", "combine", "outputs", "stacked"]
 
 Vector = NDArray[np.float64]
 F32 = NDArray[np.float32]
@@ -41,7 +41,8 @@ class StepTable:
     k_img, k_eps f32[E]          inpainting: after the row, the known region is k_img x_known + k_eps eps
     init_scale                   text to image starts at x = init_scale noise
     start_img, start_eps         image to image starts at x = start_img x_known + start_eps eps
-    residual  f32[E, K+1] | None reserved: m_u = residual . S
+    residual  f32[E, K+1] | None residual guidance: m_u = residual . S
+    lengths                      of the tables that stand one after another in this one (`stacked`); none: it is one
     """
 
     sampler: str
@@ -58,6 +59,7 @@ class StepTable:
     start_img: float
     start_eps: float
     residual: F32 | None = None
+    lengths: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """E, the number of network evaluations."""
@@ -67,6 +69,19 @@ class StepTable:
     def noises(self) -> int:
         """How many unit-noise tensors a run consumes: the first axis of the loop's `noise`."""
         return int(self.draws.sum())
+
+
+def stacked(tables: Sequence[StepTable]) -> StepTable:
+    """Tables one after another, for what a denoiser asks of them: row e of table j is row (lengths before j) + e.
+
+    Nothing starts from it: its start and init_scale are not numbers.
+    """
+    names = ("timesteps", "steps", "c_in", "p_x", "p_m", "update", "draws", "k_img", "k_eps")
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(table, name) for table in tables]) for name in names}
+    return StepTable(
+        "+".join(table.sampler for table in tables), init_scale=np.nan, start_img=np.nan, start_eps=np.nan,
+        lengths=tuple(map(len, tables)), **arrays,
+    )  # fmt: skip
 
 
 class Level(NamedTuple):
