@@ -39,7 +39,7 @@ def sees(
     pictures, faces = pictures.clip(-1, 1), family.faces
     matte = made["segmenter"]["matte"] if "segmenter" in made else _oval(n, height, width)
     dims = family.dims(width=width, height=height, batch=n)
-    drawn: Callable[[], dict[str, np.ndarray]] = {
+    drawn: dict[str, Callable[[], dict[str, np.ndarray]]] = {
         "segmenter": lambda: {"image": pictures},
         "upscaler": lambda: {"rgb": pictures, "matte": matte},
         "clip_text": lambda: {"input_ids": _prompts(n, dims["T"], vocabulary, rng)},
@@ -52,10 +52,10 @@ def sees(
         },
         "critic": lambda: {
             "image": _sized(_channels(pictures, faces.critic_channels), faces.critic_size),
-            "label": rng.integers(0, max(1, faces.critic_classes), n).astype(np.int32),
+            "label": np.asarray(rng.integers(0, max(1, faces.critic_classes), n), np.int32),
         },
-    }[network.name]  # fmt: skip
-    inputs = {name: np.ascontiguousarray(array) for name, array in drawn().items()}
+    }  # fmt: skip
+    inputs = {name: np.ascontiguousarray(array) for name, array in drawn[network.name]().items()}
     return {tensor.name: inputs[tensor.name] for tensor in network.inputs}, network.pick(dims)
 
 
