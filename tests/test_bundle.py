@@ -101,7 +101,7 @@ def test_a_directory_without_a_manifest_is_refused(tmp_path: Path) -> None:
         ({"engines": []}, "engines"),
         ({"engines": [{}]}, "kind"),
         ({"engines": [{**ENTRY, "networks": {"unet": {}}}]}, "networks"),
-        ({"engines": [{**ENTRY, "networks": {"critic": {"path": "unet/model.onnx"}}}]}, "critic"),
+        ({"engines": [{**ENTRY, "networks": {"oracle": {"path": "unet/model.onnx"}}}]}, "oracle"),
         ({"engines": [{**ENTRY, "precision": "fp3"}]}, "precision"),
         ({"engines": [{**ENTRY, "rewrites": ["faster"]}]}, "faster"),
         ({"engines": [{**ENTRY, "grid": True}]}, "grid"),
