@@ -270,6 +270,17 @@ def test_the_later_stages_run(begun):
     check_folder(begun)
 
 
+def test_pictures_differ_in_a_readers_maps_by_shares_of_those_maps():
+    perceived = the("autoencoder").perceived
+    x = torch.full((2, 3, 8, 8), 0.5)
+    maps = lambda v: [v, 4 * v]  # noqa: E731  (each map counts by its own size)
+    assert perceived(maps, x, x) == 0
+    assert perceived(maps, x, 0.75 * x).item() == pytest.approx(0.25, rel=1e-3)
+    y = (0.75 * x).requires_grad_()
+    (slope,) = torch.autograd.grad(perceived(maps, x, y), y)
+    assert (slope < 0).all()
+
+
 def test_the_finetuned_animator_ships_only_where_the_judge_prefers_it(tmp_path):
     options = the("training").Options(root=tmp_path)
     options.weights.mkdir()

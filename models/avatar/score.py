@@ -205,7 +205,10 @@ def main() -> None:
         parser.error(f"parts are {', '.join(SCORES)}; got {', '.join(sorted(unknown))}")
     for part in chosen.parts or [p for p in SCORES if (options.weights / f"{p}.safetensors").exists()]:
         weights = digest(options.weights / f"{part}.safetensors")
-        found[part] = {"weights": weights, "step": progress(options, part).get("step"), "count": chosen.count}
+        found[part] = {
+            "weights": weights, "step": progress(options, part).get("step"), "count": chosen.count,
+            "judge": digest(options.weights / "probe_judge.safetensors"),
+        }  # fmt: skip
         found[part] |= SCORES[part](options, chosen.count)
         chosen.out.write_text(json.dumps(found, indent=1) + "\n")
         print(json.dumps({part: found[part]}, indent=1), flush=True)

@@ -91,7 +91,7 @@ def stage(stage: Stage, options: Options, needs: dict[str, str]) -> bool:
         b = rows.batch(rng, batch)
         loss, parts, new = animator_loss(nets, b, options.device)
         values: dict[str, Any] = {"critic": _teach(critic, adam, b, new, penalised=run.step % 8 == 0)}
-        own = hinge(*(torch.zeros(1, device=new.device), critic(*crops(new, b))))[1]
+        own = -critic(*crops(new, b)).mean()  # hinge, the generator's side
         share = SHARE * min(1.0, (run.step - run.begun_at) / PATIENCE)
         run.descend(loss + share * own, **parts, **values, own=own)
     with run.average.applied():

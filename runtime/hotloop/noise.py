@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError
 
-__all__ = ["RNGS", "NoiseSource", "SeededNoise", "check_seed", "normal", "philox4x32", "philox_normal", "seeds_for"]
+__all__ = [
+    "RNGS", "NoiseSource", "SeededNoise", "check_seed", "generator_seeds", "normal", "philox4x32", "philox_normal",
+    "seeds_for",
+]  # fmt: skip
 
 MAX_SEED = 2**64 - 1
 
@@ -47,6 +50,32 @@ def seeds_for(seed: int, n: int) -> list[int]:
     """The seeds of a batch: image i is the single run with seed + i. Raises InputError where one leaves the range."""
     first = check_seed(seed)
     return [check_seed(first + i) for i in range(n)]
+
+
+def generator_seeds(generator: Any) -> int | list[int]:
+    """The seed of a generator as diffusers takes it: a number, an object with initial_seed(), or a list of them.
+
+    A single object is one image's: stock pipelines draw all images of a call from it in turn, which is no seed's own.
+    """
+    if isinstance(generator, (int, np.integer)):
+        return int(generator)
+    each = generator if isinstance(generator, (list, tuple)) else [generator]
+    return [int(one) if isinstance(one, (int, np.integer)) else _initial_seed(one) for one in each]
+
+
+def _initial_seed(generator: Any) -> int:
+    place, device = "request", getattr(getattr(generator, "device", None), "type", "cpu")
+    if not callable(getattr(generator, "initial_seed", None)):
+        raise InputError(place, "generator must be a seed, a torch.Generator or a list of them", generator)
+    if device != "cpu":
+        raise InputError(place, "generator must be one of the CPU: another device's numbers are not a seed's", device)
+    seed: int = generator.initial_seed()
+    if hasattr(generator, "clone_state"):
+        fresh = generator.clone_state()
+        fresh.manual_seed(seed)
+        if not bool((fresh.get_state() == generator.get_state()).all()):
+            raise InputError(place, "generator must be fresh: numbers have been drawn from it already", seed)
+    return seed
 
 
 class _Source(Protocol):

@@ -23,7 +23,7 @@ from .fields import RANDOM, Alias, Choice, Field, Flag, Integer, Name, Number, O
 from .image.canvas import RESIZE_MODES
 from .image.enlarge import A1111, UPSCALERS
 from .loop import Progress
-from .noise import RNGS, check_seed
+from .noise import RNGS, check_seed, generator_seeds
 from .samplers.names import STOCK, resolve
 from .spec import ENLARGED
 from .tokenizer import LONG_PROMPTS, MAX_CHARACTERS, SYNTAXES
@@ -41,32 +41,6 @@ MAX_STEPS = 1000
 
 Callback = Callable[[Progress], object]
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def _seeds_of(generator: Any) -> int | list[int]:
-    """The seed of a generator as diffusers takes it: a number, an object with initial_seed(), or a list of them.
-
-    A single object is one image's: stock pipelines draw all images of a call from it in turn, which is no seed's own.
-    """
-    if isinstance(generator, (int, np.integer)):
-        return int(generator)
-    each = generator if isinstance(generator, (list, tuple)) else [generator]
-    return [int(one) if isinstance(one, (int, np.integer)) else _initial_seed(one) for one in each]
-
-
-def _initial_seed(generator: Any) -> int:
-    place, device = "request", getattr(getattr(generator, "device", None), "type", "cpu")
-    if not callable(getattr(generator, "initial_seed", None)):
-        raise InputError(place, "generator must be a seed, a torch.Generator or a list of them", generator)
-    if device != "cpu":
-        raise InputError(place, "generator must be one of the CPU: another device's numbers are not a seed's", device)
-    seed: int = generator.initial_seed()
-    if hasattr(generator, "clone_state"):
-        fresh = generator.clone_state()
-        fresh.manual_seed(seed)
-        if not bool((fresh.get_state() == generator.get_state()).all()):
-            raise InputError(place, "generator must be fresh: numbers have been drawn from it already", seed)
-    return seed
 
 
 def _option(name: str) -> Callable[[Any], dict[str, Any]]:
@@ -135,7 +109,7 @@ class Common(TypedDict, total=False):
         stored=False)]
 
     num_images: Annotated[int | None, Alias("num_images_per_prompt", Integer(1, MAX_IMAGES))]
-    generator: Annotated[Any, Alias("seed", Unchecked(), _seeds_of)]
+    generator: Annotated[Any, Alias("seed", Unchecked(), generator_seeds)]
     eta: Annotated[float | None, Alias(
         "sampler_options", Number(0, 1), _option("eta"), "noise in every step: ddim and tcd", "--eta")]
     timestep_spacing: Annotated[str | None, Alias(
