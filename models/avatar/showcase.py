@@ -56,12 +56,21 @@ def keyframe_of(face: Face, size: int = SIDE, *, name: str = "") -> Keyframe:
     _lined(open_mouth, shut)
     with patch.object(render_face, "_iris", lambda *_: None):
         empty = _draw(size, Rig(face, still), layers=bare)
-    eyes_only = ("back hair", "body", "head", "mouth", "eyes")
-    return Keyframe(
-        _rgba(_draw(size, Rig(face, still))), _rgba(open_mouth), _front(face, still, size), geometry_of(face), name,
-        _rgba(empty), _rgba(_draw(size, _Staring(face, still), layers=eyes_only)),
-        _rgba(_draw(size, Rig(face, still | {"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0}))),
-    )  # fmt: skip
+    key = _rgba(_draw(size, Rig(face, still)))
+    loose = _rgba(_draw(size, _Staring(face, still), layers=("back hair", "body", "head", "mouth", "eyes")))
+    browed = _around_brows(face, still, size)
+    loose[browed] = key[browed]
+    return Keyframe(key, _rgba(open_mouth), _front(face, still, size), geometry_of(face), name, _rgba(empty), loose)
+
+
+def _around_brows(face: Face, held: Mapping[str, float], size: int) -> np.ndarray:
+    """bool [size, size]: the brows with what is near."""
+    canvas, rig = Canvas(size, 1, PARTS), Rig(face, held)
+    for side in (-1, 1):
+        path, thick = _brow(rig, side)
+        ends = path[[0, -1]] + (path[[0, -1]] - path[[1, -2]]) * 1.5
+        canvas.line(np.concatenate([ends[:1], path, ends[1:]]), thick + 0.03, (0, 0, 0), "brows")
+    return np.asarray(canvas.label) > 0
 
 
 def _lined(canvas: Canvas, rig: Rig) -> None:

@@ -27,7 +27,7 @@ _NEEDS = {
     "skipped": {"session", "picture"}, "begin": {"session", "picture", "frame", "deadline"}, "step": set(),
     "shown": {"session", "frame", "sha256", "kind"}, "rung": {"session", "rung", "reason"}, "close": {"session"},
     # Of animation: a keyframe as it was first shown, and what a frame was made of.
-    "keyframe": {"key", "rgba", "reveal", "bare", "iris", "over", "front", "geometry", "name"},
+    "keyframe": {"key", "rgba", "reveal", "bare", "loose", "front", "geometry", "name"},
     "animate": {"session", "frame", "version", "key", "before", "mix", "controls", "t", "side"},
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ __all__ = ["SIDE", "Keyframe", "builtin_keyframe", "load_keyframe", "save_keyfra
 
 SIDE = 512
 _ASSETS = Path(__file__).parents[2] / "assets" / "avatar-live"
-_PICTURES = {"rgba": "key.webp", "reveal": "reveal.webp", "bare": "bare.webp", "iris": "iris.webp", "over": "over.webp"}
+_PICTURES = {"rgba": "key.webp", "reveal": "reveal.webp", "bare": "bare.webp", "loose": "loose.webp"}
 _FRONT, _TOLD = "front.png", "avatar.json"
 
 
@@ -28,12 +28,12 @@ class Keyframe:
     """All pictures are premultiplied uint8 [S, S, 4] and show the same place.
 
     rgba     the avatar, eyes open, mouth closed; its alpha is the matte
-    reveal   what that hides and motion shows: eyes closed, mouth open; no brows where `over` has them. The networks of
+    reveal   what that hides and motion shows: eyes closed, mouth open; no brows where `loose` has them. The networks of
              an animator make their own
     front    uint8 [S, S]: what lies before the eyes and never moves with them (fringe, glasses); None: nothing
     geometry where its parts lie; None: unknown, which the networks do not need
-    bare, iris, over   the avatar without irises and brows; whole irises; eyes closed with brows: so that irises and
-             brows move by themselves. All three or none: then they move with what is around them
+    bare, loose  the avatar without irises and brows; whole irises, nothing before them, and brows: so that they move by
+             themselves. Both or none: then they move with what is around them
     name     for people
     """
 
@@ -43,8 +43,7 @@ class Keyframe:
     geometry: Geometry | None
     name: str = ""
     bare: np.ndarray | None = None
-    iris: np.ndarray | None = None
-    over: np.ndarray | None = None
+    loose: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         side = len(self.rgba)
@@ -54,8 +53,8 @@ class Keyframe:
             if array is not None and (array.dtype != np.uint8 or array.shape != shape or side < 16):
                 rule = f"{name} of a keyframe must be uint8 {list(shape)}, 16 pixels a side at least"
                 raise InputError(PLACE, rule, f"{array.dtype} {list(array.shape)}")
-        if len({self.bare is None, self.iris is None, self.over is None}) > 1:
-            raise InputError(PLACE, "bare, iris and over of a keyframe are given together or not at all", self.name)
+        if (self.bare is None) != (self.loose is None):
+            raise InputError(PLACE, "bare and loose of a keyframe are given together or not at all", self.name)
 
     @property
     def arrays(self) -> dict[str, np.ndarray | None]:

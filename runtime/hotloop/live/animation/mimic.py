@@ -95,7 +95,7 @@ def _lips(c: Mapping[str, float]) -> Lips:
     jaw, smile, frown = c["jawOpen"], c["mouthSmile"], c["mouthFrown"]
     wider = 0.02 * happy + 0.014 * angry + 0.004 * cold - 0.006 * sad + 0.002 * surprised
     wider += 0.008 * a + 0.026 * i - 0.018 * u + 0.016 * e - 0.011 * o + 0.024 * smile + 0.012 * jaw
-    opening = 0.043 * happy + 0.02 * angry + 0.004 * sad + 0.058 * surprised + 0.054 * jaw
+    opening = 0.043 * happy + 0.02 * angry + 0.004 * sad + 0.058 * surprised + 0.05 * jaw
     opening += 0.062 * a + 0.026 * i + 0.026 * u + 0.034 * e + 0.05 * o
     room = 0.062 + 0.018 * jaw
     opening /= (1 + (opening / room) ** 3) ** (1 / 3)

@@ -120,10 +120,10 @@ class RiggedPerformance:
         self.keyframe, self.geometry = keyframe, geometry
         left, top, right, _ = keyframe.solid
         self.head = Head(geometry, opaque=left and top and right)
-        if keyframe.bare is None or keyframe.iris is None or keyframe.over is None:
+        if keyframe.bare is None or keyframe.loose is None:
             self.sources: tuple[np.ndarray, ...] = (keyframe.rgba, keyframe.reveal, keyframe.rgba)
         else:
-            self.sources = (keyframe.bare, keyframe.iris, keyframe.reveal, keyframe.over)
+            self.sources = (keyframe.bare, keyframe.loose, keyframe.reveal, keyframe.reveal)
         self._names = [str(name) for name, *_ in ANIMATOR]
         self._unit = np.array([max(abs(float(low)), abs(float(high))) for _, low, high in ANIMATOR], np.float32)
         at = (np.arange(CELLS, dtype=np.float32) + np.float32(0.5)) / CELLS
@@ -172,7 +172,7 @@ class RiggedPerformance:
         if jaw := pose.mimic.lips.jaw:
             g = self.geometry
             line = float(g.mouth.line.mean())
-            around = bump((px - g.mouth.x) * np.float32(1 / 0.2)) * rise((py - line) * np.float32(1 / (g.chin - line)))
+            around = bump((px - g.mouth.x) * np.float32(1 / 0.26)) * rise((py - line) * np.float32(1 / (g.chin - line)))
             py = py - np.float32(jaw) * around * (1 - rise((py - g.chin - 0.02) * np.float32(1 / 0.12)))
         return px, py
 

@@ -86,13 +86,14 @@ class Eyes:
                 made.mask(last, front)
             return
         made.flow(0, nodes.flow(x, self._widened(x, y, at, m)))
-        self._irises(made, nodes, x, y, at, edges, m, front)
-        shown, heights, clear = self._browed(x, y, at, m)
-        made.flow(last, nodes.flow(x, heights))
-        if over is not None:  # neither lids nor what lies before them are drawn beside a brow, where this source moves
-            made.mask(reveal, over * clear)
-            shown = shown if front is None else np.maximum(front * clear, shown)
-        made.mask(last, shown)
+        brow, near, heights = self._browed(x, y, at, m)
+        iris, iris_x, iris_y = self._irises(x, y, at, edges, m)
+        made.flow(1, nodes.flow(np.where(near, x, iris_x), np.where(near, heights, iris_y)))
+        made.mask(1, np.maximum(iris if front is None else iris * (1 - front), brow))
+        if over is not None:
+            made.mask(reveal, over * (1 - brow))
+            if front is not None:
+                made.mask(last, front * (1 - brow))
 
     def _place(self, x: np.ndarray) -> _At:
         right = x > _F(self._middle)
@@ -143,9 +144,11 @@ class Eyes:
         v = (y - self._of(at, *self._cy)) * _F(1 / (1.62 * self._half))
         inside = _F(1) - v * v
         window = ramp((inside - u * u) * _F(6))
-        gap = ramp((lower - upper) * _F(2 / lash))
-        shift = rest - np.where(y + y < upper + lower, upper, lower - _F(0.1 * lash) * gap)
-        made.flow(made.sources - 2, nodes.flow(x, y + shift * rise(inside * _F(3))))
+        # Above, the closed line rides on the edge; below, the skin under that line is drawn up to the edge.
+        lifted = y + (rest - upper) * rise(inside * _F(3))
+        under = np.maximum(y, rest + _F(0.4 * lash) + _F(0.15) * (y - lower))
+        edge = upper + np.maximum(_F(0.25 * lash), _F(0.5) * (lower - upper))
+        made.flow(made.sources - 2, nodes.flow(x, np.where(y < edge, lifted, under)))
         over: np.ndarray = np.maximum(lid, floor) * window
         return over
 
@@ -168,10 +171,9 @@ class Eyes:
         return m.gaze[0] * reach, -0.85 * m.gaze[1] * reach
 
     def _irises(
-        self, made: Field, nodes: Nodes, x: np.ndarray, y: np.ndarray, at: _At, edges: _Edges, m: Mimic,
-        front: np.ndarray | None,
-    ) -> None:  # fmt: skip
-        """Irises where they look, within the lids, behind what lies before them."""
+        self, x: np.ndarray, y: np.ndarray, at: _At, edges: _Edges, m: Mimic
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where irises show within the lids, and their places in their picture."""
         moved = [self._gaze(i, m) for i in (0, 1)]
         sizes = [lid.iris for lid in m.lids]
         (x0, y0, rx0, ry0), (x1, y1, rx1, ry1) = (eye.iris for eye in self.eyes)
@@ -188,9 +190,7 @@ class Eyes:
             middle = self._of(at, *self._cy)
             top, low = middle + (top - middle) * _F(stretch), middle + (low - middle) * _F(stretch)
         inside = ramp((y - top) * _F(1 / _SOFT) + _F(0.7)) * ramp((low - y) * _F(1 / _SOFT) + _F(0.3))
-        made.flow(1, nodes.flow(key_x + cx, key_y + cy))
-        shown = disc * inside
-        made.mask(1, shown if front is None else shown * (1 - front))
+        return disc * inside, key_x + cx, key_y + cy
 
     def _looking(self, x: np.ndarray, y: np.ndarray, at: _At, m: Mimic) -> tuple[np.ndarray, np.ndarray]:
         """Undo gaze and size of irises that move with the white around them."""
@@ -212,7 +212,7 @@ class Eyes:
     # Brows.
 
     def _browed(self, x: np.ndarray, y: np.ndarray, at: _At, m: Mimic) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where the brows show now, the heights of their picture there, and where they are far."""
+        """Where the brows show now, where they are near, and the heights of their picture there."""
         assert self.brows is not None
         rows = []
         for i, (brow, lid) in enumerate(zip(self.brows, m.lids, strict=True)):
@@ -228,9 +228,7 @@ class Eyes:
         far = np.abs(off)
         half = 0.5 * max(a.thick, b.thick) * heavy + 0.002
         shown = ramp((_F(half) - far) * _F(1 / 0.005) + _F(0.5)) * ramp(_F(13) - np.abs(share - _F(0.5)) * _F(24))
-        near = far < _F(half + 0.014)
-        clear = ramp((far - _F(half + 0.018)) * _F(1 / 0.005))
-        return shown, np.where(near, np.take(middle, where) + off * _F(1 / heavy), y), clear
+        return shown, far < _F(half + 0.009), np.take(middle, where) + off * _F(1 / heavy)
 
     def _skin(self, at: _At, y: np.ndarray, m: Mimic) -> np.ndarray | np.float32:
         """Of brows that are not known: how far below a place the keyframe's skin above the eyes is to be taken."""

@@ -23,7 +23,8 @@ _F = np.float32
 _T = np.linspace(-1, 1, TABLE, dtype=np.float32)
 _BOW = np.sqrt(np.maximum(1 - _T * _T, 0))
 _MARGIN = 0.016  # face units around lips that come from the reveal texture with them
-_PARTED = 0.014  # of an opening from which on that is shown alone
+_CLOSED, _PARTED = 0.0045, 0.011  # of an opening: what is as good as none, and how much more is shown alone
+_TEETH = 0.34  # of the open mouth, from above: not seen in one that is hardly open
 
 
 class Lips:
@@ -49,12 +50,12 @@ class Lips:
         at = entry(dx * _F(0.5 / width) + _F(0.5))
         flow, bent_here = nodes.flow(x, y), np.take(bent, at)
         # The closed line, widened and bent.
-        share = rise(_F(1.9) - np.abs(dx) * _F(1 / (1.25 * width)) - np.abs(y - _F(self._y)) * _F(20 / self._tall))
+        share = rise(_F(1.9) - np.abs(dx) * _F(1 / (1.25 * width)) - np.abs(y - _F(self._y)) * _F(32 / self._tall))
         key = nodes.flow(x + share * dx * _F(mouth.width / width - 1), y - share * bent_here)
         for source in range(made.sources):
             made.flow(source, flow)
         made.flow(0, key)
-        parted = min(1.0, opening / _PARTED)
+        parted = min(1.0, (opening - _CLOSED) / _PARTED)
         if parted <= 0:
             return
         line = np.interp(np.clip(_T * (width / mouth.width), -1, 1), _T, self._line).astype(np.float32)
@@ -63,6 +64,8 @@ class Lips:
         upper, lower, line_here = (np.take(curve, at) for curve in (top, low, line + bent))
         reveal_top, reveal_low = np.take(self._top, at), np.take(self._low, at)
         into = ramp((y - upper) / np.maximum(lower - upper, _F(1e-5)))
+        hidden = _F(_TEETH * max(0.0, 1 - opening / 0.034)) * (y > upper)
+        into = hidden + (1 - hidden) * into
         held = np.clip(dx, _F(-width), _F(width))
         reveal_x = held * _F(mouth.reveal / width - 1) + x
         reveal_y = reveal_top + into * (reveal_low - reveal_top) + np.minimum(y - upper, 0) + np.maximum(y - lower, 0)

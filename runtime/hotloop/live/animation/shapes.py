@@ -40,8 +40,9 @@ def entry(share: np.ndarray) -> np.ndarray:
 class Field:
     """A field as `warp_blend` takes it: flows of every source, masks of all but the first, a colour if there is one.
 
-    Sources of the rig, where irises and brows move by themselves: 0 the bare keyframe, 1 irises, 2 the reveal texture,
-    3 what lies over the eyes (`Keyframe.over`); else 0 the keyframe, 1 the reveal texture, 2 the keyframe again.
+    Sources of the rig, where irises and brows move by themselves: 0 the bare keyframe, 1 irises and brows, 2 the reveal
+    texture, 3 that again, unmoved, for what lies before the eyes; else 0 the keyframe, 1 the reveal texture, 2 the
+    keyframe again.
     """
 
     def __init__(self, sources: int, shape: tuple[int, ...], *, colour: bool) -> None:

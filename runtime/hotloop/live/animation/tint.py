@@ -39,13 +39,13 @@ def tint(g: Geometry, x: np.ndarray, y: np.ndarray, m: Mimic, front: Front | Non
         side = 1.0 if eye.x > (g.eyes[0].x + g.eyes[1].x) / 2 else -1.0
         low = float(eye.low.max())
         if m.blush >= _LEAST:
-            u, v = x - np.float32(eye.x + 0.034 * side), y - np.float32(low + 0.045)
-            round_ = np.minimum((u / np.float32(0.062)) ** 2 + (v / np.float32(0.036)) ** 2, 1)
+            u, v = x - np.float32(eye.x + 0.018 * side), y - np.float32(low + 0.045)
+            round_ = np.minimum((u / np.float32(0.055)) ** 2 + (v / np.float32(0.036)) ** 2, 1)
             _over(made, _BLUSH, np.float32(0.5 * m.blush) * bump(round_))
         if m.tear >= _LEAST:
-            u, v = x - np.float32(eye.x + 0.022 * side), y - np.float32(low + 0.012 + 0.03 * m.tear)
-            v = v * np.where(v > 0, 1.0, 0.7).astype(np.float32)
-            drop = (u / np.float32(0.013)) ** 2 + (v / np.float32(0.034)) ** 2
+            u, v = x - np.float32(eye.x + 0.022 * side), y - np.float32(low + 0.014 + 0.016 * m.tear)
+            wide = np.float32(0.006) + np.float32(0.007) * rise((v + np.float32(0.02)) * np.float32(1 / 0.036))
+            drop = (u / wide) ** 2 + (v / np.float32(0.027)) ** 2
             _over(made, _TEAR, np.float32(0.85 * min(1.0, 1.5 * m.tear)) * rise((1 - drop) * 3))
     return made
 
