@@ -18,7 +18,7 @@ import numpy as np
 
 from ...errors import InputError
 
-__all__ = ["APART", "POINTS", "SAMPLES", "Brow", "Eye", "Geometry", "Mouth", "from_points", "read_points"]
+__all__ = ["APART", "EYES_Y", "POINTS", "SAMPLES", "Brow", "Eye", "Geometry", "Mouth", "from_points", "read_points"]
 
 PLACE = "live.avatar"
 SAMPLES = 33

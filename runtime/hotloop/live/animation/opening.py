@@ -21,7 +21,7 @@ from .session import AnimationSession
 if TYPE_CHECKING:
     from ...pipeline import Pipeline
 
-__all__ = ["keyframe_from", "open_avatar", "read_parts"]
+__all__ = ["keyframe_from", "open_avatar", "read_parts", "segmented"]
 
 SEGMENTER = "segmenter"
 # What masks of parts may be called; front: all that lies before eyes and brows.
@@ -148,7 +148,7 @@ def _found(
     if {"eyes", "mouth", "face"} <= masks.keys():
         seen: Mapping[str, np.ndarray] = masks
     elif pipeline is not None and SEGMENTER in pipeline.networks.rows:
-        seen = _segmented(pipeline.networks, rgba)
+        seen = segmented(pipeline.networks, rgba)
     else:
         raise InputError(PLACE, f"this face's parts are not known, and no segmenter is at hand to find them: {ask}")
     points = points_of_parts(seen)
@@ -157,7 +157,7 @@ def _found(
     return points
 
 
-def _segmented(networks: Networks, rgba: np.ndarray) -> dict[str, np.ndarray]:
+def segmented(networks: Networks, rgba: np.ndarray) -> dict[str, np.ndarray]:
     """The segmenter's parts of a picture over grey, float32 [h, w] each."""
     engine, family = networks[SEGMENTER], networks.bundle.family
     width, height = family.default_size

@@ -40,7 +40,7 @@ def _closed(picture: np.ndarray, face: np.ndarray, eye: Eye, pixel: float) -> np
     middle, half = (top + low) / 2, (low - top) / 2
     u, v = x / (1.38 * eye.width), (y - middle) / (1.32 * half + 0.008)
     radius = np.sqrt(u * u + v * v)
-    cover = np.clip((1.08 - radius) * 8, 0, 1)
+    cover = np.clip((1.1 - radius) * 5, 0, 1)
     ring = (radius > 1.05) & (radius < 1.75) & (y > middle - 1.3 * half)
     skin = _skin(picture, x, y - middle, eye.width, half, ring)
     like = ring & (np.abs(picture - skin).sum(-1) < 0.28)
@@ -90,7 +90,8 @@ def eye_widths(rgba: np.ndarray, geometry: Geometry) -> tuple[float, float]:
             off = np.abs(colours - skin).sum(-1).mean(1) > 0.2
             found.append(float(reach[np.flatnonzero(off)[-1]]) if off.any() and not off[-14:].any() else np.nan)
         known = [one for one in found if one == one]
-        widths.append(float(np.mean(known)) if known else eye.width)
+        # No wider than high, or than usual eyes: hair and shadows beside them are no part of them.
+        widths.append(min(float(np.mean(known)), max(1.12 * half, 0.25 * APART)) if known else eye.width)
     return widths[0], widths[1]
 
 
