@@ -34,6 +34,10 @@ def live(
         help="A further page that may connect, such as https://example.org. Repeatable.")] = None,
     mode: Annotated[str, typer.Option(
         help="animate: an avatar that controls move; restyle: redraw pictures, or dream.")] = "animate",
+    avatar: Annotated[Path | None, typer.Option(
+        help="Who is animated: a picture, with or without alpha [default: hotloop's own avatar].")] = None,
+    points: Annotated[Path | None, typer.Option(help="Ten points of its face, JSON, where they are not found.")] = None,
+    parts: Annotated[Path | None, typer.Option(help="A folder of masks of its parts.")] = None,
     size: Annotated[int | None, typer.Option(help="Pixels of a side [default: the model's].")] = None,
     fps: Annotated[float | None, typer.Option(
         help="Frames a second, at most [default: 60, or 30 in mode restyle].")] = None,
@@ -60,7 +64,7 @@ def live(
     config = config_of(
         host=host, port=port, token=_token(token, token_file), insecure=insecure_no_auth,
         allow_hosts=tuple(allow_host or ()), allow_origins=tuple(allow_origin or ()), bundle=bundle, engine=engine,
-        threads=threads, mode=mode, size=size,
+        threads=threads, mode=mode, size=size, avatar=avatar, points=points, parts=parts,
         fps=(60.0 if mode == "animate" else 30.0) if fps is None else fps, governed=governor,
         settings={name: value for name, value in settings.items() if value is not None},
         osc=osc, vmc=vmc, vts=vts, ifm=ifm,

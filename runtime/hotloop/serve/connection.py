@@ -231,13 +231,10 @@ class Connection:
     async def _set(self, session: Session, viewer: Viewer, given: dict[str, Any], told: Ask) -> None:
         names = {} if told.id is None else {"id": told.id}
         try:
-            version = await session.set(given, told.blend)
+            version = await session.set(given, told.blend, by=viewer) if given else session.version
         except InputError as error:
             self._refuse(viewer, str(error), time.monotonic(), **names)
             return
-        for other in session.viewers:
-            if other is not viewer:
-                other.say({"settings": session.values, "version": session.version})
         viewer.say({"settings": session.values, "version": version, **names})
 
     async def _answered(self, viewer: Viewer, work: Any, name: Any) -> None:

@@ -46,6 +46,7 @@ class Session:
         self.frames_lost = 0  # overwritten in the ring before they were read
         self.left: float | None = time.monotonic()  # when its last client went
         self.bus = Mirror(self._forward)
+        self.keyframe: tuple[Told, bytes] = ({}, b"")  # as the worker packs it, for one after it
         self.facts: Told = {}
         self._numbers = itertools.count()
         self._waiting: tuple[int, Picture, float | None, float] | None = None
@@ -64,8 +65,8 @@ class Session:
         self.open = False
         answer = await self.worker.ask({
             "do": "open", "s": self.name, "mode": self.mode, "fps": self.config.fps, "governed": self.config.governed,
-            "values": values, "version": self.version, "frame": self.frame + 1,
-        })  # fmt: skip
+            "values": values, "version": self.version, "frame": self.frame + 1, "keyframe": self.keyframe[0],
+        }, self.keyframe[1])  # fmt: skip
         self.open, self._in_channel, self._kinds = True, False, ()
         self.values, self.version = answer["values"], answer["version"]
         self.facts = answer.get("facts", {})
@@ -118,12 +119,14 @@ class Session:
 
     # What clients do.
 
-    async def set(self, given: Mapping[str, Any], blend: int = 0) -> int:
-        """Other settings -> their version. Raises InputError, and nothing has changed."""
+    async def set(self, given: Mapping[str, Any], blend: int = 0, *, by: Viewer | None = None) -> int:
+        """Other settings -> their version; all but who asked are told. Raises InputError, and nothing has changed."""
         values = self.config.limits.settings(given)
         answer = await self._ask({"do": "set", "blend": blend, "values": values})
         if answer["version"] > self.version:
             self.version, self.values = answer["version"], answer["values"]
+        for viewer in self.viewers - {by}:
+            viewer.say({"settings": self.values, "version": self.version})
         return int(answer["version"])
 
     async def play(self, name: str) -> None:
@@ -272,7 +275,7 @@ class Sessions:
         del self.all[session.name]
         self.worker.tell({"do": "close", "s": session.name})
 
-    def heard(self, told: Told) -> None:
+    def heard(self, told: Told, body: bytes = b"") -> None:
         """A message of the worker's."""
         session = self.all.get(told.get("s") or "")
         if session is None:
@@ -284,6 +287,9 @@ class Sessions:
             session.ended(told["picture"], told["how"], told.get("error"))
         elif do == "took":
             session.took()
+        elif do == "keyframe":
+            session.keyframe = told["keyframe"], body
+            session.say({"event": "keyframe", "name": told["keyframe"]["name"]})
         elif do == "refused":
             session.refused(told)
         elif told.get("event") == "error":

@@ -72,6 +72,7 @@ class AnimationSession:
     painter     draws keyframes from prompts; without one, `set` takes no settings but `expression`
     background  where keyframes are drawn; None: between frames, at the next tick
     clock       seconds, monotonic: what frames cost is measured by it
+    idle        seed of the idle life of a bus of its own; `seed` is a setting, of keyframes that are drawn
     settings    of THE table, "live", for keyframes that are drawn
 
     Frames are premultiplied RGBA, uint8 [side, side, 4]. Raises InputError.
@@ -81,13 +82,13 @@ class AnimationSession:
         self, keyframe: Keyframe | None = None, performer: Performer | None = None, *, controls: Controls | None = None,
         interval: float = 1 / 60, side: int = SIDE, governed: bool = False, painter: Painter | None = None,
         background: Executor | None = None, recording: Recording | None = None,
-        clock: Callable[[], float] = time.monotonic, number: int = 0, seed: int = 0, sway: bool = True, **settings: Any,
+        clock: Callable[[], float] = time.monotonic, number: int = 0, idle: int = 0, sway: bool = True, **settings: Any,
     ) -> None:  # fmt: skip
         check_number(PLACE, "interval", interval, 1e-4, 3600)
         check_number(PLACE, "side", side, 16, 4096)
         self.number, self.interval, self.side, self.clock, self.sway = number, interval, side, clock, sway
         self.performer = Rig() if performer is None else performer
-        self.controls = Bus(seed=seed) if controls is None else controls
+        self.controls = Bus(seed=idle) if controls is None else controls
         self.painter = painter
         self.produced, self.latencies, self.watchdog = ProducedLedger(), Histogram(), Watchdog()
         self.unchanged = self.drawn_keyframes = 0
