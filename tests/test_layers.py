@@ -29,7 +29,10 @@ OPTIONAL = {
     "hotloop/denoiser/resident.py": {"torch"},
     "hotloop/engines/openvino.py": {"openvino"},
     "hotloop/engines/openvino_operators.py": {"openvino"},
+    "hotloop/live/sinks/video.py": {"av"},
+    "hotloop/live/sources/face_mesh.py": {"openvino"},
     "hotloop/live/sources/osc.py": {"pythonosc"},
+    "hotloop/live/sources/video.py": {"av"},
     "hotloop/live/sources/vtube_server.py": {"websockets"},
     "hotloop/engines/tensorrt.py": {"tensorrt", "tensorrt_rtx", "cuda"},
 }
