@@ -13,7 +13,7 @@ import typer
 
 from .. import __version__
 from ..errors import HotloopError
-from . import bundles, compare, doctor, generate, generators
+from . import bundles, compare, doctor, generate, generators, tracker
 from .shell import fail
 
 __all__ = ["app", "main"]
@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
     *generate.PIPELINE_COMMANDS, generate.rerun, generate.samplers, generators.generate, compare.compare, doctor.doctor,
-    bundles.inspect, bundles.verify,
+    bundles.inspect, bundles.verify, tracker.tracker,
 )  # fmt: skip
 for command in COMMANDS:
     app.command(command.__name__)(command)

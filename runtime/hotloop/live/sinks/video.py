@@ -30,7 +30,7 @@ class VideoFile:
         try:
             import av
         except ImportError:
-            raise InputError(_PLACE, "video files need PyAV: pip install 'hotloop[live]'", str(path)) from None
+            raise InputError(_PLACE, "video files need PyAV: pip install '.[live]'", str(path)) from None
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             raise InputError(_PLACE, "must be a place that can be written", str(path))
         self._av: Any = av

@@ -58,7 +58,7 @@ class Video:
         try:
             import av
         except ImportError:
-            raise InputError(_PLACE, "files and devices need PyAV: pip install 'hotloop[live]'", str(where)) from None
+            raise InputError(_PLACE, "files and devices need PyAV: pip install '.[live]'", str(where)) from None
         text = str(where)
         self.device, self.address = bool(_DEVICE.fullmatch(text)), bool(_ADDRESS.match(text))
         self.live = self.device or (self.address and not text.lower().startswith("file:"))
