@@ -4,6 +4,7 @@ on a real clip that is moved, turned, mirrored and bent by known amounts."""
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -371,6 +372,40 @@ def test_a_camera_feeds_the_bus_and_its_controls_are_free_when_it_ends(mesh, cli
     names = [control.name for control in CONTROLS]
     at_end, later = bus.sample(100 + 19 / 30), bus.sample(103)
     assert abs(at_end[names.index("headRoll")]) > 5 and later[names.index("headRoll")] == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("print('{\"at\": 5.0, \"controls\": {\"jawOpen\": 0.5}}\\n{\"at\": 5.1, \"controls\": null}')", None),
+        ("import sys; sys.exit('hotloop: [live.source] must be a file')", r"\[live.source\] must be a file"),
+        ("while True: print('{\"at\": 5.0, \"controls\": {}}', flush=True)", "cancelled"),
+    ],
+)
+def test_a_tracker_in_a_process_of_its_own_feeds_the_bus_and_ends_with_its_reader(script, message):
+    import asyncio
+
+    from hotloop.live.sources.tracking import follow_camera
+
+    put = []
+
+    async def follow():
+        task = asyncio.create_task(follow_camera("x", lambda *one: put.append(one), run=[sys.executable, "-c", script]))
+        if message != "cancelled":
+            return await task
+        while not put:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    if message in (None, "cancelled"):
+        asyncio.run(follow())
+        assert put[0] == ("camera", 5.0, {"jawOpen": 0.5} if message is None else {})
+        assert message or len(put) == 1
+    else:
+        with pytest.raises(InputError, match=message):
+            asyncio.run(follow())
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((4, 4, 3), np.uint8), np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3))])

@@ -314,6 +314,22 @@ def test_a_dream_has_as_many_frames_as_were_asked_for(tmp_path):
         run(PipelineDouble(), None, Kept(), **SETTINGS)
 
 
+def test_the_command_redraws_a_clip_and_tells_where_its_pictures_went(tmp_path, monkeypatch, capsys):
+    import hotloop
+    from hotloop.cli.headless import redraw
+
+    monkeypatch.setattr(hotloop, "load", lambda *_, **__: PipelineDouble())
+    path, out = clip(tmp_path / "a.mkv", 6), tmp_path / "out.mp4"
+    given = {"bundle": None, "engine": "auto", "threads": None, "size": SIDE, "rate": 30.0}
+    redraw(str(path), str(out), None, settings={"prompt": "a face", "num_inference_steps": 1}, **given)
+    assert len(frames_of(out)) == 6
+    assert "out.mp4  6 frames" in (said := capsys.readouterr().out) and said.endswith("of 6 pictures: shown 6\n")
+    redraw(str(path), str(tmp_path / "few.mp4"), 4, settings={"prompt": "a face"}, **given)
+    assert len(frames_of(tmp_path / "few.mp4")) == 4
+    with pytest.raises(InputError, match="need a sink"):
+        redraw(str(path), None, None, settings={}, **given)
+
+
 @pytest.mark.parametrize("fault", ["source", "settings", "sink"])
 def test_what_is_refused_leaves_no_file(tmp_path, fault):
     path = clip(tmp_path / "a.mkv", 3)

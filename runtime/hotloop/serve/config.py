@@ -28,7 +28,8 @@ class Config:
     bundle          None: the built-in model; engine, threads: as for `hotloop.load`
     mode, size, fps of the sessions; settings: what they begin with; governed: hold the rate by a ladder of cheaper
                     frames
-    osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone; None: off
+    osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone, camera: what shows the face to
+                    track; None: off
 
     Raises InputError.
     """
@@ -51,6 +52,7 @@ class Config:
     vmc: int | None = None
     vts: int | None = None
     ifm: str | None = None
+    camera: str | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
