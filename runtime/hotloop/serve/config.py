@@ -29,7 +29,8 @@ class Config:
     avatar, points, parts  of mode animate, as for `hotloop.live.animation.open_avatar`; None: the one that is here
     mode, size, fps of the sessions; settings: what they begin with; governed: hold the rate by a ladder of cheaper
                     frames
-    osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone; None: off
+    osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone, camera: what shows the face to
+                    track; None: off
 
     Raises InputError.
     """
@@ -55,6 +56,7 @@ class Config:
     vmc: int | None = None
     vts: int | None = None
     ifm: str | None = None
+    camera: str | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
