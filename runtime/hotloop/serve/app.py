@@ -83,7 +83,7 @@ class House:
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.5)
             self.sessions.sweep(time.monotonic())
 
 

@@ -26,6 +26,7 @@ __all__ = ["MAIN", "Session", "Sessions"]
 
 PLACE = "live"
 MAIN = "main"
+_LOST = 1.0  # seconds
 _PROMPT = "a smiling girl"  # where the server was told none
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
@@ -53,6 +54,8 @@ class Session:
         self._in_channel = False
         self._kinds: tuple[int, ...] = ()
         self._sources: dict[int, Viewer] = {}  # pictures in flight -> who sent them
+        self._camera: Viewer | None = None  # who sent the last one
+        self._pushed: float | None = None  # when it came
         self._recent: tuple[float, int, float] = (time.monotonic(), 0, 0.0)  # since, frames, frames a second
 
     # The worker.
@@ -107,7 +110,7 @@ class Session:
         self.viewers.discard(viewer)
         if viewer.name:
             self.bus.release(viewer.name)
-        if viewer in self._sources.values() or not any(one.role == "owner" for one in self.viewers):
+        if viewer is self._camera:
             self.rest()
         if not self.viewers:
             self.left = now
@@ -137,7 +140,10 @@ class Session:
         """A source picture. The newest wins, here as anywhere."""
         number = next(self._numbers)
         self.pictures.arrive(number)
-        self._sources[number] = viewer
+        self._sources[number] = self._camera = viewer
+        if self._pushed is None:
+            self.say({"event": "source", "state": "here"})
+        self._pushed = received
         if not self.open:
             self.ended(number, "failed")
             return
@@ -148,8 +154,15 @@ class Session:
 
     def rest(self) -> None:
         """No more pictures come."""
+        self._camera = self._pushed = None
         if self.open and self.mode == "restyle":
             self.worker.tell({"do": "rest", "s": self.name})
+
+    def miss(self, now: float) -> None:
+        """Say so where pictures came and come no more; the last one stays."""
+        if self._pushed is not None and now - self._pushed > _LOST:
+            self._pushed = None
+            self.say({"event": "source", "state": "lost"})
 
     def _hand(self) -> None:
         """One picture at a time is on its way to the worker."""
@@ -254,7 +267,9 @@ class Sessions:
             return made
 
     def sweep(self, now: float) -> None:
-        """Close what nobody came back to."""
+        """Close what nobody came back to; miss pictures that have ceased to come."""
+        for session in self.all.values():
+            session.miss(now)
         for session in self._left():
             if now - session.left > self.config.limits.idle:  # type: ignore[operator]
                 self._close(session)
