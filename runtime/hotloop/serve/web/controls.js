@@ -21,9 +21,13 @@ const REACH = { headYaw: 25, headPitch: 12, headRoll: 20 }; // degrees: what loo
 const UNITS = { degrees: "°", cm: " cm" };
 
 export class Face {
-  /** wire: where it goes; stage: where the pointer is followed. */
-  constructor({ wire, stage, avatar }) {
-    Object.assign(this, { wire, stage, avatar, waiting: {}, due: false, held: {}, expression: null, rows: new Map() });
+  /**
+   * wire    where it goes
+   * stage   where the pointer is followed over the avatar
+   * words   called with an expression where the session draws from words alone
+   */
+  constructor({ wire, stage, avatar, words }) {
+    Object.assign(this, { wire, stage, avatar, words, moves: true, waiting: {}, due: false, held: {}, expression: null, rows: new Map() });
     const faces = $("#faces");
     faces.append(...EXPRESSIONS.map((name, i) =>
       make("button", { type: "button", class: "face", role: "radio", "aria-checked": "false", "data-name": name, tabindex: i ? -1 : 0 },
@@ -63,8 +67,11 @@ export class Face {
     this.put(this.held);
   }
 
-  express(name) {
+  /** The same one again is neutral. */
+  express(asked) {
+    const name = asked === this.expression ? "neutral" : asked;
     this.expression = name;
+    if (!this.moves) this.words(name);
     this.mark($(`[data-name="${name}"]`, $("#faces")));
     this.wire.send({ t: now(), expression: name });
   }

@@ -26,8 +26,8 @@ function kept() {
 const wire = new Wire({ role: "owner", format: "jpeg+alpha", session: kept(), token: takeToken() });
 const keys = new Keys();
 const strip = new Strip();
-const face = new Face({ wire, stage, avatar });
 const settings = new Settings({ wire, sheet: $("#panel-look") });
+const face = new Face({ wire, stage, avatar, words: (name) => settings.express(name) });
 const source = new Source({ wire, video: $("#video"), changed: sourced });
 const microphone = new Microphone({ send: (weights) => face.put(weights), show: heard });
 const recorder = new Recorder({ canvas: avatar, changed: recorded });
@@ -101,7 +101,8 @@ wire.addEventListener("welcome", ({ detail }) => {
     // Storage is off.
   }
   document.body.dataset.mode = detail.mode;
-  source.size = [detail.width, detail.height];
+  source.fit(detail.width, detail.height);
+  face.moves = detail.mode !== "restyle";
   $("#obs-size").textContent = `${detail.width} × ${detail.height}`;
   settings.take(detail.settings ?? {}, detail.version ?? 0);
   strip.reset();
@@ -113,7 +114,7 @@ wire.addEventListener("welcome", ({ detail }) => {
 });
 wire.addEventListener("settings", ({ detail }) => {
   settings.answer(detail);
-  if (detail.settings?.width && detail.settings?.height) source.size = [detail.settings.width, detail.settings.height];
+  source.fit(detail.settings?.width, detail.settings?.height);
 });
 wire.addEventListener("refused", ({ detail }) => {
   if (settings.pending.has(detail.id)) settings.answer(detail);
@@ -121,17 +122,12 @@ wire.addEventListener("refused", ({ detail }) => {
 });
 wire.addEventListener("stats", ({ detail }) => {
   strip.stats = detail;
-  $("#keeping").hidden = !detail.recording;
 });
 wire.addEventListener("notice", ({ detail }) => {
   if (detail.event === "worker") {
     const back = detail.state === "ready" || detail.state === "resumed";
     $("#state").dataset.state = back ? "live" : "lost";
     $("#state span").textContent = back ? STATES.live : "Starting again";
-  }
-  if (detail.event === "record" || detail.event === "recording") {
-    $("#keep").checked = Boolean(detail.on ?? detail.value);
-    $("#keeping").hidden = !$("#keep").checked;
   }
 });
 setInterval(() => wire.send({ stats: 1 }), 1000);
@@ -293,7 +289,6 @@ function fullscreen() {
 $("#record").addEventListener("click", record);
 $("#snap").addEventListener("click", snap);
 $("#full").addEventListener("click", fullscreen);
-$("#keep").addEventListener("change", ({ target }) => wire.send({ record: target.checked }));
 
 // --- Keys ---
 

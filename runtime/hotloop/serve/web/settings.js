@@ -6,6 +6,7 @@
 import { $, all, choice, fill, make, throttled, toast } from "./widgets.js";
 
 const WORDS = ["prompt", "negative_prompt"];
+const MOOD = /(,\s*|\b)(smiling|happy|angry|cold|sad|crying|surprised|neutral|calm)\b[ ]*/g;
 const EVERY = 60; // ms between two changes of a slider
 // What the page sets by itself, or what would pull the picture from under it.
 const HIDDEN = new Set([
@@ -21,7 +22,7 @@ const title = (name) => NAMES[name] ?? name.replaceAll("_", " ").replace(/^./, (
 
 export class Settings {
   constructor({ wire, sheet }) {
-    Object.assign(this, { wire, sheet, known: {}, asked: {}, pending: new Map(), version: 0, marks: new Map() });
+    Object.assign(this, { wire, sheet, rest: {}, known: {}, asked: {}, pending: new Map(), version: 0, marks: new Map() });
     const given = {};
     const soon = throttled(EVERY, () => this.#send(given));
     this.later = (name, value) => {
@@ -48,6 +49,7 @@ export class Settings {
   /** The fields that this server has: its schema's. */
   describe({ settings: schema, loras = [] }) {
     const properties = schema?.properties ?? {};
+    this.rest = Object.fromEntries(Object.entries(properties).map(([name, one]) => [name, one.default]));
     for (const field of all("[data-needs]", this.sheet)) field.hidden = !(field.dataset.needs in properties);
     $("#loras").replaceChildren(...loras.map((name) => make("option", { value: name })));
     const shown = new Set(all("[data-setting]", this.sheet).filter((one) => !one.closest("#finer")).map((one) => one.dataset.setting));
@@ -94,6 +96,14 @@ export class Settings {
       if (value !== (this.known[name] ?? "")) given[name] = value;
     }
     if (Object.keys(given).length) this.#send(given);
+  }
+
+  /** An expression in words, at the prompt's end: for sessions that no controls move. */
+  express(name) {
+    const field = this.#field("prompt");
+    const bare = field.value.replace(MOOD, "").trim();
+    field.value = name === "neutral" ? bare : `${bare}, ${name}`;
+    this.draw();
   }
 
   roll() {
@@ -161,7 +171,7 @@ export class Settings {
 
   #show(field) {
     const name = field.dataset.setting;
-    const value = this.known[name];
+    const value = this.known[name] ?? this.rest[name];
     if (field === document.activeElement && (WORDS.includes(name) || field.type === "range")) return;
     if (field.classList.contains("segments")) {
       this.marks.get(field)(all("button", field).find((one) => Number(one.value) === value) ?? null);
@@ -169,7 +179,7 @@ export class Settings {
       field.checked = Boolean(value);
     } else if (value !== undefined) {
       const shown = Array.isArray(value) ? value[0] : value;
-      if (!WORDS.includes(name) || !field.dataset.typed) field.value = shown ?? "";
+      field.value = shown ?? "";
       if (field.type === "range") this.#told(field);
     }
   }

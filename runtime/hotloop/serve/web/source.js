@@ -3,6 +3,7 @@
 import { now } from "./wire.js";
 
 const QUALITY = 0.85;
+const LEAST = 128; // pixels: a small model still sees what a larger picture was averaged from
 
 export class Source {
   /**
@@ -16,6 +17,11 @@ export class Source {
     this.drawing = this.canvas.getContext("2d", { alpha: false, desynchronized: true });
     this.size = [512, 512];
     this.turn = 0;
+  }
+
+  /** The session draws pictures of this size. */
+  fit(width, height) {
+    if (width > 0 && height > 0) this.size = [width, height].map((side) => Math.round(side * Math.max(1, LEAST / Math.min(width, height))));
   }
 
   /** Throws what the browser says where it refuses. */
@@ -67,6 +73,7 @@ export class Source {
     this.picture = null;
     if (this.kind !== "none") {
       this.kind = "none";
+      this.wire.send({ source: false });
       this.changed("none", "");
     }
   }

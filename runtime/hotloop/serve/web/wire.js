@@ -11,7 +11,9 @@ const PICTURE = 0x31534c48; // "HLS1"
 const PINGS = 16;
 const FIRST_WAIT = 250;
 const LONGEST_WAIT = 8000;
+const STOOD = 250; // ms
 const SILENCE = 6000; // ms without a byte, pongs included: the connection is dead
+const [REFUSED, BUSY] = [1008, 1013]; // why the server closes
 const MOST_WAITING = 256 * 1024; // bytes not yet sent: newer pictures wait for the next one
 
 /** Milliseconds on this page's clock, which never jumps. */
@@ -80,14 +82,14 @@ export function keepToken(token) {
 /** What the server says of itself: version, controls, motions, settings' schema. */
 export async function describe(token) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const answer = await fetch("/api/live", { headers });
+  const answer = await fetch("/api/live", { headers, credentials: "omit" }); // no question of the browser's own
   if (!answer.ok) throw Object.assign(new Error(`the server answers ${answer.status}`), { status: answer.status });
   return answer.json();
 }
 
 /**
  * Events, each a CustomEvent with `detail`:
- *   state     "connecting", "live", "lost" (tries again in `wait` ms) or "refused" (`line` says why; it does not)
+ *   state     "connecting", "live", "lost" (tries again in `wait` ms) or "refused" (`line` says why: a wrong token; it does not)
  *   welcome, settings, stats, controls, notice (the server's events): what the server said
  *   refused   {line, id} of what was asked for
  *   frame     as parseFrame gives it; whoever draws it calls `ack`
@@ -175,10 +177,11 @@ export class Wire extends EventTarget {
     return this.pings.reduce((best, one) => (one.error <= best.error ? one : best));
   }
 
-  /** Ms from what a frame shows (captured, or else received) to now; null where a clock is missing. */
+  /** Ms from what a frame shows (captured, or else received) to now; null where a clock is missing, or where it was
+   *  made long before it was sent: it is the last one, for who has just come. */
   age(frame) {
     const began = frame.captured ?? frame.received;
-    return began === null || !this.clock ? null : now() + this.clock.offset - began;
+    return began === null || !this.clock || frame.encoded - frame.made > STOOD ? null : now() + this.clock.offset - began;
   }
 
   #ping() {
@@ -222,18 +225,14 @@ export class Wire extends EventTarget {
     clearInterval(this.beat);
     const welcomed = this.welcomed;
     this.welcomed = false;
-    if (!welcomed && this.line) {
-      if (this.session !== null) {
-        this.session = null; // a session that is no more: begin another
-        this.open();
-        return;
-      }
-      this.#become("refused", { line: this.line, code: event.code });
+    if (!welcomed && event.code === BUSY) this.session = null; // of a session that is no more: the main one
+    if (!welcomed && event.code === REFUSED) {
+      this.#become("refused", { line: this.line ?? event.reason });
       return;
     }
     const wait = Math.min(FIRST_WAIT * 2 ** this.tries++, LONGEST_WAIT) * (0.75 + Math.random() / 2);
     this.again = setTimeout(() => this.open(), wait);
-    this.#become("lost", { wait });
+    this.#become("lost", { wait, line: this.line });
   }
 
   #become(state, more = {}) {
