@@ -31,6 +31,8 @@ OPTIONAL = {
     "hotloop/engines/openvino_operators.py": {"openvino"},
     "hotloop/live/sources/osc.py": {"pythonosc"},
     "hotloop/live/sources/vtube_server.py": {"websockets"},
+    "hotloop/serve/": {"fastapi", "starlette", "uvicorn"},
+    "hotloop/serve/encoding.py": {"lz4", "simplejpeg"},
     "hotloop/engines/tensorrt.py": {"tensorrt", "tensorrt_rtx", "cuda"},
 }
 ENGINE_LIBRARIES = {"onnxruntime": "hotloop/engines/onnx.py"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -75,15 +76,17 @@ class Session:
     source    whether pictures are pushed; without, it dreams
     depth     frames in flight at most; interval: seconds between frames
     controls  sampled at every frame's time
+    paced     no frame begins earlier than an interval after the one before; paused: none begins at all
     added_latency  seconds that the chosen depth adds over depth 1, as timed when it was chosen
     """
 
     def __init__(
         self, stage: Stage, number: int, settings: Settings[Ready], *, source: bool, depth: int, interval: float,
-        controls: Controls | None, added_latency: float = 0.0,
+        controls: Controls | None, added_latency: float = 0.0, paced: bool = False,
     ) -> None:  # fmt: skip
         self.stage, self.number, self.settings = stage, number, settings
         self.source, self.depth, self.interval, self.controls = source, depth, interval, controls
+        self.paced, self.paused, self.due = paced, False, -math.inf
         self.added_latency = added_latency
         self.inbox: Mailbox[Picture] = Mailbox()
         self.outbox: Mailbox[Frame] = Mailbox()
@@ -103,12 +106,13 @@ class Session:
 
     # What a viewer does.
 
-    def push(self, image: Any, *, captured: float | None = None) -> int:
+    def push(self, image: Any, *, captured: float | None = None, received: float | None = None) -> int:
         """A source picture (a path, a PIL image or uint8 [H, W, 3]) -> its number. The newest wins.
 
-        captured: when it was taken, on the stage's clock. Raises InputError for what is no picture; the stream goes on.
+        captured, received: when it was taken and when it came, on the stage's clock; by default unknown, and now.
+        Raises InputError for what is no picture; the stream goes on.
         """
-        now = self.stage.clock()
+        now = self.stage.clock() if received is None else received
         with self._lock:
             if self.closed or not self.source:
                 rule = "a closed session takes no pictures" if self.closed else "a dream takes no pictures"
@@ -210,6 +214,18 @@ class Session:
         now = (None if picture is None else picture.pixels, controls)
         before, self._showed = self._showed, now
         return before is not None and not (np.array_equal(before[0], now[0]) and np.array_equal(before[1], now[1]))  # type: ignore[arg-type]
+
+    @property
+    def sliding(self) -> bool:
+        """Whether it is on the way from one version to another."""
+        return self._slide is not None
+
+    def began(self, now: float, rate: int) -> None:
+        """A frame has begun. The next is due on the beat, whatever this one was late by; after a rest on a new one."""
+        self.last_begun = now
+        if self.paced:
+            period = rate * self.interval
+            self.due = max(self.due + period, now + period / 2)
 
     def give(self, frame: Frame, *, again: bool) -> None:
         held = frame.stamp.kind == "held"

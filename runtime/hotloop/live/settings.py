@@ -49,6 +49,8 @@ class Settings(Generic[Prepared]):
     """check    raises InputError for what cannot be prepared; quick, called by `set`
     prepare  makes what frames begin with; may take its time. Any thread, one at a time.
 
+    refused counts what was, `unprepared` what of it `set` had taken; refusal is the last one's line.
+
     Raises InputError when the first settings are refused.
     """
 
@@ -58,7 +60,7 @@ class Settings(Generic[Prepared]):
     ) -> None:  # fmt: skip
         self._check, self._prepare = check, prepare
         self._lock, self._one = threading.Lock(), threading.Lock()
-        self.refused, self.refusal = 0, ""
+        self.refused, self.unprepared, self.refusal = 0, 0, ""
         first = self._asked({"seed": 0} | dict(given), {}, 1, 0)
         check(first.request, 0)
         self._latest = self._current = first
@@ -90,6 +92,11 @@ class Settings(Generic[Prepared]):
             self._latest = _Asked(last.number + 1, last.values, last.request, 0)
 
     @property
+    def values(self) -> Mapping[str, Any]:
+        """What was asked for last, whole."""
+        return self._latest.values
+
+    @property
     def pending(self) -> bool:
         """Whether there is something to prepare."""
         return self._latest.number > self._done
@@ -105,6 +112,7 @@ class Settings(Generic[Prepared]):
                 version = Version(asked.number, asked.values, asked.request, made, asked.blend)
             except HotloopError as error:
                 self._refuse(error)
+                self.unprepared += 1
                 with self._lock:
                     if self._latest is asked:  # what came meanwhile is tried by itself
                         self._latest = _Asked(asked.number, self._current.values, self._current.request, 0)

@@ -87,15 +87,16 @@ class Stage:
 
     def open(
         self, *, source: bool = True, depth: int | None = 1, interval: float = 1 / 30, governed: bool = False,
-        controls: Controls | None = None, **settings: Any,
+        controls: Controls | None = None, paced: bool = False, **settings: Any,
     ) -> Session:  # fmt: skip
-        """A session.
+        """A session. It is prepared while the others' frames go on.
 
         source    pictures are pushed; without, it dreams: words, seed and noise move
         depth     frames in flight at most; None: steps are timed now, and the smallest that is fast enough is chosen
         interval  seconds between frames
         governed  a ladder of cheaper frames is warmed, now and whenever the steps or the size change, and taken to
                   hold the interval
+        paced     at most one frame an interval
         settings  of THE table, "live"
 
         Raises InputError.
@@ -119,15 +120,15 @@ class Stage:
             last[:] = [Ready(prepared, rungs)]
             return last[0]
 
+        kept = Settings(settings, check=allowed, prepare=ready)
+        added = 0.0
+        if depth is None:
+            first = kept.active.prepared.prepared
+            depth, added = choose_depth(step_costs(first, self.clock), first.evaluations, interval)
         with self._lock:
-            kept = Settings(settings, check=allowed, prepare=ready)
-            added = 0.0
-            if depth is None:
-                first = kept.active.prepared.prepared
-                depth, added = choose_depth(step_costs(first, self.clock), first.evaluations, interval)
             made = Session(
                 self, self._opened, kept, source=source, depth=depth, interval=interval, controls=controls,
-                added_latency=added,
+                added_latency=added, paced=paced,
             )  # fmt: skip
             self._ascend(made, None)
             self.sessions[made.number] = made
@@ -199,7 +200,9 @@ class Stage:
 
     def _has_room(self, session: Session, now: float) -> bool:
         """Frames in flight stand E / depth rows apart, and at a lower rate some intervals."""
-        rate = session.governor.rung.intervals if session.governor else 1
+        rate = _rate(session)
+        if session.paused or now < session.due:
+            return False
         if rate > 1 and session.last_begun is not None and now - session.last_begun < (rate - 0.5) * session.interval:
             return False
         evaluations = session.prepared.evaluations
@@ -261,7 +264,7 @@ class Stage:
         stamp = Stamp(frame, number, session.settings.active.number, received=received, taken=now)
         stamp.captured = None if picture is None else picture.captured
         self.note("begin", session=session.number, picture=number, frame=frame, deadline=deadline)
-        session.last_begun = now
+        session.began(now, _rate(session))
         if session.controls is not None:
             stamp.controls = session.controls.sample(now)
         try:
@@ -356,3 +359,8 @@ class Stage:
         if self.sessions.pop(session.number, None) is not None:
             self._preparing.pop(session.number, None)
             self.note("close", session=session.number)
+
+
+def _rate(session: Session) -> int:
+    """The intervals that a frame of its rung may take."""
+    return session.governor.rung.intervals if session.governor else 1

@@ -34,12 +34,16 @@ class Bucket:
         self.rate, self.burst, self._tokens, self._at = rate, burst, float(burst), 0.0
 
     def takes(self, t: float) -> bool:
-        self._tokens = min(self.burst, self._tokens + self.rate * max(t - self._at, 0.0))
-        self._at = max(t, self._at)
-        if self._tokens < 1:
+        if self.empty(t):
             return False
         self._tokens -= 1
         return True
+
+    def empty(self, t: float) -> bool:
+        """Whether nothing more would be taken now."""
+        self._tokens = min(self.burst, self._tokens + self.rate * max(t - self._at, 0.0))
+        self._at = max(t, self._at)
+        return self._tokens < 1
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any
 from ...errors import InputError
 from ..controls import expression
 
-__all__ = ["LARGEST", "Message", "parse"]
+__all__ = ["LARGEST", "Message", "parse", "read"]
 
 LARGEST = 65536  # characters
 _MOST = 256  # controls, settings
@@ -43,6 +43,11 @@ def parse(text: str | bytes) -> Message:
         raise InputError("message", "must be JSON in UTF-8", text[:40]) from None
     if not isinstance(told, dict):
         raise InputError("message", "must be an object", text[:40])
+    return read(told)
+
+
+def read(told: dict[str, Any]) -> Message:
+    """A message that is no longer text. Raises InputError as `parse`."""
     if unknown := [name for name in told if name not in _FIELDS]:
         raise InputError("message", f"fields are {', '.join(_FIELDS)}", unknown[0])
     t = told.get("t")

@@ -1,0 +1,88 @@
+"""`hotloop live`: a server of live sessions, and its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from .shell import fail
+
+if TYPE_CHECKING:
+    from ..serve.config import Config
+
+__all__ = ["live"]
+
+_PLACE = "live"
+_TOKEN = "HOTLOOP_TOKEN"
+
+
+def live(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle [default: the built-in model].")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port; 0: a free one.")] = 8188,
+    token: Annotated[str | None, typer.Option(
+        envvar=_TOKEN, help="What clients must say, 32 characters or more; other users of this machine see options.",
+        show_envvar=True)] = None,
+    token_file: Annotated[Path | None, typer.Option(help="A file with the token.")] = None,
+    insecure_no_auth: Annotated[bool, typer.Option(
+        help="No token on an address that others reach.")] = False,
+    allow_host: Annotated[list[str] | None, typer.Option(help="A further name of this server. Repeatable.")] = None,
+    allow_origin: Annotated[list[str] | None, typer.Option(
+        help="A further page that may connect, such as https://example.org. Repeatable.")] = None,
+    mode: Annotated[str, typer.Option(help="restyle: redraw pictures, or dream.")] = "restyle",
+    size: Annotated[int | None, typer.Option(help="Pixels of a side [default: the model's].")] = None,
+    fps: Annotated[float, typer.Option(help="Frames a second, at most.")] = 30.0,
+    prompt: Annotated[str, typer.Option(help="What is drawn at first.")] = "a smiling girl",
+    negative: Annotated[str | None, typer.Option(help="What is kept out.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of a frame [default: 2].")] = None,
+    guidance: Annotated[float | None, typer.Option(help="At or below 1 guidance is off [default].")] = None,
+    strength: Annotated[float | None, typer.Option(help="How far pictures are redrawn [default: 0.5].")] = None,
+    seed: Annotated[int, typer.Option(help="-1: a fresh one.")] = 0,
+    governor: Annotated[bool, typer.Option(help="Draw smaller or less often where the rate cannot be held.")] = True,
+    engine: Annotated[str, typer.Option(help="auto, a kind (openvino) or a kind and precision.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Engine threads [default: all usable cores].")] = None,
+    osc: Annotated[int | None, typer.Option(help="Listen for OSC (/hotloop/..) on this UDP port.")] = None,
+    vmc: Annotated[int | None, typer.Option(help="Listen for VMC on this UDP port (usual: 39539).")] = None,
+    vts: Annotated[int | None, typer.Option(help="Be VTube Studio to its plugins on this port (usual: 8001).")] = None,
+    ifm: Annotated[str | None, typer.Option(help="Ask iFacialMocap on the phone of this address.")] = None,
+) -> None:  # fmt: skip
+    """Serve live sessions and their page; Ctrl-C ends it."""
+    settings = {
+        "prompt": prompt, "negative_prompt": negative, "num_inference_steps": steps, "guidance_scale": guidance,
+        "strength": strength, "seed": seed,
+    }  # fmt: skip
+    run, config_of = _serve()
+    config = config_of(
+        host=host, port=port, token=_token(token, token_file), insecure=insecure_no_auth,
+        allow_hosts=tuple(allow_host or ()), allow_origins=tuple(allow_origin or ()), bundle=bundle, engine=engine,
+        threads=threads, mode=mode, size=size,
+        fps=fps, settings={name: value for name, value in settings.items() if value is not None}, governed=governor,
+        osc=osc, vmc=vmc, vts=vts, ifm=ifm,
+    )  # fmt: skip
+    run(config, started=lambda address: _greet(address, config))
+
+
+def _serve() -> tuple[Any, Any]:
+    try:
+        from ..serve.config import Config
+        from ..serve.server import run
+    except ModuleNotFoundError as error:
+        fail(f"[live] {error.name} must be installed: pip install '.[live]'")
+    return run, Config
+
+
+def _token(token: str | None, file: Path | None) -> str | None:
+    if file is None or token:
+        return token or None
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(_PLACE, "token-file must be a text file that can be read", str(file)) from error
+
+
+def _greet(address: str, config: Config) -> None:
+    typer.echo(f"hotloop is live: {address}" + ("" if config.token is None else "#token=...  (your token)"))
+    typer.echo(f"for OBS: {address}view    every control: {address}monitor    Ctrl-C ends it")

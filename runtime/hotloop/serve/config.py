@@ -1,0 +1,80 @@
+"""What a server is started with, checked before anything is opened."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..checks import check_integer, check_number
+from ..errors import InputError
+from .limits import Limits
+
+__all__ = ["LEAST_TOKEN", "MODES", "Config", "is_loopback"]
+
+PLACE = "serve"
+LEAST_TOKEN = 32
+MODES = ("restyle", "animate")
+
+
+@dataclass(frozen=True)
+class Config:
+    """host, port      where it listens; port 0: a free one
+    token           what every client must say, 32 characters at least; needed on any address but loopback, unless
+                    `insecure`
+    allow_hosts     further names that the server is called by; allow_origins: further pages that may connect
+    bundle          None: the built-in model; engine, threads: as for `hotloop.load`
+    mode, size, fps of the sessions; settings: what they begin with; governed: hold the rate by a ladder of cheaper
+                    frames
+    osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone; None: off
+
+    Raises InputError.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8188
+    token: str | None = None
+    insecure: bool = False
+    allow_hosts: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
+    bundle: Path | None = None
+    engine: str = "auto"
+    threads: int | None = None
+    mode: str = "restyle"
+    size: int | None = None
+    fps: float = 30.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    governed: bool = True
+    osc: int | None = None
+    vmc: int | None = None
+    vts: int | None = None
+    ifm: str | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        check_integer(PLACE, "port", self.port, 0, 65535)
+        check_number(PLACE, "fps", self.fps, 1, self.limits.fps)
+        if self.size is not None:
+            check_integer(PLACE, "size", self.size, 8, self.limits.side)
+        if self.mode not in MODES:
+            raise InputError(PLACE, f"mode must be one of {', '.join(MODES)}", self.mode)
+        for name in ("osc", "vmc", "vts"):
+            if (port := getattr(self, name)) is not None:
+                check_integer(PLACE, name, port, 0, 65535)
+        if self.token is not None and (len(self.token) < LEAST_TOKEN or not self.token.isprintable()):
+            rule = f"a token must have at least {LEAST_TOKEN} printable characters"
+            raise InputError(PLACE, rule, f"{len(self.token)} characters")
+        if not is_loopback(self.host) and self.token is None and not self.insecure:
+            rule = "an address other than loopback needs a token (--token-file, HOTLOOP_TOKEN), or --insecure-no-auth"
+            raise InputError(PLACE, rule, self.host)
+        self.limits.settings(self.settings)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it; `localhost` counts."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

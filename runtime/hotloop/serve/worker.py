@@ -1,0 +1,264 @@
+"""The worker process: engines, sessions, encoding. `python -m hotloop.serve.worker CHANNEL RING SLOTS BYTES`.
+
+One thread receives what the listening process says, one makes frames, one prepares settings at a low priority. Frames
+are left in the ring. When the listening process goes away, so does this one.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import HotloopError, InputError
+from ..live.session import Frame
+from ..live.stage import Stage
+from ..pipeline import Pipeline, load
+from .channel import Channel
+from .encoding import encode, open_picture
+from .ring import Ring
+from .shows import Incoming, Opening, Restyle, Show
+from .wire import frame_header
+
+__all__ = ["Worker", "main"]
+
+_BEAT = 1.0  # seconds between signs of life
+_SWEEP = 5.0  # seconds between garbage collections, in a pause between frames
+_NICE = 10
+
+Told = dict[str, Any]
+
+
+class Worker:
+    """opens: mode -> what makes a show of it."""
+
+    def __init__(self, channel: Channel, ring: Ring) -> None:
+        self.channel, self.ring = channel, ring
+        self.shows: dict[str, Show] = {}
+        self.clock = time.monotonic
+        self.background = ThreadPoolExecutor(1, "hotloop-live", initializer=_step_back)
+        self.opens: dict[str, Callable[[Opening, Told], Show]] = {"restyle": self._restyle}
+        self.limits: Told = {}
+        self._pipeline: Pipeline | None = None
+        self._stage: Stage | None = None
+        self._last: dict[str, tuple[Frame, int, int, int]] = {}
+        self._again: dict[str, tuple[int, ...]] = {}
+        self._wake, self._ending = threading.Event(), threading.Event()
+
+    # What is received.
+
+    def receive(self) -> None:
+        """Until the other side is gone, or says good-bye."""
+        while not self._ending.is_set():
+            try:
+                told, body = self.channel.receive()
+            except (EOFError, OSError):
+                break
+            try:
+                getattr(self, f"_do_{told['do']}")(told, body)
+            except HotloopError as error:
+                self._answer(told, error=str(error))
+            except Exception as error:
+                print(f"hotloop: worker: {told.get('do')}: {error!r}", file=sys.stderr, flush=True)
+                self._answer(told, error="[live] this could not be done; the log says more")
+            self._wake.set()
+        self._ending.set()
+        self._wake.set()
+
+    def _answer(self, told: Told, **answer: Any) -> None:
+        if (number := told.get("id")) is not None:
+            self.channel.send({"do": "answer", "id": number, **answer})
+        elif "error" in answer:
+            self.channel.send({"do": "event", "s": told.get("s"), "event": "error", "error": answer["error"]})
+
+    def _do_config(self, told: Told, body: bytes) -> None:
+        self.limits = told["limits"]
+        bundle = told["bundle"]
+        self._pipeline = load(None if bundle is None else Path(bundle), engine=told["engine"], threads=told["threads"])
+        family = self._pipeline.family
+        self._answer(
+            told, engine=self._pipeline.engine, model=family.name, modes=list(self.opens),
+            size=list(family.default_size),
+        )  # fmt: skip
+
+    def _do_open(self, told: Told, body: bytes) -> None:
+        self.background.submit(self._open, told)
+
+    def _open(self, told: Told) -> None:
+        try:
+            opening = Opening(told["s"], told["fps"], told["governed"], told["values"], told["version"], told["frame"])
+            show = self.opens[told["mode"]](opening, told)
+        except HotloopError as error:
+            self._answer(told, error=str(error))
+            return
+        except Exception as error:
+            print(f"hotloop: worker: open: {error!r}", file=sys.stderr, flush=True)
+            self._answer(told, error="[live] the session could not be opened; the log says more")
+            return
+        gc.collect()
+        gc.freeze()  # what is there now stays: later collections need not look at it
+        self.shows = {**self.shows, show.name: show}
+        self._answer(told, values=show.values(), version=opening.version + 1)
+        self._wake.set()
+
+    def _restyle(self, opening: Opening, told: Told) -> Show:
+        if self._stage is None:
+            assert self._pipeline is not None
+            self._stage = Stage(self._pipeline, background=self.background, plain=_plain(self._pipeline))
+        return Restyle(self._stage, opening, self.channel.send, self.background)
+
+    def _show(self, told: Told) -> Show:
+        try:
+            return self.shows[told["s"]]
+        except KeyError:
+            raise InputError("live", "there is no such session", told["s"]) from None
+
+    def _do_close(self, told: Told, body: bytes) -> None:
+        show = self._show(told)
+        self.shows = {name: one for name, one in self.shows.items() if name != show.name}
+        show.close()
+
+    def _do_set(self, told: Told, body: bytes) -> None:
+        show = self._show(told)
+        version = show.set(told["blend"], told["values"])
+        self._answer(told, version=version, values=show.values())
+
+    def _do_picture(self, told: Told, body: bytes) -> None:
+        show, number = self._show(told), told["picture"]
+        try:
+            pixels = open_picture(body, self.limits["picture_pixels"])
+        except InputError as error:
+            self.channel.send({"do": "ended", "s": show.name, "picture": number, "how": "refused", "error": str(error)})
+        else:
+            show.push(Incoming(number, told["source"], pixels, told["captured"], told["received"]))
+        self.channel.send({"do": "took", "s": show.name})
+
+    def _do_rest(self, told: Told, body: bytes) -> None:
+        self._show(told).rest()
+
+    def _do_play(self, told: Told, body: bytes) -> None:
+        self._show(told).play(told["name"])
+        self._answer(told)
+
+    def _do_watch(self, told: Told, body: bytes) -> None:
+        show, kinds = self._show(told), tuple(told["kinds"])
+        new = set(kinds) - set(show.kinds)
+        show.kinds = kinds
+        if new:  # whoever begins to watch what stands still sees it too
+            self._again = {**self._again, show.name: tuple(new)}
+
+    def _do_stats(self, told: Told, body: bytes) -> None:
+        self._answer(told, stats=self._show(told).stats())
+
+    def _do_bye(self, told: Told, body: bytes) -> None:
+        self._ending.set()
+
+    # Frames.
+
+    def run(self) -> None:
+        """The frame loop. No garbage is collected in it, but for pauses that are long enough."""
+        gc.disable()
+        beaten = swept = self.clock()
+        while not self._ending.is_set():
+            self._wake.clear()
+            worked = self._stage is not None and self._stage.tick()
+            due: list[float] = []
+            for show in self.shows.values():
+                if (made := show.take()) is not None:
+                    worked = True
+                    self._last[show.name] = made
+                    self._publish(show, made, show.kinds)
+                if (at := show.look(self.clock())) is not None:
+                    due.append(at)
+            if self._again:
+                self._show_again()
+            now = self.clock()
+            if now - beaten >= _BEAT:
+                beaten = now
+                self.channel.offer({"do": "beat", "cpu": time.process_time(), "rss": _resident()})
+            until = min([*due, beaten + _BEAT])
+            if not worked and now - swept > _SWEEP and until - now > 0.01:
+                swept = now
+                gc.collect()
+            elif not worked and until > now:
+                self._wake.wait(until - now)
+        self.close()
+
+    def _show_again(self) -> None:
+        again, self._again = self._again, {}
+        self._last = {name: last for name, last in self._last.items() if name in self.shows}
+        for name, kinds in again.items():
+            if (show := self.shows.get(name)) is not None and (last := self._last.get(name)) is not None:
+                self._publish(show, last, kinds)
+
+    def _publish(self, show: Show, made: tuple[Frame, int, int, int], kinds: tuple[int, ...]) -> None:
+        frame, number, version, source = made
+        stamp, size = frame.stamp, (frame.pixels.shape[1], frame.pixels.shape[0])
+        for kind in kinds:
+            done = encode(frame.pixels, kind)
+            stamp.encoded = self.clock()
+            header = frame_header(
+                stamp, done.kind, size, len(done.colour), len(done.alpha), source=source, version=version, frame=number
+            )
+            if (place := self.ring.write(header, done.colour, done.alpha)) is None:
+                continue
+            self.channel.offer({
+                "do": "frame", "s": show.name, "kind": kind, "frame": number, "slot": place[0], "writing": place[1],
+                "since": stamp.captured if stamp.captured is not None else stamp.received, "captured":
+                stamp.captured is not None, "size": size, "version": version,
+            })  # fmt: skip
+
+    def close(self) -> None:
+        for show in self.shows.values():
+            show.close()
+        if self._stage is not None:
+            self._stage.close()
+        self.background.shutdown(wait=False, cancel_futures=True)
+
+
+def _plain(pipeline: Pipeline) -> Pipeline | None:
+    """The float32 engine of the same bundle, for frames that are made again."""
+    if pipeline.engine.endswith("-fp32"):
+        return None
+    entry = next((one for one in pipeline.bundle.entries if one.name == f"{one.kind}-fp32"), None)
+    return Pipeline(pipeline.bundle, engine=entry.name, device="cpu") if entry else None
+
+
+def _step_back() -> None:
+    """What is prepared beside the frames yields to them."""
+    if hasattr(os, "setpriority"):
+        with suppress(OSError):  # niced more already
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+
+def _resident() -> int:
+    """Bytes of memory in use; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def main(arguments: list[str], made: Callable[[Channel, Ring], Worker] = Worker) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the listening process says when
+    sys.setswitchinterval(0.0005)  # the frame loop waits no longer for the thread that receives
+    channel_fd, ring_fd, slots, size = map(int, arguments)
+    channel = Channel(socket.socket(fileno=channel_fd))
+    worker = made(channel, Ring(ring_fd, slots, size))
+    threading.Thread(target=worker.receive, name="receive", daemon=True).start()
+    worker.run()
+    sys.stderr.flush()
+    os._exit(0)  # engines' threads and what is being prepared are not waited for
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
