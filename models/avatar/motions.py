@@ -1,4 +1,4 @@
-"""Named clips in control space: emotes on demand, 2 seconds at any frame rate, and a small CVAE that varies them.
+"""The named clips of `hotloop.live.motions` as sequences, 2 seconds at any frame rate, and a CVAE that varies them.
 
 A clip is a function of time in [0, 1] to controls; `sequence` samples it. The CVAE (`hotloop.nets.motions`) learns
 sequences of 50 frames given the action and a personality, from clips drawn with random size, speed and timing.
@@ -7,7 +7,6 @@ sequences of 50 frames given the action and a personality, from clips drawn with
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from controls import TABLE, clamp, to_vector
 from torch import Tensor
 from training import Options, Run, Stage
 
+from hotloop.live.motions import CLIPS
 from hotloop.nets.motions import Motions
 
 __all__ = ["CLIPS", "CONFIG", "FRAMES", "PERSONALITIES", "clip", "drawn", "sequence", "stage"]
@@ -26,58 +26,6 @@ FRAMES = 50
 PERSONALITIES: dict[str, tuple[float, float, float, float]] = {
     "lively": (1.15, 1.2, 1.0, 0.25), "calm": (0.8, 0.8, 0.5, 0.1), "shy": (0.6, 0.9, 0.6, 0.05),
     "cold": (0.5, 0.7, 0.25, 0.0),
-}  # fmt: skip
-Clip = Callable[[float], Mapping[str, float]]
-
-
-def _swell(t: float) -> float:
-    """0 at both ends, 1 in the middle, smooth."""
-    return math.sin(math.pi * min(max(t, 0.0), 1.0)) ** 2
-
-
-def _wave(t: float, turns: float) -> float:
-    return math.sin(2 * math.pi * turns * t) * _swell(t) ** 0.5
-
-
-def _nod(t: float) -> dict[str, float]:
-    return {"headPitch": -9 * _swell(2 * t % 1.0), "mouthSmile": 0.3 * _swell(t)}
-
-
-def _shake(t: float) -> dict[str, float]:
-    return {"headYaw": 14 * _wave(t, 2), "browInnerUp": 0.3 * _swell(t)}
-
-
-def _laugh(t: float) -> dict[str, float]:
-    up = _swell(t)
-    return {"happy": up, "jawOpen": up * (0.45 + 0.35 * math.sin(2 * math.pi * 5 * t)), "headPitch": 5 * up,
-            "eyeBlinkLeft": 0.8 * up, "eyeBlinkRight": 0.8 * up, "shiftY": 0.25 * _wave(t, 5)}  # fmt: skip
-
-
-def _bow(t: float) -> dict[str, float]:
-    down = _swell(t)
-    return {"headPitch": -12 * down, "shiftY": 0.9 * down, "eyeBlinkLeft": down, "eyeBlinkRight": down}
-
-
-def _wink(t: float) -> dict[str, float]:
-    shut = _swell(2.5 * t - 0.7)
-    return {"eyeBlinkLeft": shut, "mouthSmile": 0.8 * _swell(t), "headRoll": 6 * _swell(t)}
-
-
-def _sigh(t: float) -> dict[str, float]:
-    out = _swell(t)
-    return {"breath": 1 - out, "mouthO": 0.35 * out, "browInnerUp": 0.6 * out, "headPitch": -5 * out,
-            "eyeBlinkLeft": 0.45 * out, "eyeBlinkRight": 0.45 * out, "mouthFrown": 0.3 * out}  # fmt: skip
-
-
-def _talk(t: float) -> dict[str, float]:
-    vowel = "AIUEO"[int(t * 9) % 5]
-    inside = _swell(t * 9 % 1.0)
-    return {f"mouth{vowel}": 0.9 * inside, "jawOpen": 0.35 * inside, "headYaw": 3 * _wave(t, 1.5),
-            "browOuterUpLeft": 0.25 * _wave(t, 1) ** 2, "browOuterUpRight": 0.25 * _wave(t, 1) ** 2}  # fmt: skip
-
-
-CLIPS: dict[str, Clip] = {
-    "nod": _nod, "shake": _shake, "laugh": _laugh, "bow": _bow, "wink": _wink, "sigh": _sigh, "talk": _talk,
 }  # fmt: skip
 
 CONFIG: dict[str, Any] = {

@@ -11,12 +11,13 @@ from typing import Any
 _HOMES = {
     "Bus": "bus", "Control": "controls", "CONTROLS": "controls", "Face": "controls", "Idle": "idle",
     "Controls": "session", "Frame": "session", "Session": "session", "Stage": "stage", "Recording": "recording",
-    "choose_depth": "depth", "open_session": "opening", "replay": "playback",
+    "AnimationSession": "animation.session", "Keyframe": "animation.keyframe", "Rig": "animation.rig",
+    "builtin_keyframe": "animation.keyframe", "choose_depth": "depth", "open_session": "opening", "replay": "playback",
 }  # fmt: skip
 
 __all__ = [
-    "CONTROLS", "Bus", "Control", "Controls", "Face", "Frame", "Idle", "Recording", "Session", "Stage", "choose_depth",
-    "open_session", "replay",
+    "CONTROLS", "AnimationSession", "Bus", "Control", "Controls", "Face", "Frame", "Idle", "Keyframe", "Recording",
+    "Rig", "Session", "Stage", "builtin_keyframe", "choose_depth", "open_session", "replay",
 ]  # fmt: skip
 
 

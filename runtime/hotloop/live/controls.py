@@ -8,7 +8,7 @@ the viewer), all else are weights in 0..1, gaze in -1..1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,6 +143,7 @@ class Face:
         self._low = np.array([low for _, low, _ in rows], np.float32)
         self._high = np.array([high for _, _, high in rows], np.float32)
         self._unit = np.maximum(np.abs(self._low), np.abs(self._high))
+        self._places = {name: i for i, name in enumerate(self.names)}
         self._sums = np.zeros((len(rows), len(CONTROLS)), np.float32)
         for i, name in enumerate(self.names):
             parts = _SUMS.get(name, {name: 1.0})
@@ -161,6 +162,14 @@ class Face:
         values = self._sums @ sample
         values[self._moods] /= max(1.0, float(sample[self._all_moods].sum()))
         return np.clip(values, self._low, self._high) / self._unit
+
+    def plus(self, vector: np.ndarray, added: Mapping[str, float]) -> np.ndarray:
+        """A vector with controls of this animator added, by name and in their own units; unknown ones do nothing."""
+        made = vector.copy()
+        for name, value in added.items():
+            if (i := self._places.get(name)) is not None:
+                made[i] = min(max(made[i] * self._unit[i] + value, self._low[i]), self._high[i]) / self._unit[i]
+        return made
 
 
 def expression(name: object, weight: float = 1.0) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InputError
 
-__all__ = ["Governor", "Move", "Rung", "restyle_ladder"]
+__all__ = ["Governor", "Move", "Rung", "animate_ladder", "restyle_ladder"]
 
 MISSES, FRAMES = 2, 30
 QUIET, SHARE = 3.0, 0.7
@@ -60,6 +60,22 @@ def restyle_ladder(
         rungs.append(Rung("tiny VAE", dict(changes)))
     rungs.append(Rung("half rate", dict(changes), intervals=2))
     return tuple(rungs)
+
+
+def animate_ladder(side: int, *, painting: bool, smaller: int = 384) -> tuple[Rung, ...]:
+    """From what was asked for down: keyframes paused (where some are drawn), 512 -> 384, half the frame rate.
+
+    Each rung keeps what the ones above it have given up.
+    """
+    changes: dict[str, Any] = {"side": side}
+    rungs = [Rung("asked", dict(changes))]
+    if painting:
+        changes["paused"] = True
+        rungs.append(Rung("keyframes paused", dict(changes)))
+    if side > smaller:
+        changes["side"] = smaller
+        rungs.append(Rung(f"size {smaller}", dict(changes)))
+    return (*rungs, Rung("half rate", dict(changes), intervals=2))
 
 
 class Governor:

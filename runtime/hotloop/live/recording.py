@@ -8,21 +8,27 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .animation.keyframe import Keyframe
 
 __all__ = ["Recording", "digest"]
 
 _PLACE = "live.recording"
 _NEEDS = {
     "open": {"session", "source", "depth", "interval", "governed", "values"},
-    "swap": {"session", "version", "values", "blend"}, "push": {"session", "picture", "pixels"}, 
+    "swap": {"session", "version", "values", "blend"}, "push": {"session", "picture", "pixels"},
     "superseded": {"session", "picture"},
     "skipped": {"session", "picture"}, "begin": {"session", "picture", "frame", "deadline"}, "step": set(),
     "shown": {"session", "frame", "sha256", "kind"}, "rung": {"session", "rung", "reason"}, "close": {"session"},
+    # Of animation: a keyframe as it was first shown, and what a frame was made of.
+    "keyframe": {"key", "rgba", "reveal", "bare", "loose", "front", "geometry", "name"},
+    "animate": {"session", "frame", "version", "key", "before", "mix", "controls", "t", "side"},
 }  # fmt: skip
 
 
@@ -37,6 +43,7 @@ class Recording:
     def __init__(self) -> None:
         self.decisions: list[dict[str, Any]] = []
         self.inputs: dict[str, np.ndarray] = {}
+        self._keyframes: set[str] = set()
 
     def note(self, do: str, **what: Any) -> None:
         assert what.keys() == _NEEDS[do], do
@@ -46,6 +53,15 @@ class Recording:
         key = digest(pixels)
         self.inputs.setdefault(key, pixels.copy())
         return key
+
+    def keyframe(self, keyframe: Keyframe) -> None:
+        """A keyframe that frames are made of: noted when it first comes."""
+        if keyframe.id in self._keyframes:
+            return
+        self._keyframes.add(keyframe.id)
+        arrays = {name: None if one is None else self.keep(one) for name, one in keyframe.arrays.items()}
+        geometry = None if keyframe.geometry is None else keyframe.geometry.as_json()
+        self.note("keyframe", key=keyframe.id, geometry=geometry, name=keyframe.name, **arrays)
 
     def save(self, folder: Path) -> None:
         """decisions.jsonl and inputs.npz in a new folder. Raises InputError where there is one already."""

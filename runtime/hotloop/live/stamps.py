@@ -26,7 +26,8 @@ class Stamp:
                    from `received`
     rows           the end of each evaluation
     controls       what the session's control source gave for the frame's time
-    kind           "drawn"; "held": the last good frame again, because `fault` was found
+    kind           "drawn"; "held": the last good frame again, because `fault` was found; "unchanged": the last frame
+                   again, because nothing has changed
     """
 
     frame: int

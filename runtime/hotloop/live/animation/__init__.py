@@ -1,0 +1,29 @@
+"""Animate: a keyframe moved by controls, frame by frame, without a diffusion step. Names are loaded when used.
+
+`AnimationSession` is one viewer's; `Rig` moves a `Keyframe` by geometry.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "AnimationSession": "session", "Geometry": "geometry", "Keyframe": "keyframe",
+    "POINTS": "geometry", "Performance": "performer", "Performer": "performer", "Rig": "rig",
+    "builtin_keyframe": "keyframe",
+}  # fmt: skip
+
+__all__ = [
+    "POINTS", "AnimationSession", "Geometry", "Keyframe", "Performance", "Performer", "Rig", "builtin_keyframe",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOMES)

@@ -1,0 +1,78 @@
+"""The mouth on the rig: lips that part, widen, round and bend.
+
+The reveal texture has the mouth open. A new opening is that one brought to other curves: lips moved whole, what is
+between them stretched. Where the mouth is as good as closed the keyframe's own line shows, bent and widened.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .geometry import Geometry
+from .mimic import Mimic
+from .shapes import TABLE, Field, entry, ramp, rise, spread
+
+if TYPE_CHECKING:
+    from .rig import Nodes
+
+__all__ = ["Lips"]
+
+_F = np.float32
+_T = np.linspace(-1, 1, TABLE, dtype=np.float32)
+_BOW = np.sqrt(np.maximum(1 - _T * _T, 0))
+_MARGIN = 0.016  # face units around lips that come from the reveal texture with them
+_CLOSED, _PARTED = 0.0045, 0.011  # of an opening: what is as good as none, and how much more is shown alone
+_TEETH = 0.34  # of the open mouth, from above: not seen in one that is hardly open
+
+
+class Lips:
+    """The mouth: one part. reach: what it covers, face coordinates."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.mouth = mouth = geometry.mouth
+        self._line, self._top, self._low = spread(mouth.line), spread(mouth.top), spread(mouth.low)
+        self._y = float(mouth.line.mean())
+        # Of a face that is not drawn as ours: wider, or further from the chin.
+        self._tall = float(np.clip((geometry.chin - self._y) / 0.07, 0.8, 2.0))
+        self._wide = float(np.clip(mouth.width / 0.04, 1.0, 1.8))
+        reach = 1.25 * (mouth.width + 0.03 * self._wide) + 0.03
+        self.reach = (mouth.x - reach, self._y - 0.055 * self._tall, mouth.x + reach, self._y + 0.12 * self._tall)
+
+    def field(self, made: Field, nodes: Nodes, x: np.ndarray, y: np.ndarray, m: Mimic) -> None:
+        """Fill in the field of nodes that were at the face's places x, y before it turned."""
+        lips, mouth = m.lips, self.mouth
+        width, opening = mouth.width + lips.wider * self._wide, lips.opening * self._tall
+        bend = 0.024 * lips.corners * self._wide * (1 - 0.35 * min(1.0, lips.opening / 0.04))
+        bent = _F(-bend) * (_T * _T - _F(0.35))
+        dx = x - _F(mouth.x)
+        at = entry(dx * _F(0.5 / width) + _F(0.5))
+        flow, bent_here = nodes.flow(x, y), np.take(bent, at)
+        # The closed line, widened and bent.
+        share = rise(_F(1.9) - np.abs(dx) * _F(1 / (1.25 * width)) - np.abs(y - _F(self._y)) * _F(32 / self._tall))
+        key = nodes.flow(x + share * dx * _F(mouth.width / width - 1), y - share * bent_here)
+        for source in range(made.sources):
+            made.flow(source, flow)
+        made.flow(0, key)
+        parted = min(1.0, (opening - _CLOSED) / _PARTED)
+        if parted <= 0:
+            return
+        line = np.interp(np.clip(_T * (width / mouth.width), -1, 1), _T, self._line).astype(np.float32)
+        top = line + bent - _F(0.3 * lips.round * opening) * (1 - _T * _T)
+        low = top + _F(opening * (1 + 0.3 * lips.round)) * _BOW
+        upper, lower, line_here = (np.take(curve, at) for curve in (top, low, line + bent))
+        reveal_top, reveal_low = np.take(self._top, at), np.take(self._low, at)
+        into = ramp((y - upper) / np.maximum(lower - upper, _F(1e-5)))
+        hidden = _F(_TEETH * max(0.0, 1 - opening / 0.034)) * (y > upper)
+        into = hidden + (1 - hidden) * into
+        held = np.clip(dx, _F(-width), _F(width))
+        reveal_x = held * _F(mouth.reveal / width - 1) + x
+        reveal_y = reveal_top + into * (reveal_low - reveal_top) + np.minimum(y - upper, 0) + np.maximum(y - lower, 0)
+        # The region: the opening, and the closed line that it hides, with a margin.
+        away_y = np.maximum(np.maximum(np.minimum(upper, line_here) - y, y - np.maximum(lower, line_here)), 0)
+        away_x = np.maximum(np.abs(dx) - _F(max(width, mouth.width)), 0)
+        away = np.sqrt(away_x * away_x + away_y * away_y)
+        made.flow(made.sources - 2, nodes.flow(reveal_x, reveal_y))
+        shown = parted * parted * (3 - 2 * parted)
+        made.mask(made.sources - 2, ramp((_F(_MARGIN) - away) * _F(1 / 0.006)) * _F(shown))
