@@ -185,25 +185,27 @@ def scene(sources: list[np.ndarray]) -> bytes:
     return b"".join([struct.pack("<I", len(sources)), *table, *blocks])
 
 
-def fields(layers: list[np.ndarray], boxes: np.ndarray, dtype: str) -> bytes:
+def fields(layers: list[np.ndarray], boxes: np.ndarray, dtype: str, number: int) -> bytes:
     numbers = b"".join(layer.astype(dtype).tobytes() for layer in layers)
     table = [struct.pack("<4f2H", *box, one.shape[2], one.shape[1]) for one, box in zip(layers, boxes, strict=True)]
-    head = struct.pack("<4HI", len(layers), len(layers[0]), np.dtype(dtype).itemsize, 0, len(numbers))
+    head = struct.pack("<4H2I", len(layers), len(layers[0]), np.dtype(dtype).itemsize, 0, len(numbers), number)
     return b"".join([head, *table, lz4.compress(numbers, store_size=False)])
 
 
 WARP = """async ([scene, fields]) => {
   const { parseFrame } = await import("/static/wire.js");
-  for (const message of [scene, fields]) await painter.paint(parseFrame(bytes(message).buffer));
-  return text(painter.read());
+  painter.asked = async () => bytes(scene);
+  painter.scene = null;
+  const drawn = await painter.paint(parseFrame(bytes(fields).buffer));
+  return drawn && text(painter.read());
 }"""
 
 
 def warped(
     page: Page, sources: list[np.ndarray], layers: list[np.ndarray], boxes: np.ndarray, size: Any, dtype: str
 ) -> np.ndarray:
-    messages = [frame(5, size[::-1], scene(sources)), frame(6, size[::-1], fields(layers, boxes, dtype))]
-    return heard(page.check(WARP, [told(one) for one in messages])).reshape(*size, 4)[::-1]
+    message = frame(5, size[::-1], fields(layers, boxes, dtype, 3))
+    return heard(page.check(WARP, [told(scene(sources)), told(message)])).reshape(*size, 4)[::-1]
 
 
 @pytest.mark.parametrize(("name", "dtype"), [*((name, "<f4") for name in CASES), ("reduced", "<f2"), ("one", "<f2")])

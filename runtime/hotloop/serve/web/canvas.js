@@ -25,11 +25,11 @@ void main() {
 }`;
 
 export class Painter {
-  constructor(canvas) {
+  /** scene(number): gives, in time, the payload of a scene that fields name. */
+  constructor(canvas, { scene = null } = {}) {
     this.canvas = canvas;
+    this.asked = scene;
     this.newest = -1;
-    this.warp = null;
-    this.last = null;
     canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
     canvas.addEventListener("webglcontextrestored", () => this.#build());
     this.#build();
@@ -41,14 +41,14 @@ export class Painter {
     this.joined = program(gl, SHADER);
     this.colour = new Texture(gl, gl.TEXTURE_2D);
     this.alpha = new Texture(gl, gl.TEXTURE_2D);
-    this.warp = null;
+    this.warp = this.scene = this.last = null;
   }
 
   /** Draws a frame -> whether it was: not when a newer one came while it was being decoded. Throws on broken ones. */
   async paint(frame) {
     this.newest = frame.id;
     if (frame.unchanged) return true;
-    if (frame.format === FRAME.SCENE || frame.format === FRAME.FIELDS) return this.#moved(frame);
+    if (frame.format === FRAME.FIELDS) return this.#moved(frame);
     if (frame.format === FRAME.RGBA) {
       const size = 4 * frame.width * frame.height;
       this.#join(decodeBlock(frame.colour, size), null, frame.width, frame.height);
@@ -84,13 +84,15 @@ export class Painter {
     this.last?.();
   }
 
-  #moved(frame) {
+  async #moved(frame) {
     this.warp ??= new Warp(this.canvas);
-    if (frame.format === FRAME.SCENE) {
-      this.warp.scene(parseScene(frame.colour));
-      return true;
+    const { scene, layers } = parseFields(frame.colour);
+    if (scene !== this.scene) {
+      const payload = await this.asked(scene);
+      if (scene !== this.scene) this.warp.scene(parseScene(payload));
+      this.scene = scene;
+      if (frame.id !== this.newest) return false;
     }
-    const layers = parseFields(frame.colour);
     this.last = () => this.warp.draw(layers, frame.width, frame.height);
     this.last();
     return true;

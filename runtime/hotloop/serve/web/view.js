@@ -4,7 +4,7 @@
 // fps (the most there shall be).
 
 import { Painter } from "./canvas.js";
-import { Wire, now, takeToken } from "./wire.js";
+import { Wire, now, sceneOf, takeToken } from "./wire.js";
 
 const query = new URLSearchParams(location.search);
 const fragment = new URLSearchParams(location.hash.slice(1));
@@ -16,13 +16,15 @@ function say(text) {
 }
 
 try {
-  const painter = new Painter(document.querySelector("#avatar"));
   const wire = new Wire({
     role: "viewer",
     format: query.get("mode") === "warp" ? "warp" : "jpeg+alpha",
     fps: Number(query.get("fps")) || 60,
     session: fragment.get("session"),
     token: takeToken(),
+  });
+  const painter = new Painter(document.querySelector("#avatar"), {
+    scene: (number) => sceneOf(wire.hello.token, wire.session, number),
   });
   const hotloop = { wire, painter, frame: null, drawn: 0 };
   globalThis.hotloop = hotloop;

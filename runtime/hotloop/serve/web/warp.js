@@ -1,12 +1,13 @@
 // warp_blend on the GPU of whoever watches: a keyframe and its reveal texture once, then flows and masks for each frame.
 //
 // The arithmetic is that of kernels/hotloop_kernels/warp_blend.py, whose docstring defines it; a byte is within 1 of the
-// exact value. Payloads (little-endian), in frames of format 5 and 6:
-//   scene   u32 sources, then of each: u16 width, u16 height, u32 bytes; then the sources, premultiplied RGBA as LZ4
-//           blocks, one after another
-//   fields  u16 layers, u16 channels, u16 4 or 2 (bytes of a number: float32 or float16), u16 0, u32 bytes unpacked;
-//           then of each layer: f32 x0, y0, x1, y1 (its box in pictures), u16 grid's width, u16 grid's height; then the
-//           grids [channels, height, width] one after another, as one LZ4 block
+// exact value. Little-endian:
+//   scene   asked for once, by its number: u32 sources, then of each: u16 width, u16 height, u32 bytes; then the
+//           sources, premultiplied RGBA as LZ4 blocks, one after another
+//   fields  of each frame: u16 layers, u16 channels, u16 4 or 2 (bytes of a number: float32 or float16), u16 0, u32
+//           bytes unpacked, u32 the scene's number; then of each layer: f32 x0, y0, x1, y1 (its box in pictures), u16
+//           grid's width, u16 grid's height; then the grids [channels, height, width] one after another, as one LZ4
+//           block
 
 import { decodeBlock } from "./lz4.js";
 import { Texture, contextOf, program } from "./gl.js";
@@ -14,6 +15,7 @@ import { Texture, contextOf, program } from "./gl.js";
 const MOST_SOURCES = 4;
 const MOST_LAYERS = 16;
 const LARGEST = 4096;
+const HEADER = 16; // bytes before the table of layers
 
 const SHADER = `#version 300 es
 precision highp float;
@@ -118,7 +120,8 @@ export function parseScene(payload) {
   return found;
 }
 
-/** The payload of a frame's fields -> [{box, width, height, channels, values}], values Float32Array or half floats. */
+/** The payload of a frame's fields -> {scene, layers: [{box, width, height, channels, values}]}, values Float32Array or
+ *  half floats. */
 export function parseFields(payload) {
   const view = new DataView(payload.buffer, payload.byteOffset, payload.byteLength);
   const [layers, channels, bytes] = [0, 2, 4].map((at) => view.getUint16(at, true));
@@ -128,7 +131,7 @@ export function parseFields(payload) {
   const found = [];
   let count = 0;
   for (let l = 0; l < layers; ++l) {
-    const at = 12 + 20 * l;
+    const at = HEADER + 20 * l;
     const box = [0, 4, 8, 12].map((more) => view.getFloat32(at + more, true));
     const [width, height] = [view.getUint16(at + 16, true), view.getUint16(at + 18, true)];
     check(width >= 1 && height >= 1 && Math.max(width, height) <= LARGEST, `grids must be 1 to ${LARGEST}`, width);
@@ -136,12 +139,12 @@ export function parseFields(payload) {
     count += channels * width * height;
   }
   check(total === bytes * count, `fields must have ${bytes * count} bytes`, total);
-  const unpacked = decodeBlock(payload.subarray(12 + 20 * layers), total);
+  const unpacked = decodeBlock(payload.subarray(HEADER + 20 * layers), total);
   const values = bytes === 4 ? new Float32Array(unpacked.buffer) : new Uint16Array(unpacked.buffer);
   for (const layer of found) {
     layer.values = values.subarray(layer.begin, layer.begin + channels * layer.width * layer.height);
   }
-  return found;
+  return { scene: view.getUint32(12, true), layers: found };
 }
 
 export class Warp {

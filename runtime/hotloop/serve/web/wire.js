@@ -4,7 +4,7 @@
 // viewers do not come at once. The server's clock is known from pings as NTP knows it: the smallest round trip of the
 // last sixteen, erring by half of it at most.
 
-export const FRAME = { JPEG: 1, JPEG_ALPHA: 2, RGBA: 3, WEBP: 4, SCENE: 5, FIELDS: 6 };
+export const FRAME = { JPEG: 1, JPEG_ALPHA: 2, RGBA: 3, WEBP: 4, FIELDS: 5 };
 const MAGIC = 0x31464c48; // "HLF1", little-endian
 const HEADER = 72;
 const PICTURE = 0x31534c48; // "HLS1"
@@ -85,6 +85,15 @@ export async function describe(token) {
   const answer = await fetch("/api/live", { headers, credentials: "omit" }); // no question of the browser's own
   if (!answer.ok) throw Object.assign(new Error(`the server answers ${answer.status}`), { status: answer.status });
   return answer.json();
+}
+
+/** The scene that a session's fields move: see warp.js. */
+export async function sceneOf(token, session, number) {
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const query = new URLSearchParams({ session, number });
+  const answer = await fetch(`/api/live/scene?${query}`, { headers, credentials: "omit" });
+  if (!answer.ok) throw new Error(`the server answers ${answer.status} for a scene`);
+  return new Uint8Array(await answer.arrayBuffer());
 }
 
 /**
