@@ -103,6 +103,7 @@ wire.addEventListener("welcome", ({ detail }) => {
   document.body.dataset.mode = detail.mode;
   source.fit(detail.width, detail.height);
   face.moves = detail.mode !== "restyle";
+  able(detail.mode === "restyle", Object.keys(detail.settings ?? {}).length > 0);
   $("#obs-size").textContent = `${detail.width} × ${detail.height}`;
   settings.take(detail.settings ?? {}, detail.version ?? 0);
   strip.reset();
@@ -112,6 +113,16 @@ wire.addEventListener("welcome", ({ detail }) => {
   }
   source.resend();
 });
+/** Shows what the session can do: draw from pictures, draw from words. */
+function able(pictures, words) {
+  const sheet = $("#panel-look");
+  if (!words && !sheet.classList.contains("wordless")) open($("#tab-face"));
+  sheet.classList.toggle("wordless", !words);
+  $("#no-words").hidden = words;
+  $("#no-pictures").hidden = pictures;
+  $("#source-field").hidden = !pictures;
+}
+
 wire.addEventListener("settings", ({ detail }) => {
   settings.answer(detail);
   source.fit(detail.settings?.width, detail.settings?.height);
@@ -239,6 +250,7 @@ $("#file").addEventListener("change", ({ target }) => {
   target.value = "";
 });
 stage.addEventListener("dragover", (event) => {
+  if ($("#source-field").hidden) return;
   event.preventDefault();
   stage.classList.add("drop");
 });
@@ -299,8 +311,8 @@ keys.add("/", "Write the prompt", () => {
   open($("#tab-look"));
   $("#prompt").focus();
 });
-keys.add("D", "Roll another seed", () => settings.roll());
-keys.add("C", "Camera on or off", () => choose(source.kind === "camera" ? "none" : "camera"));
+keys.add("D", "Roll another seed", () => $("#panel-look").classList.contains("wordless") || settings.roll());
+keys.add("C", "Camera on or off", () => $("#source-field").hidden || choose(source.kind === "camera" ? "none" : "camera"));
 keys.add("M", "Microphone on or off", () => listen(!microphone.on));
 keys.add("P", "Follow my pointer", () => face.follow(!face.aiming));
 keys.add("R", "Record a film", record);

@@ -2,7 +2,7 @@
 
 import { $, make } from "./widgets.js";
 
-const KEPT = 600; // frames
+const WINDOW = 10_000; // ms
 const SHOWN = 120;
 const EVERY = 400; // ms
 
@@ -47,8 +47,8 @@ export class Strip {
     this.shown.push(at);
     while (this.shown[0] < at - 2000) this.shown.shift();
     if (age === null) return;
-    this.ages.push(Math.max(age, 0));
-    if (this.ages.length > KEPT) this.ages.shift();
+    this.ages.push({ at, age: Math.max(age, 0) });
+    while (this.ages[0].at < at - WINDOW) this.ages.shift();
   }
 
   /** The connection began anew. */
@@ -58,7 +58,7 @@ export class Strip {
 
   /** What tests and the curious read. */
   get numbers() {
-    const sorted = [...this.ages].sort((a, b) => a - b);
+    const sorted = this.ages.map(({ age }) => age).sort((a, b) => a - b);
     const [p50, p95, p99] = [0.5, 0.95, 0.99].map((share) => percentile(sorted, share) ?? null);
     const shown = this.shown.filter((at) => at > performance.now() - 2000);
     const fps = shown.length > 1 ? (1000 * (shown.length - 1)) / (shown.at(-1) - shown[0]) : 0;
@@ -106,7 +106,7 @@ export class Strip {
     const drawing = spark.getContext("2d");
     drawing.setTransform(scale, 0, 0, scale, 0, 0);
     drawing.clearRect(0, 0, w, h);
-    const ages = this.ages.slice(-SHOWN);
+    const ages = this.ages.slice(-SHOWN).map(({ age }) => age);
     if (ages.length < 2) return;
     const most = Math.max(...ages, 20) * 1.5;
     const at = (age, i) => [(w * i) / (SHOWN - 1) + (w * (SHOWN - ages.length)) / (SHOWN - 1), h - 4 - (h - 8) * (age / most)];
