@@ -33,7 +33,7 @@ TOKEN = "an example of a token that is long enough"
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """Ends as a person would end it, and then there is nothing left of it."""
-    one = Server("--no-governor", "--steps", "1", "--fps", "30", "--threads", "1")
+    one = Server("--mode", "restyle", "--no-governor", "--steps", "1", "--threads", "1")
     yield one
     port = int(one.address.rsplit(":", 1)[1].strip("/"))
     children = one.workers()
@@ -343,7 +343,7 @@ def test_a_killed_worker_comes_back_with_the_sessions_settings(server: Server) -
 
 def refused(*options: str) -> str:
     """`hotloop live` in this process, which does not come to listen -> the line that says why."""
-    result = CliRunner().invoke(app, ["live", *options])
+    result = CliRunner().invoke(app, ["live", "--mode", "restyle", *options])
     assert isinstance(result.exception, HotloopError), result.output
     assert result.output == "" and "\n" not in str(result.exception)
     return str(result.exception)
@@ -353,7 +353,7 @@ def refused(*options: str) -> str:
     ("options", "rule"),
     [
         (["--host", "0.0.0.0"], "needs a token"), (["--token", "short"], "32"), (["--steps", "900"], "steps"),
-        (["--mode", "dance"], "mode"), (["--token-file", "/no/such/file"], "token-file"),
+        (["--mode=dance"], "mode"), (["--token-file", "/no/such/file"], "token-file"),
     ],
 )  # fmt: skip
 def test_a_server_that_may_not_start_says_why_in_one_line(options: list[str], rule: str) -> None:
@@ -373,7 +373,7 @@ def test_what_the_worker_refuses_at_the_start_is_the_servers_line(server: Server
 
 
 def test_a_token_is_asked_for_everywhere_and_told_nowhere() -> None:
-    one = Server("--no-governor", "--steps", "1", env={"HOTLOOP_TOKEN": TOKEN})
+    one = Server("--no-governor", env={"HOTLOOP_TOKEN": TOKEN})
     try:
         assert get(one.address, "api/live")[0] == 401 and get(one.address, "mjpeg")[0] == 401
         assert get(one.address, "")[0] == 200 and get(one.address, "healthz")[0] == 200

@@ -16,7 +16,7 @@ __all__ = ["LEAST_TOKEN", "MODES", "Config", "is_loopback"]
 
 PLACE = "serve"
 LEAST_TOKEN = 32
-MODES = ("restyle", "animate")
+MODES = ("animate", "restyle")
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Config:
     bundle: Path | None = None
     engine: str = "auto"
     threads: int | None = None
-    mode: str = "restyle"
+    mode: str = "animate"
     size: int | None = None
-    fps: float = 30.0
+    fps: float = 60.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     governed: bool = True
     osc: int | None = None

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..errors import HotloopError, InputError
+from ..live.controls import expression
 from ..live.sources.datagrams import Bucket
 from .auth import Tokens, address_of
 from .limits import Limits
@@ -200,10 +201,13 @@ class Connection:
         if message.controls:
             _owner(viewer, "move controls")
             t = None if message.t is None else _ours(viewer, message.t, now)
-            line = session.bus.put(viewer.name, now if t is None else t, message.controls)
+            line = session.bus.put(viewer.name, now if t is None else t, message.controls, captured=t is not None)
             if line is not None:
                 self._refuse(viewer, line, now)
         given = (told.set or {}) | message.settings
+        if "expression" in given:  # a control, wherever it is said
+            _owner(viewer, "move controls")
+            session.bus.put(viewer.name, now, expression(given.pop("expression")))
         if told.set is not None or message.settings:
             _owner(viewer, "change settings")
             self._later(self._set(session, viewer, given, told))

@@ -26,6 +26,7 @@ __all__ = ["MAIN", "Session", "Sessions"]
 
 PLACE = "live"
 MAIN = "main"
+_PROMPT = "a smiling girl"  # where the server was told none
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 Told = dict[str, Any]
@@ -36,7 +37,7 @@ class Session:
 
     def __init__(self, name: str, config: Config, worker: Supervisor) -> None:
         self.name, self.mode, self.config, self.worker = name, config.mode, config, worker
-        self.values: Told = dict(config.settings)
+        self.values: Told = ({"prompt": _PROMPT} if config.mode == "restyle" else {}) | dict(config.settings)
         self.version = self.frame = 0
         self.size: tuple[int, int] | None = None
         self.open = False
@@ -184,7 +185,7 @@ class Session:
         if data is None:
             self.frames_lost += 1
             return
-        frame = Finished(data, told["frame"], told["since"], told["captured"])
+        frame = Finished(data, told["frame"], told["begun"], told["since"], told["captured"])
         for viewer in self.viewers:
             if viewer.kind == told["kind"]:
                 viewer.offer(frame, now)

@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HotloopError, InputError
-from ..live.session import Frame
+from ..live.animation.keyframe import SIDE
+from ..live.motions import CLIPS
 from ..live.stage import Stage
 from ..pipeline import Pipeline, load
+from .animating import Animate
 from .channel import Channel
 from .encoding import encode, open_picture
 from .ring import Ring
-from .shows import Incoming, Opening, Restyle, Show
+from .shows import Incoming, Made, Opening, Restyle, Show
 from .wire import frame_header
 
 __all__ = ["Worker", "main"]
@@ -46,11 +48,11 @@ class Worker:
         self.shows: dict[str, Show] = {}
         self.clock = time.monotonic
         self.background = ThreadPoolExecutor(1, "hotloop-live", initializer=_step_back)
-        self.opens: dict[str, Callable[[Opening, Told], Show]] = {"restyle": self._restyle}
+        self.opens: dict[str, Callable[[Opening], Show]] = {"restyle": self._restyle, "animate": self._animate}
         self.limits: Told = {}
         self._pipeline: Pipeline | None = None
         self._stage: Stage | None = None
-        self._last: dict[str, tuple[Frame, int, int, int]] = {}
+        self._last: dict[str, Made] = {}
         self._again: dict[str, tuple[int, ...]] = {}
         self._wake, self._ending = threading.Event(), threading.Event()
 
@@ -82,12 +84,15 @@ class Worker:
 
     def _do_config(self, told: Told, body: bytes) -> None:
         self.limits = told["limits"]
+        if told["mode"] == "animate":
+            self._answer(told, engine=None, model="avatar", modes=["animate"], size=[SIDE, SIDE], motions=list(CLIPS))
+            return
         bundle = told["bundle"]
         self._pipeline = load(None if bundle is None else Path(bundle), engine=told["engine"], threads=told["threads"])
         family = self._pipeline.family
         self._answer(
-            told, engine=self._pipeline.engine, model=family.name, modes=list(self.opens),
-            size=list(family.default_size),
+            told, engine=self._pipeline.engine, model=family.name, modes=["restyle"], size=list(family.default_size),
+            motions=[],
         )  # fmt: skip
 
     def _do_open(self, told: Told, body: bytes) -> None:
@@ -96,7 +101,7 @@ class Worker:
     def _open(self, told: Told) -> None:
         try:
             opening = Opening(told["s"], told["fps"], told["governed"], told["values"], told["version"], told["frame"])
-            show = self.opens[told["mode"]](opening, told)
+            show = self.opens[told["mode"]](opening)
         except HotloopError as error:
             self._answer(told, error=str(error))
             return
@@ -107,10 +112,16 @@ class Worker:
         gc.collect()
         gc.freeze()  # what is there now stays: later collections need not look at it
         self.shows = {**self.shows, show.name: show}
-        self._answer(told, values=show.values(), version=opening.version + 1)
+        self._answer(told, values=show.values(), version=opening.version + 1, facts=show.facts())
         self._wake.set()
 
-    def _restyle(self, opening: Opening, told: Told) -> Show:
+    def _animate(self, opening: Opening) -> Show:
+        values = dict(opening.values)
+        side = values.pop("size", SIDE)
+        return Animate(opening._replace(values=values), self.channel.send, background=self.background,
+                       clock=self.clock, side=side)  # fmt: skip
+
+    def _restyle(self, opening: Opening) -> Show:
         if self._stage is None:
             assert self._pipeline is not None
             self._stage = Stage(self._pipeline, background=self.background, plain=_plain(self._pipeline))
@@ -148,6 +159,9 @@ class Worker:
     def _do_play(self, told: Told, body: bytes) -> None:
         self._show(told).play(told["name"])
         self._answer(told)
+
+    def _do_bus(self, told: Told, body: bytes) -> None:
+        self._show(told).bus(told)
 
     def _do_watch(self, told: Told, body: bytes) -> None:
         show, kinds = self._show(told), tuple(told["kinds"])
@@ -200,8 +214,8 @@ class Worker:
             if (show := self.shows.get(name)) is not None and (last := self._last.get(name)) is not None:
                 self._publish(show, last, kinds)
 
-    def _publish(self, show: Show, made: tuple[Frame, int, int, int], kinds: tuple[int, ...]) -> None:
-        frame, number, version, source = made
+    def _publish(self, show: Show, made: Made, kinds: tuple[int, ...]) -> None:
+        frame, number, version, source, signal = made
         stamp, size = frame.stamp, (frame.pixels.shape[1], frame.pixels.shape[0])
         for kind in kinds:
             done = encode(frame.pixels, kind)
@@ -213,8 +227,8 @@ class Worker:
                 continue
             self.channel.offer({
                 "do": "frame", "s": show.name, "kind": kind, "frame": number, "slot": place[0], "writing": place[1],
-                "since": stamp.captured if stamp.captured is not None else stamp.received, "captured":
-                stamp.captured is not None, "size": size, "version": version,
+                "begun": stamp.taken, "captured": stamp.captured is not None, "size": size,
+                "since": (stamp.captured if stamp.captured is not None else stamp.received) if signal else None,
             })  # fmt: skip
 
     def close(self) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 _HOMES = {
     "AnimationSession": "session", "Geometry": "geometry", "Keyframe": "keyframe",
     "POINTS": "geometry", "Performance": "performer", "Performer": "performer", "Rig": "rig",
-    "builtin_keyframe": "keyframe",
+    "builtin_keyframe": "keyframe", "keyframe_from": "opening", "open_avatar": "opening",
 }  # fmt: skip
 
 __all__ = [
     "POINTS", "AnimationSession", "Geometry", "Keyframe", "Performance", "Performer", "Rig", "builtin_keyframe",
+    "keyframe_from", "open_avatar",
 ]  # fmt: skip
 
 
