@@ -29,6 +29,7 @@ OPTIONAL = {
     "hotloop/denoiser/resident.py": {"torch"},
     "hotloop/engines/openvino.py": {"openvino"},
     "hotloop/engines/openvino_operators.py": {"openvino"},
+    "hotloop/image/movie.py": {"av"},
     "hotloop/live/sources/osc.py": {"pythonosc"},
     "hotloop/live/sources/vtube_server.py": {"websockets"},
     "hotloop/engines/tensorrt.py": {"tensorrt", "tensorrt_rtx", "cuda"},
