@@ -1,7 +1,7 @@
 # Environments: .venv holds the runtime as a user gets it, .venv-dev everything the tests compare with, .venv-bench the
 # peers of the benchmarks.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench bench-env bench-check report docs gpu-check format clean
+.PHONY: help demo test browser test-long lint bench bench-env bench-check report docs gpu-check format clean
 
 SUITABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -12,6 +12,7 @@ DEV := .venv-dev/bin/python
 # One thread per test process: the processes fill the cores. A file goes to one process, so that what it makes for its
 # tests is made once; by xdist's groups it was not: xdist 3.8 marks them in a way that pytest 9.2 no longer reads.
 PYTEST := OMP_NUM_THREADS=1 $(DEV) -m pytest -n auto --dist loadfile
+BROWSERS := chromium chromium-browser google-chrome
 BUILD := pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*)
 INSTALLED := $(BUILD) $(shell find runtime export kernels/hotloop_kernels -type f \
                -not -name '*.pyc' -not -name '* *' 2>/dev/null)
@@ -22,8 +23,14 @@ help:                  ## list the targets
 demo: .venv/installed  ## install hotloop into .venv (no torch) and draw faces with the built-in model
 	.venv/bin/python examples/demo.py
 
-test: lint             ## install everything the tests need into .venv-dev and run the everyday suite
+test: lint browser     ## install everything the tests need into .venv-dev and run the everyday suite
 	$(PYTEST) $(ARGS)
+
+browser:               ## Chromium for the tests of the page: found, or Debian's installed where that can be done
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && [ -e /etc/debian_version ] && command -v apt-get >/dev/null; then \
+	  echo "installing chromium"; apt-get update -qq; apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
+	fi || true
 
 test-long: .venv-dev/installed  ## the full-size and slow tests
 	$(PYTEST) -m "long and not gpu" $(ARGS)

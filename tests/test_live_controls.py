@@ -246,11 +246,27 @@ def test_a_source_holds_what_it_gave_and_no_more():
         np.testing.assert_allclose(bus.sample(t)[rest], idle.at(t)[rest], atol=1e-6)
 
 
+def test_none_lets_go_of_a_control_without_a_jump_and_of_no_other():
+    bus = Bus(idle=False)
+    bus.join("page", smooth=False, timeout=math.inf)
+    bus.put("page", 0.0, {"headYaw": 20.0, "mouthSmile": 0.5, "jawOpen": 1.0})
+    assert bus.sample(0.98)[INDEX["headYaw"]] == 20
+    assert bus.put("page", 1.0, {"headYaw": None, "mouthSmile": None, "noSuch": None}) is not None  # of noSuch alone
+    told = [bus.sample(1.0 + k / 60) for k in range(60)]
+    yaw = np.array([one[INDEX["headYaw"]] for one in told])
+    assert yaw[0] > 19 and yaw[-1] == 0 and np.abs(np.diff(yaw)).max() < 3
+    assert told[-1][INDEX["mouthSmileLeft"]] == told[-1][INDEX["mouthSmileRight"]] == 0
+    assert told[-1][INDEX["jawOpen"]] == 1
+    assert bus.snapshot(2.0)["sources"][0]["unknown"] == 1 and bus.snapshot(2.0)["sources"][0]["refused"] == 0
+    bus.put("page", 2.1, {"headYaw": -10.0})
+    assert bus.sample(4.0)[INDEX["headYaw"]] == -10
+
+
 def test_bad_values_are_counted_and_answered_in_one_line_and_the_rest_counts():
     bus = quiet()
     line = bus.put("a", 0.0, {
         "jawOpen": math.nan, "headYaw": math.inf, "headRoll": 400.0, "mouthA": "wide", "mouthI": 10**400,
-        "mouthU": None, "earWiggle": 1.0, "mouthO": 0.5, "happy": -1,
+        "mouthU": [0.5], "earWiggle": 1.0, "mouthO": 0.5, "happy": -1,
     })  # fmt: skip
     assert line == (
         "[controls] a: held in their range: headRoll, happy; "

@@ -204,7 +204,7 @@ def test_a_viewers_ledger_is_exact_and_no_older_frame_follows_a_newer_one():
     flying = None
     for number in range(3000):
         now += rng.uniform(0, 0.03)
-        viewer.offer(Finished(b"", number, now, False), now)
+        viewer.offer(Finished(b"", number, now, now, False), now)
         if (frame := viewer.frame()) is not None:
             sent.append(frame.number)
             flying = frame.number
@@ -227,7 +227,7 @@ def test_a_viewer_gets_the_rate_that_it_asked_for(fps):
     viewer, now, got = Viewer("viewer", 1, fps), 0.0, 0
     for number in range(600):  # ten seconds at 60 frames a second
         now += 1 / 60
-        viewer.offer(Finished(b"", number, None, False), now)
+        viewer.offer(Finished(b"", number, now, None, False), now)
         if viewer.frame() is not None:
             got += 1
             viewer.acknowledge(number, None, now)

@@ -33,15 +33,21 @@ def live(
     allow_host: Annotated[list[str] | None, typer.Option(help="A further name of this server. Repeatable.")] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(
         help="A further page that may connect, such as https://example.org. Repeatable.")] = None,
-    mode: Annotated[str, typer.Option(help="restyle: redraw pictures, or dream.")] = "restyle",
+    mode: Annotated[str, typer.Option(
+        help="animate: an avatar that controls move; restyle: redraw pictures, or dream.")] = "animate",
+    avatar: Annotated[Path | None, typer.Option(
+        help="Who is animated: a picture, with or without alpha [default: hotloop's own avatar].")] = None,
+    points: Annotated[Path | None, typer.Option(help="Ten points of its face, JSON, where they are not found.")] = None,
+    parts: Annotated[Path | None, typer.Option(help="A folder of masks of its parts.")] = None,
     size: Annotated[int | None, typer.Option(help="Pixels of a side [default: the model's].")] = None,
-    fps: Annotated[float, typer.Option(help="Frames a second, at most.")] = 30.0,
-    prompt: Annotated[str, typer.Option(help="What is drawn at first.")] = "a smiling girl",
+    fps: Annotated[float | None, typer.Option(
+        help="Frames a second, at most [default: 60, or 30 in mode restyle].")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What is drawn at first.")] = None,
     negative: Annotated[str | None, typer.Option(help="What is kept out.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of a frame [default: 2].")] = None,
     guidance: Annotated[float | None, typer.Option(help="At or below 1 guidance is off [default].")] = None,
     strength: Annotated[float | None, typer.Option(help="How far pictures are redrawn [default: 0.5].")] = None,
-    seed: Annotated[int, typer.Option(help="-1: a fresh one.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="-1: a fresh one [default: 0].")] = None,
     governor: Annotated[bool, typer.Option(help="Draw smaller or less often where the rate cannot be held.")] = True,
     engine: Annotated[str, typer.Option(help="auto, a kind (openvino) or a kind and precision.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Engine threads [default: all usable cores].")] = None,
@@ -63,15 +69,17 @@ def live(
         "strength": strength, "seed": seed,
     }  # fmt: skip
     if source is not None or sink is not None or frames is not None:
-        headless.redraw(source, sink, frames, bundle=bundle, engine=engine, threads=threads, size=size, rate=fps,
+        headless.redraw(source, sink, frames, bundle=bundle, engine=engine, threads=threads, size=size,
+                        rate=30.0 if fps is None else fps,
                         settings={name: value for name, value in settings.items() if value is not None})  # fmt: skip
         return
     run, config_of = _serve()
     config = config_of(
         host=host, port=port, token=_token(token, token_file), insecure=insecure_no_auth,
         allow_hosts=tuple(allow_host or ()), allow_origins=tuple(allow_origin or ()), bundle=bundle, engine=engine,
-        threads=threads, mode=mode, size=size,
-        fps=fps, settings={name: value for name, value in settings.items() if value is not None}, governed=governor,
+        threads=threads, mode=mode, size=size, avatar=avatar, points=points, parts=parts,
+        fps=(60.0 if mode == "animate" else 30.0) if fps is None else fps, governed=governor,
+        settings={name: value for name, value in settings.items() if value is not None},
         osc=osc, vmc=vmc, vts=vts, ifm=ifm, camera=camera,
     )  # fmt: skip
     run(config, started=lambda address: _greet(address, config))

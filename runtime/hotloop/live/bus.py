@@ -80,6 +80,8 @@ class _Source:
         for name, value in values.items():
             if (parts := _PARTS.get(name)) is None:
                 unknown.append(name)
+            elif value is None:
+                self.given[[i for i, _ in parts]] = -np.inf
             elif (number := _number(value)) is None:
                 refused.append(name)
             else:
@@ -168,6 +170,7 @@ class Bus:
     ) -> str | None:  # fmt: skip
         """Values that a source gives at t seconds. None, or one line saying what of them was not taken as it came.
 
+        values   by name; None lets go of the control: it goes to the next source
         mode     set, or add: a value of -range..range added to what the holder gives. Others raise InputError
         weights  of mode set, in 0..1 by name: how much of a value counts over what is below; 1 where not given
         """

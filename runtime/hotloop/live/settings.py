@@ -92,6 +92,11 @@ class Settings(Generic[Prepared]):
             self._latest = _Asked(last.number + 1, last.values, last.request, 0)
 
     @property
+    def number(self) -> int:
+        """Of the version that was asked for last."""
+        return self._latest.number
+
+    @property
     def values(self) -> Mapping[str, Any]:
         """What was asked for last, whole."""
         return self._latest.values

@@ -10,6 +10,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..errors import InputError
@@ -61,7 +62,7 @@ class Listeners:
             self._run(follow_phone(config.ifm, phone, time.monotonic, host="0.0.0.0", port=PHONE_PORT, anywhere=True))
 
         if config.camera is not None:
-            self._run(follow_camera(config.camera, bus.put))
+            self._run(follow_camera(config.camera, partial(bus.put, captured=True)))
 
     def close(self) -> None:
         for close in self._closing:

@@ -36,14 +36,15 @@ class Mirror(Bus):
 
     def put(
         self, source: str, t: float, values: Mapping[str, Any], *,
-        mode: str = "set", weights: Mapping[str, float] | None = None,
+        mode: str = "set", weights: Mapping[str, float] | None = None, captured: bool = False,
     ) -> str | None:  # fmt: skip
+        """captured: t is when the sender sent it, not when it came."""
         line = super().put(source, t, values, mode=mode, weights=weights)
         kept = self._values.setdefault((source, mode), {})
         if len(kept) < 512:
             kept.update({name: (t, value, (weights or {}).get(name, 1.0)) for name, value in values.items()})
         self._forward({"bus": "put", "source": source, "t": t, "values": dict(values), "mode": mode,
-                       "weights": dict(weights) if weights else None})  # fmt: skip
+                       "weights": dict(weights) if weights else None, "captured": captured})  # fmt: skip
         return line
 
     def release(self, source: str) -> None:
@@ -62,7 +63,7 @@ class Mirror(Bus):
             if live:
                 self._forward({
                     "bus": "put", "source": source, "t": max(one[0] for one in live.values()), "mode": mode,
-                    "values": {name: one[1] for name, one in live.items()},
+                    "captured": False, "values": {name: one[1] for name, one in live.items()},
                     "weights": {name: one[2] for name, one in live.items()},
                 })  # fmt: skip
 

@@ -16,19 +16,22 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ..errors import HotloopError, InputError
+from ..live.governor import Governor
 from ..live.ledgers import SourceLedger
 from ..live.session import Frame, Session
+from ..live.settings import Settings
 from ..live.stage import Stage
+from ..live.watchdog import Watchdog
 
-__all__ = ["Incoming", "Opening", "Restyle", "Show", "Tell"]
+__all__ = ["Incoming", "Made", "Opening", "Report", "Restyle", "Show", "Tell"]
 
 _KEPT = 64  # names of pictures that may still be shown
 
-Tell = Callable[[dict[str, Any]], object]
+Tell = Callable[..., object]  # a message, and bytes that follow it
 
 
 class Opening(NamedTuple):
-    """How a session is opened, or opened again: the numbers go on from `version` and `frame`."""
+    """How a session is opened, or opened again: the numbers go on from `version` and `frame`, with its keyframe."""
 
     name: str
     fps: float
@@ -36,6 +39,7 @@ class Opening(NamedTuple):
     values: Mapping[str, Any]
     version: int = 0
     frame: int = 0
+    keyframe: Any = None
 
 
 class Incoming(NamedTuple):
@@ -46,6 +50,45 @@ class Incoming(NamedTuple):
     pixels: np.ndarray
     captured: float | None
     received: float
+
+
+class Made(NamedTuple):
+    """A finished frame: its number, its version, what its client calls its source, whether a signal led to it."""
+
+    frame: Frame
+    number: int
+    version: int
+    source: int
+    signal: bool
+
+
+class Report:
+    """Tells, once each: settings that could not be prepared, moves of the governor, faults that the watchdog found."""
+
+    def __init__(self, name: str, tell: Tell) -> None:
+        self._name, self._tell = name, tell
+        self._unprepared = self._moves = self._faults = 0
+
+    def look(
+        self, settings: Settings[Any] | None, governor: Governor | None, watchdog: Watchdog, base: int,
+        values: Callable[[], dict[str, Any]],
+    ) -> None:  # fmt: skip
+        """base: the number before the first version's."""
+        if settings is not None and settings.unprepared > self._unprepared:
+            self._unprepared = settings.unprepared
+            self._tell({"do": "refused", "s": self._name, "error": settings.refusal, "values": values(),
+                        "version": base + settings.active.number})  # fmt: skip
+        if governor is not None and (moves := sum(governor.counts.values())) != self._moves:
+            self._moves = moves
+            if moves:  # else another ladder
+                move = governor.moves[-1]
+                self._event(event="rung", rung=move.taken, reason=move.reason)
+        if (faults := sum(watchdog.counts.values())) > self._faults:
+            self._faults = faults
+            self._event(event="watchdog", faults=dict(watchdog.counts))
+
+    def _event(self, **told: Any) -> None:
+        self._tell({"do": "event", "s": self._name, **told})
 
 
 class Show(Protocol):
@@ -64,11 +107,17 @@ class Show(Protocol):
 
     def play(self, name: str) -> None: ...
 
-    def look(self, now: float) -> float | None:
-        """Do what is due now -> when there is something to do again; None: when something comes."""
+    def bus(self, told: Mapping[str, Any]) -> None:
+        """A deed of the server's bus."""
 
-    def take(self) -> tuple[Frame, int, int, int] | None:
-        """The newest frame since the last call, with its number, its version and its source's name."""
+    def facts(self) -> dict[str, Any]:
+        """What clients are told beside the settings."""
+
+    def take(self) -> Made | None:
+        """A frame that is new since the last call."""
+
+    def look(self, now: float) -> float | None:
+        """When there is something to do again; None: when something comes."""
 
     def stats(self) -> dict[str, Any]: ...
 
@@ -128,7 +177,7 @@ class Restyle:
 
     def _begin(self, session: Session) -> None:
         self._accounts = session.pictures = _Accounts(self._ended)
-        self._unprepared = self._moves = self._faults = 0
+        self._report = Report(self.name, self._tell)
         self._drawn = 0  # the version that the last picture was last handed over in
         self._session = session
 
@@ -167,7 +216,7 @@ class Restyle:
     def look(self, now: float) -> float | None:
         session = self._session
         session.paused = not self.kinds
-        self._report(session)
+        self._report.look(session.settings, session.governor, session.watchdog, self._base, self.values)
         if not session.source:
             return None if session.paused else session.due
         version = session.settings.active.number
@@ -178,12 +227,19 @@ class Restyle:
                     self._hand(self._last._replace(captured=None, received=now), number=None)
         return session.due if len(session.inbox) and not session.paused else None
 
-    def take(self) -> tuple[Frame, int, int, int] | None:
+    def bus(self, told: Mapping[str, Any]) -> None:
+        """Nothing is moved by controls."""
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def take(self) -> Made | None:
         session = self._session
         if (frame := session.outbox.take()) is None:
             return None
         stamp = frame.stamp
-        return frame, next(self._frames), self._base + stamp.version, self._accounts.source(stamp.source)
+        source, signal = self._accounts.source(stamp.source), stamp.source is not None
+        return Made(frame, next(self._frames), self._base + stamp.version, source, signal)
 
     def stats(self) -> dict[str, Any]:
         session = self._session
@@ -235,7 +291,8 @@ class Restyle:
         with self._lock:
             if (now := dict(before.settings.values)) != values:
                 made.set(**now)
-            self._base += before.settings.active.number
+            # The numbers go on: what was asked for last keeps its own.
+            self._base += before.settings.number - made.settings.number
             self._begin(made)
             self._changing = False
             waiting, self._waiting = self._waiting, None
@@ -249,22 +306,3 @@ class Restyle:
             if not made.source:
                 self._last = None
             before.close()
-
-    def _report(self, session: Session) -> None:
-        """Settings that could not be prepared, the governor's moves, the watchdog's faults: each told once."""
-        if session.settings.unprepared > self._unprepared:
-            self._unprepared = session.settings.unprepared
-            version = self._base + session.settings.active.number
-            self._tell({"do": "refused", "s": self.name, "error": session.settings.refusal, "values": self.values(),
-                        "version": version})  # fmt: skip
-        governor = session.governor
-        if governor is not None and (moves := sum(governor.counts.values())) != self._moves:
-            self._moves = moves
-            if not moves:  # another ladder
-                return
-            move = governor.moves[-1]
-            self._tell({"do": "event", "s": self.name, "event": "rung", "rung": move.taken, "reason": move.reason})
-        counts = session.watchdog.counts
-        if (faults := sum(counts.values())) > self._faults:
-            self._faults = faults
-            self._tell({"do": "event", "s": self.name, "event": "watchdog", "faults": dict(counts)})

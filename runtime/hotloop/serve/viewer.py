@@ -17,10 +17,12 @@ _MOST_TEXTS = 256
 
 
 class Finished(NamedTuple):
-    """A frame's bytes. since: when what it shows was captured, or (not `captured`) received; seconds, None: neither."""
+    """A frame's bytes. begun: when; since: when the signal that led to it was sent, or (not `captured`) received, None:
+    there was none. Seconds."""
 
     data: bytes
     number: int
+    begun: float
     since: float | None
     captured: bool
 
@@ -34,7 +36,7 @@ class Viewer:
     def __init__(self, role: str, kind: int, fps: float, name: str = "") -> None:
         self.role, self.kind, self.name, self.interval = role, kind, name, 1 / fps
         self.ledger: ViewerLedger[Finished] = ViewerLedger()
-        self.wire, self.canvas, self.clock = Histogram(), Histogram(), SenderClock()
+        self.wire, self.frames, self.canvas, self.clock = Histogram(), Histogram(), Histogram(), SenderClock()
         self.wake = asyncio.Event()
         self.too_slow = False
         self._texts: deque[dict[str, Any]] = deque()
@@ -72,6 +74,7 @@ class Viewer:
 
     def sent(self, frame: Finished, now: float) -> None:
         """Its last byte was written."""
+        self.frames.add(now - frame.begun)
         if frame.since is not None:
             self.wire.add(now - frame.since)
 
@@ -92,10 +95,12 @@ class Viewer:
         return texts
 
     def stats(self, now: float) -> dict[str, Any]:
-        """latencies in seconds"""
+        """In seconds: wire, from a signal to a frame's last byte written; canvas, to when the client showed it; frames,
+        from a frame's begin to its last byte written."""
         offset = self.clock.offset(now)
         return {
-            **self.ledger.counts(), "wire": self.wire.summary(), "canvas": self.canvas.summary(),
+            **self.ledger.counts(), "wire": self.wire.summary(), "frames": self.frames.summary(),
+            "canvas": self.canvas.summary(),
             "clock": None if offset is None else {"offset": offset.seconds, "error": offset.error},
         }  # fmt: skip
 

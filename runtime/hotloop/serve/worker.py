@@ -15,25 +15,27 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import HotloopError, InputError
-from ..live.session import Frame
+from ..live.animation.gate import step_back
+from ..live.animation.keyframe import SIDE
+from ..live.animation.painting import PipelinePainter
+from ..live.motions import CLIPS
 from ..live.stage import Stage
 from ..pipeline import Pipeline, load
+from .animating import Animate, unpacked
 from .channel import Channel
 from .encoding import encode, open_picture
 from .ring import Ring
-from .shows import Incoming, Opening, Restyle, Show
+from .shows import Incoming, Made, Opening, Restyle, Show
 from .wire import frame_header
 
 __all__ = ["Worker", "main"]
 
 _BEAT = 1.0  # seconds between signs of life
 _SWEEP = 5.0  # seconds between garbage collections, in a pause between frames
-_NICE = 10
 
 Told = dict[str, Any]
 
@@ -45,12 +47,14 @@ class Worker:
         self.channel, self.ring = channel, ring
         self.shows: dict[str, Show] = {}
         self.clock = time.monotonic
-        self.background = ThreadPoolExecutor(1, "hotloop-live", initializer=_step_back)
-        self.opens: dict[str, Callable[[Opening, Told], Show]] = {"restyle": self._restyle}
+        self.background = ThreadPoolExecutor(1, "hotloop-live", initializer=step_back)
+        self.opens: dict[str, Callable[[Opening], Show]] = {"restyle": self._restyle, "animate": self._animate}
         self.limits: Told = {}
+        self._avatar: Told = {}
+        self._painter: PipelinePainter | None = None
         self._pipeline: Pipeline | None = None
         self._stage: Stage | None = None
-        self._last: dict[str, tuple[Frame, int, int, int]] = {}
+        self._last: dict[str, Made] = {}
         self._again: dict[str, tuple[int, ...]] = {}
         self._wake, self._ending = threading.Event(), threading.Event()
 
@@ -81,22 +85,26 @@ class Worker:
             self.channel.send({"do": "event", "s": told.get("s"), "event": "error", "error": answer["error"]})
 
     def _do_config(self, told: Told, body: bytes) -> None:
-        self.limits = told["limits"]
+        self.limits, self._avatar = told["limits"], told["avatar"]
         bundle = told["bundle"]
         self._pipeline = load(None if bundle is None else Path(bundle), engine=told["engine"], threads=told["threads"])
         family = self._pipeline.family
+        animate = told["mode"] == "animate"
         self._answer(
             told, engine=self._pipeline.engine, model=family.name, modes=list(self.opens),
-            size=list(family.default_size),
+            size=[SIDE, SIDE] if animate else list(family.default_size), motions=list(CLIPS) if animate else [],
         )  # fmt: skip
 
     def _do_open(self, told: Told, body: bytes) -> None:
-        self.background.submit(self._open, told)
+        self.background.submit(self._open, told, body)
 
-    def _open(self, told: Told) -> None:
+    def _open(self, told: Told, body: bytes) -> None:
         try:
-            opening = Opening(told["s"], told["fps"], told["governed"], told["values"], told["version"], told["frame"])
-            show = self.opens[told["mode"]](opening, told)
+            keyframe = unpacked(told["keyframe"], body) if body else None
+            opening = Opening(
+                told["s"], told["fps"], told["governed"], told["values"], told["version"], told["frame"], keyframe
+            )
+            show = self.opens[told["mode"]](opening)
         except HotloopError as error:
             self._answer(told, error=str(error))
             return
@@ -107,10 +115,22 @@ class Worker:
         gc.collect()
         gc.freeze()  # what is there now stays: later collections need not look at it
         self.shows = {**self.shows, show.name: show}
-        self._answer(told, values=show.values(), version=opening.version + 1)
+        self._answer(told, values=show.values(), version=opening.version + 1, facts=show.facts())
         self._wake.set()
 
-    def _restyle(self, opening: Opening, told: Told) -> Show:
+    def _animate(self, opening: Opening) -> Show:
+        assert self._pipeline is not None
+        if self._painter is None:
+            self._painter = PipelinePainter(self._pipeline)
+        values = {"prompt": "", **opening.values}
+        side, avatar = values.pop("size", SIDE), opening.keyframe or self._avatar["picture"]
+        return Animate(
+            opening._replace(values=values), self.channel.send, avatar, background=self.background,
+            painter=self._painter, clock=self.clock, side=side, pipeline=self._pipeline,
+            points=self._avatar["points"], parts=self._avatar["parts"],
+        )  # fmt: skip
+
+    def _restyle(self, opening: Opening) -> Show:
         if self._stage is None:
             assert self._pipeline is not None
             self._stage = Stage(self._pipeline, background=self.background, plain=_plain(self._pipeline))
@@ -148,6 +168,9 @@ class Worker:
     def _do_play(self, told: Told, body: bytes) -> None:
         self._show(told).play(told["name"])
         self._answer(told)
+
+    def _do_bus(self, told: Told, body: bytes) -> None:
+        self._show(told).bus(told)
 
     def _do_watch(self, told: Told, body: bytes) -> None:
         show, kinds = self._show(told), tuple(told["kinds"])
@@ -200,8 +223,8 @@ class Worker:
             if (show := self.shows.get(name)) is not None and (last := self._last.get(name)) is not None:
                 self._publish(show, last, kinds)
 
-    def _publish(self, show: Show, made: tuple[Frame, int, int, int], kinds: tuple[int, ...]) -> None:
-        frame, number, version, source = made
+    def _publish(self, show: Show, made: Made, kinds: tuple[int, ...]) -> None:
+        frame, number, version, source, signal = made
         stamp, size = frame.stamp, (frame.pixels.shape[1], frame.pixels.shape[0])
         for kind in kinds:
             done = encode(frame.pixels, kind)
@@ -213,8 +236,8 @@ class Worker:
                 continue
             self.channel.offer({
                 "do": "frame", "s": show.name, "kind": kind, "frame": number, "slot": place[0], "writing": place[1],
-                "since": stamp.captured if stamp.captured is not None else stamp.received, "captured":
-                stamp.captured is not None, "size": size, "version": version,
+                "begun": stamp.taken, "captured": stamp.captured is not None, "size": size,
+                "since": (stamp.captured if stamp.captured is not None else stamp.received) if signal else None,
             })  # fmt: skip
 
     def close(self) -> None:
@@ -231,13 +254,6 @@ def _plain(pipeline: Pipeline) -> Pipeline | None:
         return None
     entry = next((one for one in pipeline.bundle.entries if one.name == f"{one.kind}-fp32"), None)
     return Pipeline(pipeline.bundle, engine=entry.name, device="cpu") if entry else None
-
-
-def _step_back() -> None:
-    """What is prepared beside the frames yields to them."""
-    if hasattr(os, "setpriority"):
-        with suppress(OSError):  # niced more already
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _resident() -> int:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...errors import InputError
 
-__all__ = ["POINTS", "SAMPLES", "Brow", "Eye", "Geometry", "Mouth", "from_points", "read_points"]
+__all__ = ["APART", "EYES_Y", "POINTS", "SAMPLES", "Brow", "Eye", "Geometry", "Mouth", "from_points", "read_points"]
 
 PLACE = "live.avatar"
 SAMPLES = 33
@@ -172,8 +172,10 @@ def read_points(source: Path | Mapping[str, Any]) -> dict[str, tuple[float, floa
     return found
 
 
-def from_points(points: Mapping[str, tuple[float, float]]) -> Geometry:
+def from_points(points: Mapping[str, tuple[float, float]], widths: tuple[float, float] | None = None) -> Geometry:
     """What ten points tell of a face; the curves between them are those of usual eyes and lips.
+
+    widths: half widths of the eyes in face coordinates, left of the picture first; by default of usual eyes.
 
     Raises InputError where the points make no upright face.
     """
@@ -193,7 +195,8 @@ def from_points(points: Mapping[str, tuple[float, float]]) -> Geometry:
     if not face["mouthLeft"][0] > face["mouthRight"][0] or not face["chin"][1] > face["mouthLeft"][1] > EYES_Y:
         raise InputError(PLACE, "mouth must lie between eyes and chin, mouthLeft to the right of mouthRight",
                          points["mouthLeft"])  # fmt: skip
-    eyes = (_eye(face, "Right"), _eye(face, "Left"))
+    right_width, left_width = widths or (None, None)
+    eyes = (_eye(face, "Right", right_width), _eye(face, "Left", left_width))
     chin = float(face["chin"][1])
     centre = (float(face["headCentre"][0]), float(face["headCentre"][1]))
     half = (max(1.25 * APART, 0.62 * (chin - EYES_Y)), max(chin - centre[1], 0.25) * 1.08)
@@ -203,10 +206,11 @@ def from_points(points: Mapping[str, tuple[float, float]]) -> Geometry:
 _ARC = np.sin(np.pi * np.linspace(0, 1, SAMPLES)) ** 0.75
 
 
-def _eye(face: Mapping[str, np.ndarray], side: str) -> Eye:
+def _eye(face: Mapping[str, np.ndarray], side: str, width: float | None) -> Eye:
     centre, upper, lower = face[f"eye{side}"], face[f"lidUpper{side}"], face[f"lidLower{side}"]
     tall = max((lower[1] - upper[1]) / 2, 0.01)
-    width = float(np.clip(1.12 * tall, 0.23 * APART, 0.36 * APART))
+    if width is None:
+        width = float(np.clip(1.12 * tall, 0.23 * APART, 0.36 * APART))
     corner = upper[1] + 0.62 * (lower[1] - upper[1])  # where the lids meet
     top, low = corner + (upper[1] - corner) * _ARC, corner + (lower[1] - corner) * _ARC
     rest = corner + 0.55 * (lower[1] - corner) * _ARC

@@ -204,8 +204,9 @@ class Eyes:
         near = ramp((_F(2.2) - u * u - v * v) * _F(1 / 1.2))
         top, low = np.take(self._top, at.entry), np.take(self._low, at.entry)
         tall = _F(1 / (0.55 * self._half))
-        near = near * rise((y - top) * tall) * rise((low - y) * tall)
-        scale = self._of(at, 1 / sizes[0] - 1, 1 / sizes[1] - 1)
+        side = ramp((_F(1) - np.abs(at.dx) * _F(1 / self._width)) * _F(3))
+        near = near * side * rise((y - top) * tall) * rise((low - y) * tall)
+        scale = self._of(at, 0.5 / sizes[0] - 0.5, 0.5 / sizes[1] - 0.5)
         gaze_x, gaze_y = (self._of(at, moved[0][k], moved[1][k]) for k in (0, 1))
         return x + near * (dx * scale - _F(0.7) * gaze_x), y + near * (dy * scale - _F(0.7) * gaze_y)
 

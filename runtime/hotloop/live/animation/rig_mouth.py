@@ -36,7 +36,8 @@ class Lips:
         self._y = float(mouth.line.mean())
         # Of a face that is not drawn as ours: wider, or further from the chin.
         self._tall = float(np.clip((geometry.chin - self._y) / 0.07, 0.8, 2.0))
-        self._wide = float(np.clip(mouth.width / 0.04, 1.0, 1.8))
+        self._wide = float(np.clip(mouth.width / 0.04, 1.0, 1.3))
+        self._room = max(0.03, min(0.8 * mouth.width, 0.06))  # beside the corners, that a wider mouth pushes together
         reach = 1.25 * (mouth.width + 0.03 * self._wide) + 0.03
         self.reach = (mouth.x - reach, self._y - 0.055 * self._tall, mouth.x + reach, self._y + 0.12 * self._tall)
 
@@ -50,8 +51,11 @@ class Lips:
         at = entry(dx * _F(0.5 / width) + _F(0.5))
         flow, bent_here = nodes.flow(x, y), np.take(bent, at)
         # The closed line, widened and bent.
-        share = rise(_F(1.9) - np.abs(dx) * _F(1 / (1.25 * width)) - np.abs(y - _F(self._y)) * _F(32 / self._tall))
-        key = nodes.flow(x + share * dx * _F(mouth.width / width - 1), y - share * bent_here)
+        outside = np.maximum(np.abs(dx) - _F(width), 0)
+        fade = rise(_F(1) - outside * _F(1 / self._room))
+        share = fade * rise(_F(1.9) - np.abs(y - _F(self._y)) * _F(32 / self._tall))
+        held = np.clip(dx, _F(-width), _F(width))
+        key = nodes.flow(x + share * held * _F(mouth.width / width - 1), y - share * bent_here)
         for source in range(made.sources):
             made.flow(source, flow)
         made.flow(0, key)
@@ -66,8 +70,7 @@ class Lips:
         into = ramp((y - upper) / np.maximum(lower - upper, _F(1e-5)))
         hidden = _F(_TEETH * max(0.0, 1 - opening / 0.034)) * (y > upper)
         into = hidden + (1 - hidden) * into
-        held = np.clip(dx, _F(-width), _F(width))
-        reveal_x = held * _F(mouth.reveal / width - 1) + x
+        reveal_x = held * _F(mouth.reveal / width - 1) * fade + x
         reveal_y = reveal_top + into * (reveal_low - reveal_top) + np.minimum(y - upper, 0) + np.maximum(y - lower, 0)
         # The region: the opening, and the closed line that it hides, with a margin.
         away_y = np.maximum(np.maximum(np.minimum(upper, line_here) - y, y - np.maximum(lower, line_here)), 0)

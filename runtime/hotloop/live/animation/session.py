@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from ..settings import PLACE, Settings
 from ..stamps import Histogram, Stamp
 from ..watchdog import Watchdog
 from . import transition
+from .gate import Gate
 from .keyframe import SIDE, Keyframe, builtin_keyframe
 from .performer import Drawing, Performance, Performer
 from .rig import Rig
@@ -38,17 +39,20 @@ from .still import Still
 
 __all__ = ["AnimationSession", "Painter"]
 
+# Of keyframes: four steps of img2img, which keep the face where it is.
+_DEFAULTS: dict[str, Any] = {"prompt": "", "num_inference_steps": 4, "strength": 0.65}
+_MARGIN = 0.003  # seconds before a frame in which no background work begins
 _STEPS = 1024  # a scaled control is told in so many steps
 
 
-class Painter:
-    """What draws new keyframes: see `painter`. paint may take its time, on the thread that settings are prepared on."""
+class Painter(Protocol):
+    """What draws new keyframes, on the thread that settings are prepared on; gate: asked between its engine calls."""
 
-    def check(self, request: Request) -> None:
-        raise NotImplementedError
+    gate: Gate
 
-    def paint(self, request: Request, current: Keyframe) -> Keyframe:
-        raise NotImplementedError
+    def check(self, request: Request) -> None: ...
+
+    def paint(self, request: Request, current: Keyframe) -> Keyframe: ...
 
 
 @dataclass(eq=False)
@@ -68,6 +72,7 @@ class AnimationSession:
     painter     draws keyframes from prompts; without one, `set` takes no settings but `expression`
     background  where keyframes are drawn; None: between frames, at the next tick
     clock       seconds, monotonic: what frames cost is measured by it
+    idle        seed of the idle life of a bus of its own; `seed` is a setting, of keyframes that are drawn
     settings    of THE table, "live", for keyframes that are drawn
 
     Frames are premultiplied RGBA, uint8 [side, side, 4]. Raises InputError.
@@ -77,13 +82,13 @@ class AnimationSession:
         self, keyframe: Keyframe | None = None, performer: Performer | None = None, *, controls: Controls | None = None,
         interval: float = 1 / 60, side: int = SIDE, governed: bool = False, painter: Painter | None = None,
         background: Executor | None = None, recording: Recording | None = None,
-        clock: Callable[[], float] = time.monotonic, number: int = 0, seed: int = 0, sway: bool = True, **settings: Any,
+        clock: Callable[[], float] = time.monotonic, number: int = 0, idle: int = 0, sway: bool = True, **settings: Any,
     ) -> None:  # fmt: skip
         check_number(PLACE, "interval", interval, 1e-4, 3600)
         check_number(PLACE, "side", side, 16, 4096)
         self.number, self.interval, self.side, self.clock, self.sway = number, interval, side, clock, sway
         self.performer = Rig() if performer is None else performer
-        self.controls = Bus(seed=seed) if controls is None else controls
+        self.controls = Bus(seed=idle) if controls is None else controls
         self.painter = painter
         self.produced, self.latencies, self.watchdog = ProducedLedger(), Histogram(), Watchdog()
         self.unchanged = self.drawn_keyframes = 0
@@ -105,7 +110,7 @@ class AnimationSession:
         self._prepared: dict[str, Performance] = {}  # keyframes that were drawn, ready
         self.settings: Settings[Keyframe] | None = None
         if painter is not None:
-            kept = Settings(settings, check=self._check, prepare=self._paint)
+            kept = Settings(_DEFAULTS | settings, check=self._check, prepare=self._paint)
             self.settings = kept
             if kept.active.prepared is not keyframe:
                 self._performance = self.performer.prepare(kept.active.prepared)
@@ -206,22 +211,30 @@ class AnimationSession:
         captured: when what moves it was taken, where a sender told it.
         """
         now = self.clock() if now is None else now
-        with self._lock:
-            if self.closed:
-                return None
-            self._settle(now)
-            rung = self.governor.rung if self.governor else None
-            rate = rung.intervals if rung else 1
-            if rate > 1 and self._last_begun is not None and now - self._last_begun < (rate - 0.5) * self.interval:
-                return None
-            self._last_begun = now
-            stamp = Stamp(next(self._frames), None, self._version, captured=captured, received=now, taken=now)
-            sample = self.controls.sample(now)
-            vector = self._vector(sample, now)
-            stamp.controls = sample
-            t = now if self.sway else 0.0
-            side = int(rung.changes.get("side", self.side)) if rung else self.side
-            return self._made(stamp, vector, t, side, now)
+        gate = None if self.painter is None else self.painter.gate
+        if gate is not None:
+            gate.close()
+        try:
+            with self._lock:
+                return None if self.closed else self._tick(now, captured)
+        finally:
+            if gate is not None:
+                gate.open(now + self.interval - _MARGIN)
+
+    def _tick(self, now: float, captured: float | None) -> Frame | None:
+        self._settle(now)
+        rung = self.governor.rung if self.governor else None
+        rate = rung.intervals if rung else 1
+        if rate > 1 and self._last_begun is not None and now - self._last_begun < (rate - 0.5) * self.interval:
+            return None
+        self._last_begun = now
+        stamp = Stamp(next(self._frames), None, self._version, captured=captured, received=now, taken=now)
+        sample = self.controls.sample(now)
+        vector = self._vector(sample, now)
+        stamp.controls = sample
+        t = now if self.sway else 0.0
+        side = int(rung.changes.get("side", self.side)) if rung else self.side
+        return self._made(stamp, vector, t, side, now)
 
     def _made(self, stamp: Stamp, vector: np.ndarray, t: float, side: int, now: float) -> Frame:
         mix, before = self._turning(now)

@@ -29,7 +29,9 @@ def tint(g: Geometry, x: np.ndarray, y: np.ndarray, m: Mimic, front: Front | Non
         return None
     made = np.zeros((4, *x.shape), np.float32)
     if max(m.gloom, m.rage) >= _LEAST:
-        upper = 1 - rise((y - np.float32(0.03)) * np.float32(1 / 0.08))
+        upper = rise((y + np.float32(0.12)) * np.float32(1 / 0.09)) * (
+            1 - rise((y - np.float32(0.03)) * np.float32(1 / 0.08))
+        )
         if front is not None:
             upper = upper * (1 - front.at(x, y))
         inside = rise((1 - (x / np.float32(0.235)) ** 2 - ((y - np.float32(0.02)) / np.float32(0.25)) ** 2) * 4)

@@ -1,0 +1,302 @@
+"""The page in headless Chromium, against the server itself and the built-in model."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import Page, chromium, until
+from PIL import Image
+
+pytest.importorskip("uvicorn", reason="the extra [live] brings it: make test")
+
+TOKEN = "the-token-of-the-tests-0123456789-abcdef"
+# Quick and still: what a frame shows moves with its settings alone.
+OPTIONS = [
+    "--mode",
+    "restyle",
+    "--fps",
+    "4",
+    "--steps",
+    "1",
+    "--prompt",
+    "a girl with pink hair",
+    "--no-governor",
+    "--threads",
+    "1",
+]
+
+
+class Server:
+    """`hotloop live` on a port of its own, with a token."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-c", "from hotloop.cli import main; main()", "live", "--port", str(self.port)]
+        self.process = subprocess.Popen([*command, *OPTIONS], env={**os.environ, "HOTLOOP_TOKEN": TOKEN})
+        until(self.ready, 60, "the server is ready")
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None, "the server has ended"
+        try:
+            with urllib.request.urlopen(f"{self.address}/readyz", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(10)
+        finally:
+            self.process.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def server(browser: Any) -> Iterator[Server]:
+    one = Server()
+    yield one
+    one.stop()
+
+
+def open_page(browser: Any, server: Server, path: str = "/", *, token: str | None = TOKEN, **context: Any) -> Page:
+    context = {"viewport": {"width": 920, "height": 620}, "reduced_motion": "reduce"} | context
+    page = Page(browser, server.address, path=path + ("" if token is None else f"#token={token}"), **context)
+    if token is not None:
+        page.until("globalThis.hotloop && ((hotloop.drawn ?? 0) > 1 || (hotloop.heard ?? 0) > 1)", 30)
+    return page
+
+
+def check_quiet(page: Page) -> None:
+    page.assert_quiet()
+    assert not [url for url in page.asked if TOKEN in url]
+
+
+@pytest.fixture(scope="module")
+def shared(browser: Any, server: Server) -> Page:
+    return open_page(browser, server, permissions=["camera", "microphone"])
+
+
+@pytest.fixture
+def page(shared: Page) -> Iterator[Page]:
+    """The page, once frames have come. It speaks to its own server alone, and nothing goes wrong in it."""
+    yield shared
+    check_quiet(shared)
+
+
+@pytest.fixture
+def opened(browser: Any, server: Server) -> Iterator[Any]:
+    """open(path) -> one more page, once frames or controls have come."""
+    pages: list[Page] = []
+
+    def open_(path: str = "/", **given: Any) -> Page:
+        pages.append(open_page(browser, server, path, **given))
+        return pages[-1]
+
+    yield open_
+    for one in pages:
+        check_quiet(one)
+        one.context.close()
+
+
+def picture(page: Page) -> np.ndarray:
+    """The canvas: premultiplied uint8 [H, W, 4]."""
+    width, height, pixels = page.check(
+        "() => [hotloop.painter.canvas.width, hotloop.painter.canvas.height, [...hotloop.painter.read()]]"
+    )
+    return np.array(pixels, np.uint8).reshape(height, width, 4)[::-1]
+
+
+def still(page: Page) -> np.ndarray:
+    """The picture once the newest settings are in it and, no dream drifting, it stays."""
+    page.until("hotloop.settings.pending.size === 0 && hotloop.frame.version >= hotloop.settings.version")
+    begun = page.check("hotloop.drawn")
+    page.until(f"hotloop.drawn > {begun + 1}")
+    return picture(page).astype(float)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).mean())
+
+
+def test_frames_arrive_and_are_seen(page: Page) -> None:
+    shown = picture(page)
+    assert shown.shape == (64, 64, 4) and (shown[..., 3] == 255).all() and shown[..., :3].std() > 10
+    page.until("Number(document.querySelector('#fps').textContent) > 0")
+    assert page.check("document.querySelector('#state').dataset.state") == "live"
+    assert page.check("document.querySelector('#veil').hidden")
+
+
+def test_a_prompt_changes_the_face_and_a_refused_one_says_why(page: Page) -> None:
+    page.check("hotloop.wire.set({ drift: 0, seed: 7 })")
+    page.until("hotloop.settings.known.drift === 0")
+    before = still(page)
+    version = page.check("hotloop.frame.version")
+    assert distance(before, still(page)) < 1, "the picture must stand still, or this proves nothing"
+    page.page.fill("#prompt", "an old man with green hair")
+    page.page.keyboard.press("Enter")
+    page.until(f"hotloop.frame.version > {version}")
+    after = still(page)
+    assert distance(before, after) > 10
+    page.page.fill("#prompt", "x" * 3000)
+    page.page.click("#draw")
+    page.until("document.querySelector('#told').classList.contains('bad')")
+    assert "2000" in page.check("document.querySelector('#told').textContent")
+    assert distance(after, still(page)) < 1
+
+
+def test_keys_1_to_6_change_the_expression(page: Page, opened: Any) -> None:
+    monitor = opened("/monitor")
+    version = page.check("hotloop.settings.version")
+    for key, name in enumerate(("happy", "angry", "cold", "sad", "surprised", "neutral"), 1):
+        page.page.keyboard.press(str(key))
+        weights = "Object.fromEntries(['happy', 'angry', 'cold', 'sad', 'surprised', 'neutral'].map((n) => [n, " \
+            "Number(document.querySelector(`[data-name=${n}] output`).textContent)]))"  # fmt: skip
+        monitor.until(f"({weights})['{name}'] === 1")
+        assert sum(monitor.check(f"({weights})").values()) == 1
+        assert page.check(f"document.querySelector('#faces [data-name={name}]').ariaChecked") == "true"
+    page.until(f"hotloop.settings.version > {version}")  # in a session that no controls move, its words
+
+
+def test_the_camera_is_redrawn(page: Page) -> None:
+    page.page.click("#tab-input")
+    page.page.click("[data-source=camera]")
+    page.until("hotloop.strip.stats?.source?.shown > 2", 30)
+    page.until("hotloop.source.sent > 3 && hotloop.strip.numbers.p50 > 0")
+    assert page.check("!document.querySelector('#preview').hidden && hotloop.strip.stats.dreams === false")
+    page.page.click("[data-source=none]")
+    page.until("hotloop.strip.stats.dreams")
+
+
+def test_the_microphone_moves_the_mouth(page: Page, opened: Any) -> None:
+    monitor = opened("/monitor")
+    page.page.click("#tab-input")
+    page.page.check("#mic", force=True)
+    page.until("document.querySelector('#mic-badge meter').value > 0")
+    monitor.until("document.querySelector('[data-name=mouthA] small').textContent !== 'idle'")  # it is held
+    page.page.uncheck("#mic", force=True)
+    page.until("document.querySelector('#mic-badge').hidden")
+
+
+def test_films_and_pictures_are_saved(page: Page) -> None:
+    with page.page.expect_download() as saved:
+        page.page.keyboard.press("s")
+    image = np.asarray(Image.open(saved.value.path()).convert("RGBA"))
+    assert image.shape == (64, 64, 4) and image[..., :3].std() > 10
+    page.page.keyboard.press("r")
+    page.until("document.querySelector('#rec span').textContent === '0:01'")
+    with page.page.expect_download() as saved:
+        page.page.click("#record")
+    film = saved.value.path().read_bytes()
+    assert film[:4] == b"\x1aE\xdf\xa3" and b"\x1f\x43\xb6\x75" in film  # WebM: EBML, and a cluster of frames
+    page.until("document.querySelector('#rec').hidden")
+
+
+def test_the_view_is_transparent_around_the_avatar(opened: Any) -> None:
+    page = opened("/view", viewport={"width": 300, "height": 100})
+    shot = np.asarray(Image.open(io.BytesIO(page.page.screenshot(omit_background=True))).convert("RGBA"))
+    assert not shot[:, :90].any() and not shot[:, -90:].any()
+    assert (shot[:, 110:190, 3] == 255).all() and shot[:, 110:190, :3].std() > 10
+
+
+def test_without_the_token_the_page_asks_for_it(opened: Any) -> None:
+    page = opened(token=None)
+    page.until("document.querySelector('#token-dialog').open")
+    page.page.fill("#token", TOKEN)
+    page.page.keyboard.press("Enter")
+    page.until("globalThis.hotloop.drawn > 0")
+    page.complaints[:] = [line for line in page.complaints if "401" not in line]  # the browser's own line
+
+
+NAMELESS = """() => [...document.querySelectorAll("button, input, textarea, select, a, canvas, [role]")].filter(one => {
+  const labels = [...(one.labels ?? [])].map((label) => label.textContent).join("");
+  const by = document.getElementById(one.getAttribute("aria-labelledby"))?.textContent;
+  const said = one.getAttribute("aria-label") || by || labels || one.textContent || one.title;
+  return !said.trim() && !one.hasAttribute("aria-hidden") && !["presentation", "alert", "status"].includes(one.role);
+}).map((one) => one.outerHTML)"""
+FOCUS = """() => {
+  const { outlineStyle, outlineWidth, boxShadow } = getComputedStyle(document.activeElement);
+  return outlineStyle !== "none" && parseFloat(outlineWidth) >= 2;
+}"""
+
+
+def test_everything_is_reached_and_seen_by_keyboard_alone(opened: Any) -> None:
+    page = opened()
+    assert page.check(NAMELESS) == []
+    press = page.page.keyboard.press
+    met = []
+    for _ in range(40):
+        press("Tab")
+        met.append(page.check("document.activeElement.id || document.activeElement.dataset.name || ''"))
+        seen = "document.activeElement.matches('.switch input')"
+        assert page.check(FOCUS) or page.check(seen), f"{met[-1]} is not seen to have the focus"
+        if met[-1] == "tab-look":
+            break
+    assert {"obs", "keys", "theme", "snap", "record", "full"} <= set(met)
+    press("ArrowRight")
+    assert page.check("document.activeElement.id") == "tab-face" and page.check(
+        "!document.querySelector('#panel-face').hidden"
+    )
+    press("Tab")
+    press("Tab")
+    assert page.check("document.activeElement.id") == "control-headYaw"
+    press("ArrowRight")
+    assert page.check("hotloop.face.held.headYaw") > 0
+    press("Delete")
+    assert page.check("'headYaw' in hotloop.face.held") is False
+    press("?")
+    assert page.check("document.querySelector('#keys-dialog').open")
+    press("Escape")
+    assert not page.check("document.querySelector('#keys-dialog').open")
+    press("/")
+    assert page.check("document.activeElement.id") == "prompt"
+    page.page.keyboard.type("1")
+    assert page.check("document.activeElement.value").endswith("1") and page.check("hotloop.face.expression") != "happy"
+    press("Escape")
+
+
+def test_it_fits_a_phone_and_wears_light_and_dark(opened: Any) -> None:
+    page = opened(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    assert page.check("document.documentElement.scrollWidth") <= 390
+    paper = "getComputedStyle(document.body).backgroundColor"
+    dark = page.check(paper)
+    page.page.click("#theme")
+    light = page.check(paper)
+    assert max(map(int, dark[4:-1].split(","))) < 60 and min(map(int, light[4:-1].split(","))) > 200
+    for tab in ("face", "input", "look"):
+        page.page.click(f"#tab-{tab}")
+        assert page.check("document.documentElement.scrollWidth") <= 390
+
+
+def test_it_comes_back_by_itself_when_the_server_was_started_again(page: Page, server: Server) -> None:
+    page.page.click("#tab-look")
+    page.page.fill("#prompt", "a boy with blue hair")
+    page.page.keyboard.press("Enter")
+    page.until("hotloop.settings.known.prompt === 'a boy with blue hair'")
+    server.stop()
+    page.until("document.querySelector('#state').dataset.state === 'lost'")
+    server.start()
+    drawn = page.check("hotloop.drawn")
+    page.until(f"hotloop.wire.state === 'live' && hotloop.drawn > {drawn}", 30)
+    page.until("hotloop.settings.known.prompt === 'a boy with blue hair'")  # asked for again
+    page.complaints[:] = [line for line in page.complaints if "ERR_CONNECTION" not in line]  # the browser's own lines
