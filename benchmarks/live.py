@@ -12,18 +12,26 @@ there for its time alone. wire writes one picture beside its records: latency ov
 from __future__ import annotations
 
 import argparse
+import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import wire
 from entrants import Field, same_picture, work_for
 from harness import Agreement, Case, Report, compare
 from peers import siren
+from peers.adapters.restyle_streamdiffusion import picture
 from peers.table import Peer
 from peers.work import Setup
+from PIL import Image
+from reporting.latencies import latencies
+from reporting.plots import render
 
 from hotloop.bundle import Bundle
+from hotloop.evaluation.records import append, block, environment, record, run_id
 from hotloop_kernels import usable_cores
 from models import LOCAL, Model, model
 
@@ -144,8 +152,8 @@ def animator(threads: int, precision: str, size: int) -> Callable[[], np.ndarray
 
 
 def animate(options: argparse.Namespace) -> list[Report]:
-    """At 512 x 512; the student of Talking Head Anime 4 in OpenVINO is the baseline. Rectifiers in the sines' place cost
-    next to nothing: the least that its matrices take in any runtime."""
+    """At 512 x 512; the student of Talking Head Anime 4 in OpenVINO is the baseline. Rectifiers in the sines' place
+    cost next to nothing: the least that its matrices take in any runtime."""
     import hotloop_kernels as kernels
 
     threads, told = options.threads, {"weights": "random"}
@@ -164,6 +172,69 @@ def animate(options: argparse.Namespace) -> list[Report]:
     )]  # fmt: skip
 
 
+# Wire.
+
+
+def clip(side: int, count: int = 60) -> list[bytes]:
+    """A synthetic camera's JPEGs: a face of discs that moves to and fro."""
+    pictures = []
+    for k in range(count):
+        face = np.roll(picture((side, side), 0), round(side / 8 * np.sin(2 * np.pi * k / count)), axis=1)
+        file = io.BytesIO()
+        Image.fromarray(face).save(file, "JPEG", quality=85)
+        pictures.append(file.getvalue())
+    return pictures
+
+
+def wires(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A record for control datagrams to an avatar, and one for a camera's pictures redrawn; printed as they come."""
+    run, records, series = run_id("live-wire"), list[dict[str, Any]](), dict[str, wire.Wire]()
+    osc, few = ["--osc", "0"], ["--fps", f"{options.fps:g}"]
+    parts: list[tuple[str, list[str], Callable[[wire.Server], wire.Wire]]] = [
+        ("controls to frame", [*osc, *few], lambda server: wire.controls(
+            server, rate=options.fps, seconds=options.seconds, fps=options.fps, sessions=options.sessions,
+            storm=options.storm, slow=options.slow)),
+        ("camera to frame", ["--mode", "restyle", "--steps", "1", "--fps", "30"], lambda server: wire.camera(
+            server, clip(options.size[0]), rate=30.0, seconds=options.seconds, fps=30.0)),
+    ]  # fmt: skip
+    for name, words, measured in parts:
+        params = {"seconds": options.seconds, "server": words, "sessions": options.sessions, "storm": options.storm,
+                  "slow": options.slow, "transport": "loopback"}  # fmt: skip
+        row: dict[str, Any] = {"run": run, "benchmark": "live-wire", "case": name, "params": params}
+        try:
+            with wire.Server(*words) as server:
+                told = measured(server)
+        except (RuntimeError, OSError) as error:
+            print(f"{name:<20}not measured: {error}")
+            records.append(record(**row, environment=environment(), error=str(error)))
+            continue
+        series[name] = told
+        print(wire_line(name, told), flush=True)
+        metrics = {"latency": block("s", told.latencies, keep=len(told.latencies) <= 20_000)}
+        records.append(record(
+            **row, environment=environment(), metrics=metrics, rounds=len(told.latencies),
+            extra={"signals": told.signals, "dropped": told.dropped, "frames": told.frames, "rate": told.rate,
+                   "bytes_per_frame": told.bytes / max(told.frames, 1), "server_cores": told.server,
+                   "client_cores": told.client, "memory_slope_bytes_per_second": told.slope,
+                   "ledgers_exact": told.balanced(), "load": os.getloadavg()[0]},
+        ))  # fmt: skip
+    if series:
+        file = options.out.with_suffix(".png")
+        file.write_bytes(render(lambda: latencies({n: (w.at, w.latencies) for n, w in series.items()}), "live-wire",
+                                "latency over time, and its distribution")[0])  # fmt: skip
+        print(f"picture: {file}")
+    return records
+
+
+def wire_line(name: str, told: wire.Wire) -> str:
+    times = "  ".join(f"{key} {1e3 * value:.1f}" for key, value in told.percentiles().items())
+    return (
+        f"{name:<20}{times} ms   {told.rate:.1f} fps, {told.dropped} of {told.signals} signals dropped, "
+        f"{told.bytes / max(told.frames, 1) / 1e3:.0f} kB a frame; server {told.server:.2f} of a core, client "
+        f"{told.client:.2f}; memory {told.slope / 1e3:+.1f} kB/s; ledgers {'exact' if told.balanced() else 'WRONG'}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
@@ -175,11 +246,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of wire, each")
+    parser.add_argument("--fps", type=float, default=60.0, help="of wire's avatar, and its datagrams a second")
+    parser.add_argument("--sessions", type=int, default=1, help="of wire: avatars at once")
+    parser.add_argument("--storm", type=float, default=0.0, help="of wire: settings a second in the last session")
+    parser.add_argument("--slow", type=float, default=0.0, help="of wire: seconds that the last viewer takes a frame")
     parser.add_argument("--out", type=Path, default=LOCAL / "live.jsonl", help="JSON lines are added to this file")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"parts are {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     for part in options.parts or PARTS:
+        if part == "wire":
+            append(options.out, wires(options))
+            continue
         reports = restyle(model(options.model), options) if part == "restyle" else animate(options)
         for report in reports:
             print(report.table(), flush=True)
