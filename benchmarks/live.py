@@ -6,7 +6,7 @@
     python benchmarks/live.py animate            # against the architecture of Talking Head Anime 4's student
 
 restyle and animate are interleaved, outputs checked before a ratio is printed; animate's peer has random weights and is
-there for its time alone. wire writes one picture beside its records: latency over time and its distribution.
+there for its time alone. The report draws wire's latency over time and its distribution.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from peers.adapters.restyle_streamdiffusion import picture
 from peers.table import Peer
 from peers.work import Setup
 from PIL import Image
-from reporting.latencies import latencies
-from reporting.plots import render
 
 from hotloop.bundle import Bundle
 from hotloop.evaluation.records import append, block, environment, record, run_id
@@ -188,7 +186,7 @@ def clip(side: int, count: int = 60) -> list[bytes]:
 
 def wires(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A record for control datagrams to an avatar, and one for a camera's pictures redrawn; printed as they come."""
-    run, records, series = run_id("live-wire"), list[dict[str, Any]](), dict[str, wire.Wire]()
+    run, records = run_id("live-wire"), list[dict[str, Any]]()
     osc, few = ["--osc", "0"], ["--fps", f"{options.fps:g}"]
     parts: list[tuple[str, list[str], Callable[[wire.Server], wire.Wire]]] = [
         ("controls to frame", [*osc, *few], lambda server: wire.controls(
@@ -208,22 +206,22 @@ def wires(options: argparse.Namespace) -> list[dict[str, Any]]:
             print(f"{name:<20}not measured: {error}")
             records.append(record(**row, environment=environment(), error=str(error)))
             continue
-        series[name] = told
         print(wire_line(name, told), flush=True)
-        metrics = {"latency": block("s", told.latencies, keep=len(told.latencies) <= 20_000)}
+        metrics = {"latency": block("s", told.latencies, keep=False)}
         records.append(record(
             **row, environment=environment(), metrics=metrics, rounds=len(told.latencies),
             extra={"signals": told.signals, "dropped": told.dropped, "frames": told.frames, "rate": told.rate,
                    "bytes_per_frame": told.bytes / max(told.frames, 1), "server_cores": told.server,
                    "client_cores": told.client, "memory_slope_bytes_per_second": told.slope,
-                   "ledgers_exact": told.balanced(), "load": os.getloadavg()[0]},
+                   "ledgers_exact": told.balanced(), "load": os.getloadavg()[0], "curve": curve(told)},
         ))  # fmt: skip
-    if series:
-        file = options.out.with_suffix(".png")
-        file.write_bytes(render(lambda: latencies({n: (w.at, w.latencies) for n, w in series.items()}), "live-wire",
-                                "latency over time, and its distribution")[0])  # fmt: skip
-        print(f"picture: {file}")
     return records
+
+
+def curve(told: wire.Wire, most: int = 2000) -> dict[str, list[float]]:
+    """For the report's picture: so many of the signals, evenly."""
+    some = np.linspace(0, len(told.at) - 1, min(most, len(told.at))).round().astype(int)
+    return {"at": told.at[some].round(3).tolist(), "seconds": told.latencies[some].round(5).tolist()}
 
 
 def wire_line(name: str, told: wire.Wire) -> str:
