@@ -276,7 +276,7 @@ class Decoder(nn.Module):
         told = self.told(key, controls, z)
         coarse, middle, fine, finest = key.maps
         blocks = [*self.coarse, *self.middle, self.fine, *self.parts]
-        each = iter(_films(blocks, told))  # type: ignore[arg-type]
+        each = iter(_films(blocks, told))
         x = coarse
         for block in self.coarse:
             x = block(x, next(each))

@@ -136,6 +136,11 @@ class Session:
         """Raises InputError for a motion that is not there."""
         await self._ask({"do": "play", "name": name[:64]})
 
+    async def scene(self, number: int) -> bytes:
+        """Of frames in format warp. Raises InputError for one that is not there."""
+        answer = await self._ask({"do": "scene", "number": number})
+        return bytes(answer["body"])
+
     def push(self, picture: Picture, viewer: Viewer, captured: float | None, received: float) -> None:
         """A source picture. The newest wins, here as anywhere."""
         number = next(self._numbers)

@@ -78,9 +78,9 @@ class Worker:
         self._ending.set()
         self._wake.set()
 
-    def _answer(self, told: Told, **answer: Any) -> None:
+    def _answer(self, told: Told, body: bytes = b"", **answer: Any) -> None:
         if (number := told.get("id")) is not None:
-            self.channel.send({"do": "answer", "id": number, **answer})
+            self.channel.send({"do": "answer", "id": number, **answer}, body)
         elif "error" in answer:
             self.channel.send({"do": "event", "s": told.get("s"), "event": "error", "error": answer["error"]})
 
@@ -182,6 +182,9 @@ class Worker:
     def _do_stats(self, told: Told, body: bytes) -> None:
         self._answer(told, stats=self._show(told).stats())
 
+    def _do_scene(self, told: Told, body: bytes) -> None:
+        self._answer(told, self._show(told).scene(told["number"]))
+
     def _do_bye(self, told: Told, body: bytes) -> None:
         self._ending.set()
 
@@ -224,10 +227,10 @@ class Worker:
                 self._publish(show, last, kinds)
 
     def _publish(self, show: Show, made: Made, kinds: tuple[int, ...]) -> None:
-        frame, number, version, source, signal = made
+        frame, number, version, source, signal, moved = made
         stamp, size = frame.stamp, (frame.pixels.shape[1], frame.pixels.shape[0])
         for kind in kinds:
-            done = encode(frame.pixels, kind)
+            done = encode(frame.pixels, kind, moved)
             stamp.encoded = self.clock()
             header = frame_header(
                 stamp, done.kind, size, len(done.colour), len(done.alpha), source=source, version=version, frame=number
