@@ -26,7 +26,7 @@ def redraw(
 
     if sink is None:
         raise InputError("live", "source and frames need a sink: --sink out.mp4")
-    given = dict(settings) | ({} if size is None else {"size": size})
+    given = {"prompt": "a smiling girl"} | dict(settings) | ({} if size is None else {"size": size})
     pipe = hotloop.load(bundle, engine=engine, threads=threads)
     with tqdm(total=frames, unit="frame", disable=None) as bar:
         told = run(pipe, source, sink, frames=frames, rate=rate, say=lambda done: bar.update(1), **given)
