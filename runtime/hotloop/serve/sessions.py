@@ -105,6 +105,8 @@ class Session:
         self.viewers.add(viewer)
         self.left = None
         self.watch()
+        if self.open and viewer.kind:
+            self.worker.tell({"do": "again", "s": self.name, "kind": viewer.kind})
 
     def leave(self, viewer: Viewer, now: float) -> None:
         self.viewers.discard(viewer)

@@ -35,7 +35,7 @@ from .wire import frame_header
 __all__ = ["Worker", "main"]
 
 _BEAT = 1.0  # seconds between signs of life
-_SWEEP = 5.0  # seconds between garbage collections, in a pause between frames
+_SWEEP, _PATIENCE = 5.0, 20.0  # seconds between garbage collections: in a pause between frames, and if none comes
 
 Told = dict[str, Any]
 
@@ -173,11 +173,11 @@ class Worker:
         self._show(told).bus(told)
 
     def _do_watch(self, told: Told, body: bytes) -> None:
-        show, kinds = self._show(told), tuple(told["kinds"])
-        new = set(kinds) - set(show.kinds)
-        show.kinds = kinds
-        if new:  # whoever begins to watch what stands still sees it too
-            self._again = {**self._again, show.name: tuple(new)}
+        self._show(told).kinds = tuple(told["kinds"])
+
+    def _do_again(self, told: Told, body: bytes) -> None:
+        """The last frame once more: whoever begins to watch what stands still sees it too."""
+        self._again = {**self._again, told["s"]: (*self._again.get(told["s"], ()), told["kind"])}
 
     def _do_stats(self, told: Told, body: bytes) -> None:
         self._answer(told, stats=self._show(told).stats())
@@ -215,6 +215,9 @@ class Worker:
             if not worked and now - swept > _SWEEP and until - now > 0.01:
                 swept = now
                 gc.collect()
+            elif now - swept > _PATIENCE:  # no pause comes: what has come since the last time is looked at alone
+                swept = now
+                gc.collect(0)
             elif not worked and until > now:
                 self._wake.wait(until - now)
         self.close()
