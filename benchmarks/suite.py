@@ -3,8 +3,8 @@
     python benchmarks/suite.py [--out benchmarks/results/local]
 
 Every peer that is installed (`make bench-env`) and hotloop's engines, one picture after another; batches; requests that
-come by themselves; the ladder; samplers and steps with the quality of what they draw. Then the report. Each part is
-one command, printed, that can be run alone.
+come by themselves; the ladder; live sessions through real sockets and against their peers; samplers and steps with the
+quality of what they draw. Then the report. Each part is one command, printed, that can be run alone.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ PARTS = {
         "--engines", "onnx-fp32,openvino-int8", "--rates", "2,4", "--requests", "40",
     ],
     "ladder": ["ladder.py", "--rounds", "12"],
+    "live": ["live.py", "--engines", "onnx-fp32,openvino-bf16,openvino-int8", "--rounds", "10"],
     "compare": ["hotloop", "compare", "--steps", "5,10,20", "--prompts", "24"],
 }  # fmt: skip
 

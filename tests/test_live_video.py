@@ -314,6 +314,41 @@ def test_a_dream_has_as_many_frames_as_were_asked_for(tmp_path):
         run(PipelineDouble(), None, Kept(), **SETTINGS)
 
 
+class FakeTracker:
+    """Opens the mouth in the second half of a clip, and sees no face in one picture."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def feed(self, pixels):
+        self.count += 1
+        return None if self.count == 4 else {"jawOpen": float(self.count > 6), "headYaw": 10.0}
+
+
+def test_the_face_in_a_clip_moves_an_avatar_into_a_video(tmp_path):
+    from hotloop.live import Bus
+    from hotloop.live.animation import AnimationSession
+    from hotloop.live.headless import act
+
+    path = clip(tmp_path / "a.mkv", 12)
+
+    def acted(**given):
+        sink = Kept()
+        session = AnimationSession(controls=Bus(seed=1), side=96)
+        outcome = act(session, path, sink, tracker=FakeTracker(), **given)
+        assert sink.state == "closed"
+        return sink, outcome
+
+    (white, outcome), (again, _), (green, _) = acted(), acted(), acted(ground=(0, 255, 0))
+    assert outcome.frames == outcome.source["in"] == 12 and outcome.source["skipped"] == 1
+    np.testing.assert_allclose(white.times, np.arange(12) / RATE, atol=1e-6)
+    assert all(np.array_equal(a, b) for a, b in zip(white.pixels, again.pixels, strict=True))
+    assert white.pixels[0][0, 0].tolist() == [255] * 3 and green.pixels[0][0, 0].tolist() == [0, 255, 0]
+    mouth = [int(np.abs(pixels[60:80, 40:56].astype(int) - white.pixels[0][60:80, 40:56]).sum())
+             for pixels in white.pixels]  # fmt: skip
+    assert min(mouth[9:]) > 3 * max(mouth[1:6])
+
+
 def test_the_command_redraws_a_clip_and_tells_where_its_pictures_went(tmp_path, monkeypatch, capsys):
     import hotloop
     from hotloop.cli.headless import redraw

@@ -8,10 +8,13 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from . import cells, plots
 from .goals import Judgement, judge
 from .groups import WORK, Place, by, once, places, said, varying
 from .images import images
+from .latencies import latencies
 from .measures import front, measure, measures, quality
 from .results import Line, shown
 from .section import AGREE, Picture, Section, commands, slug, span
@@ -23,6 +26,9 @@ TITLES = {
     "adapters": "LoRAs on a running pipeline",
     "attention": "The fused attention against torch's",
     "engines": "Engines of one model",
+    "live-animate": "An avatar's frame, against the architecture of Talking Head Anime 4's student",
+    "live-restyle": "A picture redrawn, against StreamDiffusion's loop",
+    "live-wire": "From a signal to a frame on the wire",
     "spread": "Rows of a small network side by side",
     "tunings": "Tunings of the native engine",
     "warp": "A frame moved by flows, against OpenVINO's GridSample",
@@ -229,7 +235,19 @@ def _operators(name: str, lines: Sequence[Line], where: Place) -> Section:
     same = [one for one in lines[0].params if one not in moving and not one.startswith("versions.")]
     note = cells.SHARED if any(cells.shares(line) for line in lines) else ""
     table = Table(title, columns, rows, note).without_empty()
-    return Section(slug(name, where.slug), title, lines, _told(lines, same), (table,))
+    place = slug(name, where.slug)
+    return Section(place, title, lines, _told(lines, same), (table,), _curves(place, lines))
+
+
+def _curves(place: str, lines: Sequence[Line]) -> tuple[Picture, ...]:
+    """Latency over time, of lines that tell it."""
+    told = {line["case"]: line["extra"]["curve"] for line in lines if "curve" in line["extra"]}
+    series = {name: (np.array(curve["at"]), np.array(curve["seconds"])) for name, curve in told.items()}
+    alt = "Latency over time, and its distribution: " + "; ".join(
+        f"{name} p50 {1e3 * np.percentile(values, 50):.1f} ms, p99 {1e3 * np.percentile(values, 99):.1f} ms"
+        for name, (_, values) in series.items()
+    )
+    return (Picture(f"{place}-curve", alt, partial(latencies, series)),) if series else ()
 
 
 def _plain(lines: Sequence[Line], name: str) -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ..errors import InputError
 
-__all__ = ["redraw"]
+if TYPE_CHECKING:
+    from ..live.headless import Outcome
+
+__all__ = ["act", "redraw"]
 
 
 def redraw(
@@ -26,10 +29,27 @@ def redraw(
 
     if sink is None:
         raise InputError("live", "source and frames need a sink: --sink out.mp4")
-    given = dict(settings) | ({} if size is None else {"size": size})
+    given = {"prompt": "a smiling girl"} | dict(settings) | ({} if size is None else {"size": size})
     pipe = hotloop.load(bundle, engine=engine, threads=threads)
     with tqdm(total=frames, unit="frame", disable=None) as bar:
         told = run(pipe, source, sink, frames=frames, rate=rate, say=lambda done: bar.update(1), **given)
+    _tell(told, source, sink)
+
+
+def act(camera: str, sink: str, frames: int | None, *, size: int | None, **avatar: Any) -> None:
+    """As `hotloop.live.headless.act`; avatar: arguments of `open_avatar`."""
+    from tqdm import tqdm
+
+    from ..live.animation import open_avatar
+    from ..live.headless import act
+
+    session = open_avatar(**avatar, **({} if size is None else {"side": size}))
+    with tqdm(total=frames, unit="frame", disable=None) as bar:
+        told = act(session, camera, sink, frames=frames, say=lambda done: bar.update(1))
+    _tell(told, camera, sink)
+
+
+def _tell(told: Outcome, source: str | None, sink: str) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in told.source.items() if count and name != "in")
     broken = f", {told.broken} that could not be decoded" if told.broken else ""
     of = "" if source is None else f"; of {told.source['in']} pictures: {counts}{broken}"

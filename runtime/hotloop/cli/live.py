@@ -62,7 +62,8 @@ def live(
     source: Annotated[str | None, typer.Option(
         help="Without a server: redraw this clip, address or device into --sink.")] = None,
     sink: Annotated[str | None, typer.Option(
-        help="Without a server: out.mp4, out.webp, folder/*.png or folder/*.webp. Without --source, a dream.")] = None,
+        help="Without a server: out.mp4, out.webp, folder/*.png or folder/*.webp. Of --source; of --camera: the avatar "
+        "that it moves; else a dream.")] = None,
     frames: Annotated[int | None, typer.Option(help="Of the sink, at most.")] = None,
 ) -> None:  # fmt: skip
     """Serve live sessions and their page, or redraw a clip into a file; Ctrl-C ends it."""
@@ -70,6 +71,9 @@ def live(
         "prompt": prompt, "negative_prompt": negative, "num_inference_steps": steps, "guidance_scale": guidance,
         "strength": strength, "seed": seed,
     }  # fmt: skip
+    if camera is not None and sink is not None and source is None:
+        headless.act(camera, sink, frames, size=size, avatar=avatar, points=points, parts=parts)
+        return
     if source is not None or sink is not None or frames is not None:
         headless.redraw(source, sink, frames, bundle=bundle, engine=engine, threads=threads, size=size,
                         rate=30.0 if fps is None else fps,

@@ -1,4 +1,4 @@
-"""A clip redrawn with nobody looking: every picture of the source drawn, each frame at its picture's time.
+"""A clip redrawn, or an avatar moved by the face in it, with nobody looking: a frame for every picture, at its time.
 
 A file is not live: nothing is skipped because it came too late, and the same clip and settings give the same frames.
 A device or an address goes on by itself: there the newest picture wins, as before a viewer.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ import numpy as np
 from ..checks import check_integer
 from ..errors import InputError
 from ..pipeline import Pipeline
+from .animation import AnimationSession
+from .ledgers import ENDS
 from .session import Frame, Session
 from .sinks import Sink, open_sink
+from .sources.camera import Tracker
 from .sources.video import Follower, Shot, Video
 from .stage import Stage
 
-__all__ = ["Outcome", "run"]
+__all__ = ["Outcome", "act", "run"]
 
 _PLACE = "live"
 _SILENCE = 10.0  # seconds without a picture after which a live source has ended
@@ -68,26 +72,82 @@ def run(
             session = stage.open(source=video is not None, depth=depth, interval=1 / rate, **settings)
             out = open_sink(sink, rate=(video.rate if video else rate)) if isinstance(sink, (str, Path)) else sink
             began = time.monotonic()
-            try:
-                for pixels, at in _pairs(session, video, frames, rate):
-                    out.write(pixels, at)
-                    say(out.frames)
-                    if out.frames == frames:
-                        break
+            with _whole(out):
+                _fill(out, _pairs(session, video, frames, rate), frames, say, endless=video is not None and video.live)
                 session.close()
                 while stage.tick():
                     pass
-                if not out.frames:
-                    raise InputError(_PLACE, "no frame could be made", session.stats()["faults"])
-                out.close()
-            except BaseException:
-                out.abandon()
-                raise
             broken = 0 if video is None else video.broken
             return Outcome(out.frames, session.pictures.counts(), broken, time.monotonic() - began)
     finally:
         if video is not None:
             video.close()
+
+
+def act(
+    session: AnimationSession, source: str | Path, sink: str | Path | Sink, *, tracker: Tracker | None = None,
+    ground: tuple[int, int, int] = (255, 255, 255), frames: int | None = None,
+    say: Callable[[int], object] = lambda frames: None,
+) -> Outcome:  # fmt: skip
+    """The face in a clip moves an avatar into a sink: a frame for every picture, over a ground of one colour.
+
+    session  whose controls are a `Bus`; tracker: by default one that takes the first 15 pictures for the face at rest
+
+    The outcome's source counts pictures as shown, and as skipped where no face was found: idle life goes on there.
+    Raises InputError, and BundleError where the tracker's networks are not here.
+    """
+    if tracker is None:
+        tracker = Tracker()
+        tracker.calibrate()
+    bus, counts = session.bus, dict.fromkeys(("in", *ENDS, "in_flight"), 0)
+
+    def pairs(video: Video) -> Iterator[tuple[np.ndarray, float]]:
+        for shot in video:
+            told = tracker.feed(shot.pixels)
+            if told is not None:
+                bus.put("camera", shot.time, told)
+            counts["in"] += 1
+            counts["skipped" if told is None else "shown"] += 1
+            frame = session.tick(shot.time)
+            if frame is not None:
+                over = (255 - frame.pixels[..., 3:].astype(np.uint16)) * np.array(ground, np.uint16)
+                yield frame.pixels[..., :3] + ((over + 127) // 255).astype(np.uint8), shot.time
+
+    with Video(source) as video:
+        out = open_sink(sink, rate=video.rate) if isinstance(sink, (str, Path)) else sink
+        began = time.monotonic()
+        with _whole(out):
+            _fill(out, pairs(video), frames, say, endless=video.live)
+        return Outcome(out.frames, counts, video.broken, time.monotonic() - began)
+
+
+def _fill(
+    out: Sink, pairs: Iterator[tuple[np.ndarray, float]], most: int | None, say: Callable[[int], object], *,
+    endless: bool,
+) -> None:  # fmt: skip
+    """endless: Ctrl-C is the end of what has none, and what there is stays."""
+    try:
+        for pixels, at in pairs:
+            out.write(pixels, at)
+            say(out.frames)
+            if out.frames == most:
+                return
+    except KeyboardInterrupt:
+        if not endless:
+            raise
+
+
+@contextmanager
+def _whole(out: Sink) -> Iterator[None]:
+    """The sink is there as a whole, or not at all."""
+    try:
+        yield
+        if not out.frames:
+            raise InputError(_PLACE, "no frame could be made")
+        out.close()
+    except BaseException:
+        out.abandon()
+        raise
 
 
 def _pairs(session: Session, video: Video | None, most: int | None, rate: float) -> Iterator[tuple[np.ndarray, float]]:

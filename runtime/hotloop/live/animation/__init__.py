@@ -9,15 +9,16 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "AnimationSession": "session", "AnimatorNetworks": "networks", "Geometry": "geometry", "Keyframe": "keyframe",
+    "AnimationSession": "session", "AnimatorNetworks": "networks", "Drawing": "performer",
+    "Geometry": "geometry", "Keyframe": "keyframe",
     "POINTS": "geometry", "Performance": "performer", "Performer": "performer", "Rig": "rig",
     "builtin_keyframe": "keyframe", "keyframe_from": "opening", "open_avatar": "opening",
     "replay_animation": "replaying",
 }  # fmt: skip
 
 __all__ = [
-    "POINTS", "AnimationSession", "AnimatorNetworks", "Geometry", "Keyframe", "Performance", "Performer", "Rig",
-    "builtin_keyframe", "keyframe_from", "open_avatar", "replay_animation",
+    "POINTS", "AnimationSession", "AnimatorNetworks", "Drawing", "Geometry", "Keyframe", "Performance", "Performer",
+    "Rig", "builtin_keyframe", "keyframe_from", "open_avatar", "replay_animation",
 ]  # fmt: skip
 
 

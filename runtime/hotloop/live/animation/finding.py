@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from .geometry import EYES_Y, POINTS, Geometry
+from .keyframe import Keyframe
 
 __all__ = ["nearby", "points_of_parts"]
 
@@ -51,57 +52,48 @@ def points_of_parts(parts: Mapping[str, np.ndarray]) -> dict[str, tuple[float, f
         return "the mouth does not lie below the eyes"
     head = face | (parts["hair"] > 0.5) if "hair" in parts else face
     centre = (left + right) / 2
-    column = face[:, max(0, int(centre) - 1) : int(centre) + 2].any(1)
-    below = np.flatnonzero(column)
-    gap = y - found["eyeLeft"][1]
-    chin = min(float(below.max() + 1) / height, y + 0.85 * gap) if len(below) else y + 0.5 * gap
-    if chin <= y:
+    # A face ends where it is little more than half as wide as at the mouth; a mask may go on down the neck.
+    gap, first = y - found["eyeLeft"][1], int(y * height)
+    wide = face[first : int((y + gap) * height) + 2].sum(1)
+    if not len(wide) or not wide[0]:
         return "the chin does not lie below the mouth"
+    narrow = np.flatnonzero(wide <= 0.55 * wide[0])
+    chin = (first + int(narrow[0])) / height + 0.06 * gap if len(narrow) else y + 0.7 * gap
     found["chin"] = (centre / width, chin)
     rows, cols = np.nonzero(head & (np.arange(height) < chin * height)[:, None])
     found["headCentre"] = (float(cols.mean() + 0.5) / width, float(rows.min() + chin * height) / 2 / height)
     return {name: (float(found[name][0]), float(found[name][1])) for name in POINTS}
 
 
-_SEEN = 128  # pixels a side on which eyes are searched for
+_SEEN = 128  # pixels a side on which a face is searched for
 
 
-def nearby(rgba: np.ndarray, guess: Geometry) -> dict[str, tuple[float, float]]:
-    """The ten points of a face that lies nearly where another one does: moved and scaled to where both eyes show most.
+def nearby(rgba: np.ndarray, current: Keyframe) -> dict[str, tuple[float, float]]:
+    """The ten points of a face that lies nearly where a keyframe's does: moved and scaled to where eyes, nose and mouth
+    show most alike. What is compared is how much brightness varies about each place, whatever the colours.
 
-    rgba: premultiplied uint8 [S, S, 4]. Eyes are where brightness varies most beside places (nose, cheeks, forehead)
-    where it does not. POINTS in shares of the picture.
+    rgba: premultiplied uint8 [S, S, 4]. POINTS in shares of the picture.
     """
-    step = max(1, len(rgba) // _SEEN)
-    grey = rgba[..., :3].astype(np.float64).mean(-1) + (255 - rgba[..., 3]) * 0.9
-    h, w = (n // step * step for n in grey.shape)
-    grey = grey[:h, :w].reshape(h // step, step, w // step, step).mean((1, 3)) / 255
-    sums = [np.pad(np.cumsum(np.cumsum(v, 0), 1), ((1, 0), (1, 0))) for v in (grey, grey * grey)]
-    side, unit = len(grey), guess.unit
-    anchors, middle = guess.anchors, guess.to_picture(np.array([0.0, EYES_Y]))
-    calm = guess.to_picture(np.array([(0.0, 0.13), (-0.11, 0.215), (0.11, 0.215)]))
-
-    def varies(at: np.ndarray, reach: float) -> np.ndarray:
-        """Variances in squares around places [.., 2]."""
-        low = np.clip(np.rint((at - reach) * side), 0, side - 2).astype(int)
-        high = np.clip(np.rint((at + reach) * side), low + 1, side).astype(int)
-        (x0, y0), (x1, y1) = np.moveaxis(low, -1, 0), np.moveaxis(high, -1, 0)
-        count = (x1 - x0) * (y1 - y0)
-        mean, square = ((s[y1, x1] - s[y0, x1] - s[y1, x0] + s[y0, x0]) / count for s in sums)
-        return np.asarray(square - mean * mean)
-
-    best, found = -np.inf, (0.0, 0.0, 1.0)
-    shifts = np.linspace(-0.06, 0.06, 25)
-    dy, dx = np.meshgrid(shifts, shifts, indexing="ij")
-    moved = np.stack([dx, dy], axis=-1)[..., None, :]  # [y, x, 1, 2]
-    for scale in np.linspace(0.86, 1.16, 11):
-        eyes, quiet = (middle + scale * (v - middle) + moved for v in (anchors[:2], calm))
-        reach = 0.062 * unit * scale
-        score = varies(eyes, reach).min(-1) - varies(quiet, 0.4 * reach).max(-1)
-        score = score - 0.02 * (dx * dx + dy * dy) / 0.06**2 - 0.02 * ((scale - 1) / 0.16) ** 2
-        at = np.unravel_index(int(score.argmax()), score.shape)
-        if score[at] > best:
-            best, found = float(score[at]), (float(dx[at]), float(dy[at]), float(scale))
+    guess = current.geometry
+    assert guess is not None
+    there, here = _activity(current.rgba), _activity(rgba)
+    x, y = np.meshgrid(np.linspace(-0.22, 0.22, 25), np.linspace(0.0, 0.28, 15))
+    at = guess.to_picture(np.stack([x, y], axis=-1)).reshape(-1, 2)
+    middle = guess.to_picture(np.array([0.0, EYES_Y]))
+    wanted = _standard(_looked_up(there, at))
+    best, found = -np.inf, np.array((0.0, 0.0, 1.0))  # shift x, y and scale
+    for fine in (1.0, 0.25):  # over all, then about the best
+        shifts, centre = fine * np.linspace(-0.06, 0.06, 17), found
+        for scale in centre[2] + fine * np.linspace(-0.12, 0.12, 9):
+            for dy in centre[1] + shifts:
+                moved = middle + scale * (at - middle)
+                xs = centre[0] + shifts
+                rows = np.stack([_looked_up(here, moved + np.array([dx, dy])) for dx in xs])
+                off = (dy**2 + xs**2) / 0.06**2 + ((scale - 1) / 0.16) ** 2
+                score = _standard(rows) @ wanted / len(at) - 0.05 * off
+                k = int(score.argmax())
+                if score[k] > best:
+                    best, found = float(score[k]), np.array((xs[k], dy, scale))
 
     def placed(x: float, y: float) -> tuple[float, float]:
         at = middle + found[2] * (guess.to_picture(np.array([x, y])) - middle) + found[:2]
@@ -115,6 +107,27 @@ def nearby(rgba: np.ndarray, guess: Geometry) -> dict[str, tuple[float, float]]:
     told |= _mouth(rgba, guess, placed)
     told["chin"], told["headCentre"] = placed(guess.mouth.x, guess.chin), placed(*guess.centre)
     return {name: told[name] for name in POINTS}
+
+
+def _activity(rgba: np.ndarray) -> np.ndarray:
+    """[side, side]: the standard deviation of brightness within 5 x 5 of `_SEEN` pixels a side."""
+    step = max(1, len(rgba) // _SEEN)
+    grey = rgba[..., :3].astype(np.float64).mean(-1) + (255 - rgba[..., 3]) * 0.9
+    n = len(grey) // step * step
+    grey = np.pad(grey[:n, :n].reshape(n // step, step, n // step, step).mean((1, 3)), 2, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(grey, (5, 5))
+    return np.asarray(np.sqrt(windows.std((2, 3)) + 1))
+
+
+def _looked_up(field: np.ndarray, at: np.ndarray) -> np.ndarray:
+    i, j = np.clip((at * len(field)).astype(int), 0, len(field) - 1).T
+    return np.asarray(field[j, i])
+
+
+def _standard(values: np.ndarray) -> np.ndarray:
+    """Each row's mean 0 and deviation 1."""
+    values = values - values.mean(-1, keepdims=True)
+    return np.asarray(values / np.maximum(values.std(-1, keepdims=True), 1e-6))
 
 
 def _mouth(

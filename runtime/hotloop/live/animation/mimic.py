@@ -101,5 +101,4 @@ def _lips(c: Mapping[str, float]) -> Lips:
     opening /= (1 + (opening / room) ** 3) ** (1 / 3)
     corners = 0.8 * happy - 0.9 * angry - 0.3 * cold - 1.1 * sad - 0.2 * surprised + 0.9 * smile - 1.1 * frown
     rounded = min(1.0, 0.9 * u + 0.8 * o + surprised + 0.5 * a + 0.6 * jaw)
-    return Lips(max(0.018 - _REST["width"], wider), opening, max(-1.5, min(1.1, corners)), rounded, 0.02 * jaw
-                + 0.2 * opening)  # fmt: skip
+    return Lips(max(0.018 - _REST["width"], wider), opening, max(-1.5, min(1.1, corners)), rounded, 0.018 * jaw)

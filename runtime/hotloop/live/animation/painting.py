@@ -82,7 +82,7 @@ class PipelinePainter:
         if isinstance(found, str):
             if current.geometry is None:
                 raise InputError(PLACE, f"the drawn face's parts are not sure: {found}", name)
-            found = nearby(rgba, current.geometry)
+            found = nearby(rgba, current)
         self.gate.wait()
         geometry = from_points(found)
         geometry = from_points(found, eye_widths(rgba, geometry))

@@ -30,7 +30,7 @@ __all__ = ["Pose", "Rig"]
 
 CELLS = 64  # nodes a side over the whole picture
 CELLS_OF_PARTS = (1.75 / 512, 2.5 / 512)  # pictures between nodes over the mouth, over the eyes
-_DEEP = 0.19  # how far the middle of the face stands before the head's axis, in face units
+_DEEP = 0.22  # how far the middle of the face stands before the head's axis, in face units
 _RAMP = 0.12  # pictures from a border with something on it, over which nothing is drawn away from it
 
 
@@ -99,7 +99,7 @@ class Head:
             z = self.depth(px, py)
             px, py = cos_yaw * turned_x - sin_yaw * z, cos_pitch * turned_y + sin_pitch * z
         share = self.share(x0, y0)
-        body_x = x0 * np.float32(1 / (1 + 0.03 * m.breath)) - np.float32(0.12 * math.sin(m.yaw) * self.deep)
+        body_x = x0 * np.float32(1 / (1 + 0.03 * m.breath)) - np.float32(0.06 * math.sin(m.yaw) * self.deep)
         body_y = y0 + np.float32(0.016 * m.breath)
         return body_x + share * (px - body_x), body_y + share * (py - body_y)
 
@@ -171,11 +171,14 @@ class RiggedPerformance:
             px = px - np.float32(0.007 * pose.sway) * rise((np.abs(px) - 0.16) * np.float32(1 / 0.14)) * rise(
                 (py - 0.05) * np.float32(1 / 0.35)
             )
-        if jaw := pose.mimic.lips.jaw:
+        # Our own faces open their mouths within the chin; longer ones drop it.
+        lips = pose.mimic.lips
+        jaw = lips.jaw + 0.25 * lips.opening * min(1.0, max(0.0, self._lips.tall - 1.05))
+        if jaw:
             g = self.geometry
             line = float(g.mouth.line.mean())
             around = bump((px - g.mouth.x) * np.float32(1 / 0.26)) * rise((py - line) * np.float32(1 / (g.chin - line)))
-            py = py - np.float32(jaw) * around * (1 - rise((py - g.chin - 0.02) * np.float32(1 / 0.12)))
+            py = py - np.float32(jaw) * around * (1 - rise((py - g.chin - 0.02) * np.float32(1 / 0.09)))
         return px, py
 
     def _part(self, reach: tuple[float, float, float, float], pose: Pose, cell: float) -> tuple[list[float], Nodes]:

@@ -35,16 +35,16 @@ class Lips:
         self._line, self._top, self._low = spread(mouth.line), spread(mouth.top), spread(mouth.low)
         self._y = float(mouth.line.mean())
         # Of a face that is not drawn as ours: wider, or further from the chin.
-        self._tall = float(np.clip((geometry.chin - self._y) / 0.07, 0.8, 2.0))
+        self.tall = float(np.clip((geometry.chin - self._y) / 0.07, 0.8, 2.0))
         self._wide = float(np.clip(mouth.width / 0.04, 1.0, 1.3))
         self._room = max(0.03, min(0.8 * mouth.width, 0.06))  # beside the corners, that a wider mouth pushes together
         reach = 1.25 * (mouth.width + 0.03 * self._wide) + 0.03
-        self.reach = (mouth.x - reach, self._y - 0.055 * self._tall, mouth.x + reach, self._y + 0.12 * self._tall)
+        self.reach = (mouth.x - reach, self._y - 0.055 * self.tall, mouth.x + reach, self._y + 0.12 * self.tall)
 
     def field(self, made: Field, nodes: Nodes, x: np.ndarray, y: np.ndarray, m: Mimic) -> None:
         """Fill in the field of nodes that were at the face's places x, y before it turned."""
         lips, mouth = m.lips, self.mouth
-        width, opening = mouth.width + lips.wider * self._wide, lips.opening * self._tall
+        width, opening = mouth.width + lips.wider * self._wide, lips.opening * self.tall
         bend = 0.024 * lips.corners * self._wide * (1 - 0.35 * min(1.0, lips.opening / 0.04))
         bent = _F(-bend) * (_T * _T - _F(0.35))
         dx = x - _F(mouth.x)
@@ -53,7 +53,7 @@ class Lips:
         # The closed line, widened and bent.
         outside = np.maximum(np.abs(dx) - _F(width), 0)
         fade = rise(_F(1) - outside * _F(1 / self._room))
-        share = fade * rise(_F(1.9) - np.abs(y - _F(self._y)) * _F(32 / self._tall))
+        share = fade * rise(_F(1.9) - np.abs(y - _F(self._y)) * _F(32 / self.tall))
         held = np.clip(dx, _F(-width), _F(width))
         key = nodes.flow(x + share * held * _F(mouth.width / width - 1), y - share * bent_here)
         for source in range(made.sources):
