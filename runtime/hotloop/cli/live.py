@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
+from . import headless
 from .shell import fail
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ def live(
         help="A further page that may connect, such as https://example.org. Repeatable.")] = None,
     mode: Annotated[str, typer.Option(
         help="animate: an avatar that controls move; restyle: redraw pictures, or dream.")] = "animate",
+    avatar: Annotated[Path | None, typer.Option(
+        help="Who is animated: a picture, with or without alpha [default: hotloop's own avatar].")] = None,
+    points: Annotated[Path | None, typer.Option(help="Ten points of its face, JSON, where they are not found.")] = None,
+    parts: Annotated[Path | None, typer.Option(help="A folder of masks of its parts.")] = None,
     size: Annotated[int | None, typer.Option(help="Pixels of a side [default: the model's].")] = None,
     fps: Annotated[float | None, typer.Option(
         help="Frames a second, at most [default: 60, or 30 in mode restyle].")] = None,
@@ -50,20 +55,32 @@ def live(
     vmc: Annotated[int | None, typer.Option(help="Listen for VMC on this UDP port (usual: 39539).")] = None,
     vts: Annotated[int | None, typer.Option(help="Be VTube Studio to its plugins on this port (usual: 8001).")] = None,
     ifm: Annotated[str | None, typer.Option(help="Ask iFacialMocap on the phone of this address.")] = None,
+    camera: Annotated[str | None, typer.Option(
+        help="Track the face in a device (/dev/video0), an address or a clip; needs '.[track]'.")] = None,
+    source: Annotated[str | None, typer.Option(
+        help="Without a server: redraw this clip, address or device into --sink.")] = None,
+    sink: Annotated[str | None, typer.Option(
+        help="Without a server: out.mp4, out.webp, folder/*.png or folder/*.webp. Without --source, a dream.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Of the sink, at most.")] = None,
 ) -> None:  # fmt: skip
-    """Serve live sessions and their page; Ctrl-C ends it."""
+    """Serve live sessions and their page, or redraw a clip into a file; Ctrl-C ends it."""
     settings = {
         "prompt": prompt, "negative_prompt": negative, "num_inference_steps": steps, "guidance_scale": guidance,
         "strength": strength, "seed": seed,
     }  # fmt: skip
+    if source is not None or sink is not None or frames is not None:
+        headless.redraw(source, sink, frames, bundle=bundle, engine=engine, threads=threads, size=size,
+                        rate=30.0 if fps is None else fps,
+                        settings={name: value for name, value in settings.items() if value is not None})  # fmt: skip
+        return
     run, config_of = _serve()
     config = config_of(
         host=host, port=port, token=_token(token, token_file), insecure=insecure_no_auth,
         allow_hosts=tuple(allow_host or ()), allow_origins=tuple(allow_origin or ()), bundle=bundle, engine=engine,
-        threads=threads, mode=mode, size=size,
+        threads=threads, mode=mode, size=size, avatar=avatar, points=points, parts=parts,
         fps=(60.0 if mode == "animate" else 30.0) if fps is None else fps, governed=governor,
         settings={name: value for name, value in settings.items() if value is not None},
-        osc=osc, vmc=vmc, vts=vts, ifm=ifm,
+        osc=osc, vmc=vmc, vts=vts, ifm=ifm, camera=camera,
     )  # fmt: skip
     run(config, started=lambda address: _greet(address, config))
 

@@ -12,13 +12,14 @@ _HOMES = {
     "Bus": "bus", "Control": "controls", "CONTROLS": "controls", "Face": "controls", "Idle": "idle",
     "Controls": "session", "Frame": "session", "Session": "session", "Stage": "stage", "Recording": "recording",
     "AnimationSession": "animation.session", "Keyframe": "animation.keyframe", "Rig": "animation.rig",
-    "builtin_keyframe": "animation.keyframe", "choose_depth": "depth",
+    "builtin_keyframe": "animation.keyframe", "choose_depth": "depth", "interpolate": "interpolation",
     "open_avatar": "animation.opening", "open_session": "opening", "replay": "playback",
 }  # fmt: skip
 
 __all__ = [
     "CONTROLS", "AnimationSession", "Bus", "Control", "Controls", "Face", "Frame", "Idle", "Keyframe", "Recording",
-    "Rig", "Session", "Stage", "builtin_keyframe", "choose_depth", "open_avatar",
+    "Rig", "Session", "Stage", "builtin_keyframe", "choose_depth",
+    "interpolate", "open_avatar",
     "open_session", "replay",
 ]  # fmt: skip
 

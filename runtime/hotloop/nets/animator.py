@@ -11,7 +11,7 @@ from (flow_key [2], in pictures), where in the reveal texture (flow_reveal [2]),
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,17 @@ def _sample(maps: Tensor, at: Tensor) -> Tensor:
     return F.grid_sample(maps, at.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=False)
 
 
+def _framed(part: Tensor, whole: Tensor, box: Tensor) -> Tensor:
+    """An activated part [B, C, n, n] whose outermost nodes are the whole's [B, C, h, w] at their places: who draws it
+    puts it in place of the whole, and where it ends both must be one."""
+    n = part.shape[-1]
+    at = grid(box, n, n)
+    sides = torch.stack([at[:, 0], at[:, -1], at[:, :, 0], at[:, :, -1]], dim=1)
+    top, bottom, left, right = _sample(whole, sides).unbind(dim=2)  # [B, C, n] each
+    middle = torch.cat([left[:, :, 1:-1, None], part[:, :, 1:-1, 1:-1], right[:, :, 1:-1, None]], dim=3)
+    return torch.cat([top[:, :, None], middle, bottom[:, :, None]], dim=2)
+
+
 def roomy(boxes: Tensor, room: float = 0.35) -> Tensor:
     """Boxes [.., 4] enlarged by a share of their size, at least a tenth of the picture wide."""
     centre, size = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]).abs()
@@ -193,7 +204,9 @@ def _boxes(raw: Tensor) -> Tensor:
 
 
 class _Film(nn.Module):
-    """A residual convolution whose middle is scaled and shifted by what the frame is to show."""
+    """A residual convolution whose middle is scaled and shifted by what the frame is to show.
+
+    What it is told is worked out for all layers at once (`_films`)."""
 
     def __init__(self, width: int, told: int) -> None:
         super().__init__()
@@ -202,8 +215,15 @@ class _Film(nn.Module):
         nn.init.zeros_(self.told.bias)
 
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        scale, shift = self.told(told)[:, :, None, None].chunk(2, dim=1)
+        """told: this layer's share of `_films` [B, 2 width]."""
+        scale, shift = told[:, :, None, None].chunk(2, dim=1)
         return x + F.silu(self.first(F.silu(x * (1 + scale) + shift)))
+
+
+def _films(films: Sequence[_Film], told: Tensor) -> tuple[Tensor, ...]:
+    """What every layer is told, in one product over all of them."""
+    weight, bias = (torch.cat([getattr(film.told, name) for film in films]) for name in ("weight", "bias"))
+    return F.linear(told, weight, bias).split([len(film.told.bias) for film in films], dim=1)
 
 
 class Decoder(nn.Module):
@@ -255,21 +275,23 @@ class Decoder(nn.Module):
         """boxes: where the parts are taken to be, instead of where the network thinks they will be."""
         told = self.told(key, controls, z)
         coarse, middle, fine, finest = key.maps
+        blocks = [*self.coarse, *self.middle, self.fine, *self.parts]
+        each = iter(_films(blocks, told))
         x = coarse
         for block in self.coarse:
-            x = block(x, told)
+            x = block(x, next(each))
         x = F.interpolate(self.to_middle(x), scale_factor=2.0, mode="bilinear", align_corners=False) + middle
         for block in self.middle:
-            x = block(x, told)
+            x = block(x, next(each))
         y = F.interpolate(self.to_fine(x), scale_factor=2.0, mode="bilinear", align_corners=False) + fine
-        whole = self._whole(self.fine(y, told), told)
+        whole = self._whole(self.fine(y, next(each)), told)
         boxes = self.places(key, told) if boxes is None else boxes
         narrow = self.to_part(x).chunk(BOXES, dim=1)
         parts, window = [], _window(self.cells, whole.device)
         for i in range(BOXES):
             at = grid(boxes[:, i], self.cells, self.cells)
             near = _sample(narrow[i], at) + _sample(finest, at)
-            own = self.part_outs[i](self.parts[i](near, told)).float()
+            own = self.part_outs[i](self.parts[i](near, next(each))).float()
             parts.append(_sample(whole, at) + own * window)
         return Fields(whole, (parts[0], parts[1]), boxes)
 
@@ -306,7 +328,9 @@ class Animator(Net):
         """What a keyframe gave, controls [B, controls] and z [B, z] -> activated fields over the picture
         [B, 9, S/2, S/2] and over the parts [B, 2, 9, S/2, S/2], and the parts' boxes [B, 2, 4]."""
         fields = self.decoder(Still((coarse, middle, fine, finest), key_boxes, held), controls, z)
-        return activate(fields.whole), torch.stack([activate(part) for part in fields.parts], dim=1), fields.boxes
+        whole = activate(fields.whole)
+        parts = [_framed(activate(part), whole, fields.boxes[:, i]) for i, part in enumerate(fields.parts)]
+        return whole, torch.stack(parts, dim=1), fields.boxes
 
     def constants(self) -> dict[str, Any]:
         return {

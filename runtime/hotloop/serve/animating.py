@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any
@@ -12,14 +13,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..live.animation.session import AnimationSession, Painter
+from ..live.animation.geometry import Geometry
+from ..live.animation.keyframe import Keyframe
+from ..live.animation.opening import open_avatar
+from ..live.animation.session import Painter
 from ..live.bus import Bus
 from ..live.motions import CLIPS
 from ..live.session import Frame
+from ..request import Request
 from .mirror import replay
 from .shows import Incoming, Made, Opening, Report, Tell
 
-__all__ = ["Animate", "Desk"]
+__all__ = ["Animate", "Desk", "packed", "unpacked"]
 
 
 class Desk:
@@ -52,18 +57,25 @@ class Desk:
 
 
 class Animate:
-    """Frames on the beat of the session's rate; nothing is sent where nothing has changed."""
+    """Frames on the beat of the session's rate; nothing is sent where nothing has changed.
+
+    avatar   as for `open_avatar`, or the keyframe that the session had when its worker fell: it is not drawn anew
+    given    further arguments of `open_avatar`
+    """
 
     def __init__(
-        self, opening: Opening, tell: Tell, *, background: Executor, painter: Painter | None = None,
+        self, opening: Opening, tell: Tell, avatar: Any, *, background: Executor, painter: Painter | None,
         clock: Callable[[], float] = time.monotonic, **given: Any,
     ) -> None:  # fmt: skip
         self.name, self.kinds = opening.name, tuple[int, ...]()
-        self.desk, self._clock = Desk(), clock
-        self.session = AnimationSession(
-            controls=self.desk, interval=1 / opening.fps, governed=opening.governed, painter=painter,
+        self.desk, self._clock, self._tell, self._background = Desk(), clock, tell, background
+        if painter is not None and isinstance(avatar, Keyframe):
+            painter = _Kept(painter)
+        self.session = open_avatar(
+            avatar, controls=self.desk, interval=1 / opening.fps, governed=opening.governed, painter=painter,
             background=background, clock=clock, **given, **opening.values,
         )  # fmt: skip
+        self._keyframe = self.session.keyframe
         self._base, self._frame = opening.version, opening.frame
         self._due = -math.inf
         self._report = Report(opening.name, tell)
@@ -102,6 +114,9 @@ class Animate:
         frame: Frame | None = self.session.tick(now, captured=signal[0] if signal and signal[1] else None)
         session = self.session
         self._report.look(session.settings, session.governor, session.watchdog, self._base, self.values)
+        if session.keyframe is not self._keyframe:
+            self._keyframe = session.keyframe
+            self._background.submit(self._told, self._keyframe)
         if frame is None or frame.stamp.kind == "unchanged":
             return None
         if signal is not None and not signal[1]:
@@ -121,3 +136,43 @@ class Animate:
 
     def close(self) -> None:
         self.session.close()
+
+    def _told(self, keyframe: Keyframe) -> None:
+        """The server keeps it, for a worker after this one."""
+        told, body = packed(keyframe)
+        self._tell({"do": "keyframe", "s": self.name, "keyframe": told}, body)
+
+
+class _Kept:
+    """A painter whose first keyframe is the one that is there."""
+
+    def __init__(self, painter: Painter) -> None:
+        self._painter, self.gate, self._first = painter, painter.gate, True
+
+    def check(self, request: Request) -> None:
+        self._painter.check(request)
+
+    def paint(self, request: Request, current: Keyframe) -> Keyframe:
+        first, self._first = self._first, False
+        return current if first else self._painter.paint(request, current)
+
+
+def packed(keyframe: Keyframe) -> tuple[dict[str, Any], bytes]:
+    """A keyframe as JSON and bytes."""
+    parts, blobs = [], []
+    for name, array in keyframe.arrays.items():
+        if array is not None:
+            blobs.append(zlib.compress(np.ascontiguousarray(array).tobytes(), 1))
+            parts.append([name, list(array.shape), len(blobs[-1])])
+    geometry = None if keyframe.geometry is None else keyframe.geometry.as_json()
+    return {"name": keyframe.name, "geometry": geometry, "parts": parts}, b"".join(blobs)
+
+
+def unpacked(told: Mapping[str, Any], body: bytes) -> Keyframe:
+    arrays: dict[str, np.ndarray | None] = dict.fromkeys(("rgba", "reveal", "front"))
+    at = 0
+    for name, shape, size in told["parts"]:
+        arrays[name] = np.frombuffer(zlib.decompress(body[at : at + size]), np.uint8).reshape(shape)
+        at += size
+    geometry = None if told["geometry"] is None else Geometry.of_json(told["geometry"])
+    return Keyframe(**arrays, geometry=geometry, name=told["name"])  # type: ignore[arg-type]

@@ -50,9 +50,11 @@ class House:
         setup = {
             "do": "config", "bundle": None if config.bundle is None else str(config.bundle.absolute()),
             "engine": config.engine, "threads": config.threads, "limits": config.limits.told(), "mode": config.mode,
+            "avatar": {name: None if path is None else str(path.absolute()) for name, path in
+                       (("picture", config.avatar), ("points", config.points), ("parts", config.parts))},
         }  # fmt: skip
         self.worker = Supervisor(
-            setup, config.limits.side, heard=lambda told: self.sessions.heard(told),
+            setup, config.limits.side, heard=lambda told, body: self.sessions.heard(told, body),
             changed=lambda state: self.sessions.changed(state), command=command,
         )  # fmt: skip
         self.sessions = Sessions(config, self.worker)
@@ -81,7 +83,7 @@ class House:
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.5)
             self.sessions.sweep(time.monotonic())
 
 

@@ -26,9 +26,11 @@ class Config:
                     `insecure`
     allow_hosts     further names that the server is called by; allow_origins: further pages that may connect
     bundle          None: the built-in model; engine, threads: as for `hotloop.load`
+    avatar, points, parts  of mode animate, as for `hotloop.live.animation.open_avatar`; None: the one that is here
     mode, size, fps of the sessions; settings: what they begin with; governed: hold the rate by a ladder of cheaper
                     frames
-    osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone; None: off
+    osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone, camera: what shows the face to
+                    track; None: off
 
     Raises InputError.
     """
@@ -43,6 +45,9 @@ class Config:
     engine: str = "auto"
     threads: int | None = None
     mode: str = "animate"
+    avatar: Path | None = None
+    points: Path | None = None
+    parts: Path | None = None
     size: int | None = None
     fps: float = 60.0
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -51,6 +56,7 @@ class Config:
     vmc: int | None = None
     vts: int | None = None
     ifm: str | None = None
+    camera: str | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -60,6 +66,8 @@ class Config:
             check_integer(PLACE, "size", self.size, 8, self.limits.side)
         if self.mode not in MODES:
             raise InputError(PLACE, f"mode must be one of {', '.join(MODES)}", self.mode)
+        if self.mode != "animate" and self.avatar is not None:
+            raise InputError(PLACE, "an avatar's picture is of mode animate", self.mode)
         for name in ("osc", "vmc", "vts"):
             if (port := getattr(self, name)) is not None:
                 check_integer(PLACE, name, port, 0, 65535)

@@ -61,6 +61,7 @@ class Connection:
         self._messages = Bucket(self._limits.messages, self._limits.burst)
         self._errors = Bucket(self._limits.errors, 2 * self._limits.errors)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._joined = False
 
     async def serve(self) -> None:
         if (told := await self._hello()) is None:
@@ -71,7 +72,6 @@ class Connection:
             await _end(self._socket, _TOO_MANY, str(error))
             return
         viewer = Viewer(told.role, FORMATS[told.format], told.fps, self._name)
-        session.bus.join(viewer.name, smooth=False, timeout=math.inf)
         session.join(viewer)
         try:
             viewer.say(self._welcome(session))
@@ -200,6 +200,7 @@ class Connection:
             session.rest()
         if message.controls:
             _owner(viewer, "move controls")
+            self._join(session, viewer)
             t = None if message.t is None else _ours(viewer, message.t, now)
             line = session.bus.put(viewer.name, now if t is None else t, message.controls, captured=t is not None)
             if line is not None:
@@ -207,6 +208,7 @@ class Connection:
         given = (told.set or {}) | message.settings
         if "expression" in given:  # a control, wherever it is said
             _owner(viewer, "move controls")
+            self._join(session, viewer)
             session.bus.put(viewer.name, now, expression(given.pop("expression")))
         if told.set is not None or message.settings:
             _owner(viewer, "change settings")
@@ -218,6 +220,12 @@ class Connection:
             self._later(self._stats(session, viewer, told.id))
         if told.record:
             raise InputError(PLACE, "this server does not record")
+
+    def _join(self, session: Session, viewer: Viewer) -> None:
+        """What it says stays until it says otherwise, or goes. Raises InputError where the bus has too many sources."""
+        if not self._joined:
+            session.bus.join(viewer.name, smooth=False, timeout=math.inf)
+            self._joined = True
 
     def _later(self, work: Any) -> None:
         """What waits for the worker, beside what this client says next."""
@@ -231,13 +239,10 @@ class Connection:
     async def _set(self, session: Session, viewer: Viewer, given: dict[str, Any], told: Ask) -> None:
         names = {} if told.id is None else {"id": told.id}
         try:
-            version = await session.set(given, told.blend)
+            version = await session.set(given, told.blend, by=viewer) if given else session.version
         except InputError as error:
             self._refuse(viewer, str(error), time.monotonic(), **names)
             return
-        for other in session.viewers:
-            if other is not viewer:
-                other.say({"settings": session.values, "version": session.version})
         viewer.say({"settings": session.values, "version": version, **names})
 
     async def _answered(self, viewer: Viewer, work: Any, name: Any) -> None:

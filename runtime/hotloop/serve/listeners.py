@@ -1,4 +1,5 @@
-"""The control sources that a server was told to listen to, on loopback: OSC, VMC, VTube Studio's plugins, a phone.
+"""The control sources that a server was told to listen to, on loopback: OSC, VMC, VTube Studio's plugins, a phone, a
+camera.
 
 They move the main session.
 """
@@ -9,6 +10,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..errors import InputError
@@ -16,6 +18,7 @@ from ..live.sources import vtube_server
 from ..live.sources.datagrams import Datagrams, listen
 from ..live.sources.ifacialmocap import PORT as PHONE_PORT
 from ..live.sources.receivers import OscReceiver, PhoneReceiver, follow_phone
+from ..live.sources.tracking import follow_camera
 from ..live.sources.vtube_studio import Studio
 from .config import Config
 from .limits import settable
@@ -57,6 +60,9 @@ class Listeners:
         if config.ifm is not None:
             phone = PhoneReceiver(bus.put)
             self._run(follow_phone(config.ifm, phone, time.monotonic, host="0.0.0.0", port=PHONE_PORT, anywhere=True))
+
+        if config.camera is not None:
+            self._run(follow_camera(config.camera, partial(bus.put, captured=True)))
 
     def close(self) -> None:
         for close in self._closing:

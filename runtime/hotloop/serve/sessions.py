@@ -26,6 +26,7 @@ __all__ = ["MAIN", "Session", "Sessions"]
 
 PLACE = "live"
 MAIN = "main"
+_LOST = 1.0  # seconds
 _PROMPT = "a smiling girl"  # where the server was told none
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
@@ -46,12 +47,15 @@ class Session:
         self.frames_lost = 0  # overwritten in the ring before they were read
         self.left: float | None = time.monotonic()  # when its last client went
         self.bus = Mirror(self._forward)
+        self.keyframe: tuple[Told, bytes] = ({}, b"")  # as the worker packs it, for one after it
         self.facts: Told = {}
         self._numbers = itertools.count()
         self._waiting: tuple[int, Picture, float | None, float] | None = None
         self._in_channel = False
         self._kinds: tuple[int, ...] = ()
         self._sources: dict[int, Viewer] = {}  # pictures in flight -> who sent them
+        self._camera: Viewer | None = None  # who sent the last one
+        self._pushed: float | None = None  # when it came
         self._recent: tuple[float, int, float] = (time.monotonic(), 0, 0.0)  # since, frames, frames a second
 
     # The worker.
@@ -64,8 +68,8 @@ class Session:
         self.open = False
         answer = await self.worker.ask({
             "do": "open", "s": self.name, "mode": self.mode, "fps": self.config.fps, "governed": self.config.governed,
-            "values": values, "version": self.version, "frame": self.frame + 1,
-        })  # fmt: skip
+            "values": values, "version": self.version, "frame": self.frame + 1, "keyframe": self.keyframe[0],
+        }, self.keyframe[1])  # fmt: skip
         self.open, self._in_channel, self._kinds = True, False, ()
         self.values, self.version = answer["values"], answer["version"]
         self.facts = answer.get("facts", {})
@@ -106,7 +110,7 @@ class Session:
         self.viewers.discard(viewer)
         if viewer.name:
             self.bus.release(viewer.name)
-        if viewer in self._sources.values() or not any(one.role == "owner" for one in self.viewers):
+        if viewer is self._camera:
             self.rest()
         if not self.viewers:
             self.left = now
@@ -118,12 +122,14 @@ class Session:
 
     # What clients do.
 
-    async def set(self, given: Mapping[str, Any], blend: int = 0) -> int:
-        """Other settings -> their version. Raises InputError, and nothing has changed."""
+    async def set(self, given: Mapping[str, Any], blend: int = 0, *, by: Viewer | None = None) -> int:
+        """Other settings -> their version; all but who asked are told. Raises InputError, and nothing has changed."""
         values = self.config.limits.settings(given)
         answer = await self._ask({"do": "set", "blend": blend, "values": values})
         if answer["version"] > self.version:
             self.version, self.values = answer["version"], answer["values"]
+        for viewer in self.viewers - {by}:
+            viewer.say({"settings": self.values, "version": self.version})
         return int(answer["version"])
 
     async def play(self, name: str) -> None:
@@ -134,7 +140,10 @@ class Session:
         """A source picture. The newest wins, here as anywhere."""
         number = next(self._numbers)
         self.pictures.arrive(number)
-        self._sources[number] = viewer
+        self._sources[number] = self._camera = viewer
+        if self._pushed is None:
+            self.say({"event": "source", "state": "here"})
+        self._pushed = received
         if not self.open:
             self.ended(number, "failed")
             return
@@ -145,8 +154,15 @@ class Session:
 
     def rest(self) -> None:
         """No more pictures come."""
+        self._camera = self._pushed = None
         if self.open and self.mode == "restyle":
             self.worker.tell({"do": "rest", "s": self.name})
+
+    def miss(self, now: float) -> None:
+        """Say so where pictures came and come no more; the last one stays."""
+        if self._pushed is not None and now - self._pushed > _LOST:
+            self._pushed = None
+            self.say({"event": "source", "state": "lost"})
 
     def _hand(self) -> None:
         """One picture at a time is on its way to the worker."""
@@ -251,7 +267,9 @@ class Sessions:
             return made
 
     def sweep(self, now: float) -> None:
-        """Close what nobody came back to."""
+        """Close what nobody came back to; miss pictures that have ceased to come."""
+        for session in self.all.values():
+            session.miss(now)
         for session in self._left():
             if now - session.left > self.config.limits.idle:  # type: ignore[operator]
                 self._close(session)
@@ -272,7 +290,7 @@ class Sessions:
         del self.all[session.name]
         self.worker.tell({"do": "close", "s": session.name})
 
-    def heard(self, told: Told) -> None:
+    def heard(self, told: Told, body: bytes = b"") -> None:
         """A message of the worker's."""
         session = self.all.get(told.get("s") or "")
         if session is None:
@@ -284,6 +302,9 @@ class Sessions:
             session.ended(told["picture"], told["how"], told.get("error"))
         elif do == "took":
             session.took()
+        elif do == "keyframe":
+            session.keyframe = told["keyframe"], body
+            session.say({"event": "keyframe", "name": told["keyframe"]["name"]})
         elif do == "refused":
             session.refused(told)
         elif told.get("event") == "error":

@@ -27,11 +27,11 @@ __all__ = ["Incoming", "Made", "Opening", "Report", "Restyle", "Show", "Tell"]
 
 _KEPT = 64  # names of pictures that may still be shown
 
-Tell = Callable[[dict[str, Any]], object]
+Tell = Callable[..., object]  # a message, and bytes that follow it
 
 
 class Opening(NamedTuple):
-    """How a session is opened, or opened again: the numbers go on from `version` and `frame`."""
+    """How a session is opened, or opened again: the numbers go on from `version` and `frame`, with its keyframe."""
 
     name: str
     fps: float
@@ -39,6 +39,7 @@ class Opening(NamedTuple):
     values: Mapping[str, Any]
     version: int = 0
     frame: int = 0
+    keyframe: Any = None
 
 
 class Incoming(NamedTuple):

@@ -41,7 +41,7 @@ class Supervisor:
     """
 
     def __init__(
-        self, setup: Told, side: int, *, heard: Callable[[Told], object], changed: Callable[[str], object],
+        self, setup: Told, side: int, *, heard: Callable[[Told, bytes], object], changed: Callable[[str], object],
         command: Sequence[str] = WORKER,
     ) -> None:  # fmt: skip
         self.state, self.restarts, self.pid, self.facts = "starting", -1, 0, Told()
@@ -87,13 +87,13 @@ class Supervisor:
         writer.write(pack(told, body))
         return True
 
-    async def ask(self, told: Told) -> Told:
+    async def ask(self, told: Told, body: bytes = b"") -> Told:
         """Say something and wait for the answer. Raises InputError where that is an error, or there is no worker."""
         number = next(self._ids)
         future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         self._asked[number] = future
         try:
-            if not self.tell(told | {"id": number}):
+            if not self.tell(told | {"id": number}, body):
                 raise gone()
             answer = await future
         finally:
@@ -171,7 +171,7 @@ class Supervisor:
     async def _hear(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
-                told, _ = await receive(reader)
+                told, body = await receive(reader)
                 self._alive = time.monotonic()
                 if told["do"] == "answer":
                     future = self._asked.get(told["id"])
@@ -180,7 +180,7 @@ class Supervisor:
                 elif told["do"] == "beat":
                     self.beat = told
                 else:
-                    self._heard(told)
+                    self._heard(told, body)
         except (EOFError, OSError):  # asyncio's IncompleteReadError is an EOFError
             pass
         for future in self._asked.values():

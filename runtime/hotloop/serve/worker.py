@@ -15,16 +15,17 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..errors import HotloopError, InputError
+from ..live.animation.gate import step_back
 from ..live.animation.keyframe import SIDE
+from ..live.animation.painting import PipelinePainter
 from ..live.motions import CLIPS
 from ..live.stage import Stage
 from ..pipeline import Pipeline, load
-from .animating import Animate
+from .animating import Animate, unpacked
 from .channel import Channel
 from .encoding import encode, open_picture
 from .ring import Ring
@@ -35,7 +36,6 @@ __all__ = ["Worker", "main"]
 
 _BEAT = 1.0  # seconds between signs of life
 _SWEEP = 5.0  # seconds between garbage collections, in a pause between frames
-_NICE = 10
 
 Told = dict[str, Any]
 
@@ -47,9 +47,11 @@ class Worker:
         self.channel, self.ring = channel, ring
         self.shows: dict[str, Show] = {}
         self.clock = time.monotonic
-        self.background = ThreadPoolExecutor(1, "hotloop-live", initializer=_step_back)
+        self.background = ThreadPoolExecutor(1, "hotloop-live", initializer=step_back)
         self.opens: dict[str, Callable[[Opening], Show]] = {"restyle": self._restyle, "animate": self._animate}
         self.limits: Told = {}
+        self._avatar: Told = {}
+        self._painter: PipelinePainter | None = None
         self._pipeline: Pipeline | None = None
         self._stage: Stage | None = None
         self._last: dict[str, Made] = {}
@@ -83,24 +85,25 @@ class Worker:
             self.channel.send({"do": "event", "s": told.get("s"), "event": "error", "error": answer["error"]})
 
     def _do_config(self, told: Told, body: bytes) -> None:
-        self.limits = told["limits"]
-        if told["mode"] == "animate":
-            self._answer(told, engine=None, model="avatar", modes=["animate"], size=[SIDE, SIDE], motions=list(CLIPS))
-            return
+        self.limits, self._avatar = told["limits"], told["avatar"]
         bundle = told["bundle"]
         self._pipeline = load(None if bundle is None else Path(bundle), engine=told["engine"], threads=told["threads"])
         family = self._pipeline.family
+        animate = told["mode"] == "animate"
         self._answer(
-            told, engine=self._pipeline.engine, model=family.name, modes=["restyle"], size=list(family.default_size),
-            motions=[],
+            told, engine=self._pipeline.engine, model=family.name, modes=list(self.opens),
+            size=[SIDE, SIDE] if animate else list(family.default_size), motions=list(CLIPS) if animate else [],
         )  # fmt: skip
 
     def _do_open(self, told: Told, body: bytes) -> None:
-        self.background.submit(self._open, told)
+        self.background.submit(self._open, told, body)
 
-    def _open(self, told: Told) -> None:
+    def _open(self, told: Told, body: bytes) -> None:
         try:
-            opening = Opening(told["s"], told["fps"], told["governed"], told["values"], told["version"], told["frame"])
+            keyframe = unpacked(told["keyframe"], body) if body else None
+            opening = Opening(
+                told["s"], told["fps"], told["governed"], told["values"], told["version"], told["frame"], keyframe
+            )
             show = self.opens[told["mode"]](opening)
         except HotloopError as error:
             self._answer(told, error=str(error))
@@ -116,10 +119,16 @@ class Worker:
         self._wake.set()
 
     def _animate(self, opening: Opening) -> Show:
-        values = dict(opening.values)
-        side = values.pop("size", SIDE)
-        return Animate(opening._replace(values=values), self.channel.send, background=self.background,
-                       clock=self.clock, side=side)  # fmt: skip
+        assert self._pipeline is not None
+        if self._painter is None:
+            self._painter = PipelinePainter(self._pipeline)
+        values = {"prompt": "", **opening.values}
+        side, avatar = values.pop("size", SIDE), opening.keyframe or self._avatar["picture"]
+        return Animate(
+            opening._replace(values=values), self.channel.send, avatar, background=self.background,
+            painter=self._painter, clock=self.clock, side=side, pipeline=self._pipeline,
+            points=self._avatar["points"], parts=self._avatar["parts"],
+        )  # fmt: skip
 
     def _restyle(self, opening: Opening) -> Show:
         if self._stage is None:
@@ -245,13 +254,6 @@ def _plain(pipeline: Pipeline) -> Pipeline | None:
         return None
     entry = next((one for one in pipeline.bundle.entries if one.name == f"{one.kind}-fp32"), None)
     return Pipeline(pipeline.bundle, engine=entry.name, device="cpu") if entry else None
-
-
-def _step_back() -> None:
-    """What is prepared beside the frames yields to them."""
-    if hasattr(os, "setpriority"):
-        with suppress(OSError):  # niced more already
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _resident() -> int:

@@ -1,6 +1,6 @@
 """Animate: a keyframe moved by controls, frame by frame, without a diffusion step. Names are loaded when used.
 
-`AnimationSession` is one viewer's; `Rig` moves a `Keyframe` by geometry.
+`AnimationSession` is one viewer's; `Rig` (geometry) and `AnimatorNetworks` are ways of moving a `Keyframe`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "AnimationSession": "session", "Geometry": "geometry", "Keyframe": "keyframe",
+    "AnimationSession": "session", "AnimatorNetworks": "networks", "Geometry": "geometry", "Keyframe": "keyframe",
     "POINTS": "geometry", "Performance": "performer", "Performer": "performer", "Rig": "rig",
     "builtin_keyframe": "keyframe", "keyframe_from": "opening", "open_avatar": "opening",
+    "replay_animation": "replaying",
 }  # fmt: skip
 
 __all__ = [
-    "POINTS", "AnimationSession", "Geometry", "Keyframe", "Performance", "Performer", "Rig", "builtin_keyframe",
-    "keyframe_from", "open_avatar",
+    "POINTS", "AnimationSession", "AnimatorNetworks", "Geometry", "Keyframe", "Performance", "Performer", "Rig",
+    "builtin_keyframe", "keyframe_from", "open_avatar", "replay_animation",
 ]  # fmt: skip
 
 

@@ -127,7 +127,7 @@ class Geometry:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return [round(float(v), 5) for v in value]
+        return [float(v) for v in value]
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
     if hasattr(value, "__dataclass_fields__"):

@@ -62,11 +62,11 @@ class Mimic:
 def mimic_of(c: Mapping[str, float]) -> Mimic:
     """c: the controls by name, in their own units."""
     return Mimic(
-        (_lid(c, "Right"), _lid(c, "Left")), _lips(c), (c["gazeX"], c["gazeY"]),
-        *(math.radians(c[name]) for name in ("headYaw", "headPitch", "headRoll")),
-        (0.06 * c["shiftX"], 0.045 * c["shiftY"]), c["breath"],
-        min(1.0, c["blush"] + 0.45 * c["happy"] + 0.15 * c["sad"]), c["cold"], c["angry"],
-        max(c["tear"], min(1.0, max(0.0, (c["sad"] - 0.3) / 0.5)) * 0.9),
+        lids=(_lid(c, "Right"), _lid(c, "Left")), lips=_lips(c), gaze=(c["gazeX"], c["gazeY"]),
+        yaw=math.radians(c["headYaw"]), pitch=math.radians(c["headPitch"]), roll=math.radians(c["headRoll"]),
+        shift=(0.06 * c["shiftX"], 0.045 * c["shiftY"]), breath=c["breath"],
+        blush=min(1.0, c["blush"] + 0.45 * c["happy"] + 0.15 * c["sad"]), gloom=c["cold"], rage=c["angry"],
+        tear=max(c["tear"], min(1.0, max(0.0, (c["sad"] - 0.3) / 0.5)) * 0.9),
     )  # fmt: skip
 
 

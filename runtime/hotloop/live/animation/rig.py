@@ -93,7 +93,8 @@ class Head:
         turned_x, turned_y = c * x0 + s * up, c * up - s * x0 + np.float32(self.pivot)
         cos_yaw, sin_yaw = np.float32(1 / math.cos(m.yaw)), np.float32(math.sin(m.yaw) / math.cos(m.yaw))
         cos_pitch, sin_pitch = np.float32(1 / math.cos(m.pitch)), np.float32(math.sin(m.pitch) / math.cos(m.pitch))
-        px, py = turned_x, turned_y
+        px: np.ndarray = turned_x
+        py: np.ndarray = turned_y
         for _ in range(3):
             z = self.depth(px, py)
             px, py = cos_yaw * turned_x - sin_yaw * z, cos_pitch * turned_y + sin_pitch * z
@@ -151,7 +152,8 @@ class RiggedPerformance:
         if colour is not None:
             whole.tint(colour)
         parts, boxes = [], []
-        for part, cell in zip((self._lips, self._eyes), CELLS_OF_PARTS, strict=True):
+        movable: tuple[Lips | Eyes, ...] = (self._lips, self._eyes)
+        for part, cell in zip(movable, CELLS_OF_PARTS, strict=True):
             box, nodes = self._part(part.reach, pose, cell)
             x, y = self._moved(nodes, pose)
             made = Field(count, x.shape, colour=tinted)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...checks import check_finite, check_number
+from ...checks import check_finite, check_integer, check_number
 from ...errors import InputError, NonFiniteError
 from ...request import Request
 from .. import motions
@@ -37,12 +37,12 @@ from .performer import Drawing, Performance, Performer
 from .rig import Rig
 from .still import Still
 
-__all__ = ["AnimationSession", "Painter"]
+__all__ = ["STEPS", "AnimationSession", "Painter", "drawn"]
 
 # Of keyframes: four steps of img2img, which keep the face where it is.
 _DEFAULTS: dict[str, Any] = {"prompt": "", "num_inference_steps": 4, "strength": 0.65}
 _MARGIN = 0.003  # seconds before a frame in which no background work begins
-_STEPS = 1024  # a scaled control is told in so many steps
+STEPS = 1024  # a scaled control is told in so many steps
 
 
 class Painter(Protocol):
@@ -72,6 +72,7 @@ class AnimationSession:
     painter     draws keyframes from prompts; without one, `set` takes no settings but `expression`
     background  where keyframes are drawn; None: between frames, at the next tick
     clock       seconds, monotonic: what frames cost is measured by it
+    idle        seed of the idle life of a bus of its own; `seed` is a setting, of keyframes that are drawn
     settings    of THE table, "live", for keyframes that are drawn
 
     Frames are premultiplied RGBA, uint8 [side, side, 4]. Raises InputError.
@@ -81,13 +82,13 @@ class AnimationSession:
         self, keyframe: Keyframe | None = None, performer: Performer | None = None, *, controls: Controls | None = None,
         interval: float = 1 / 60, side: int = SIDE, governed: bool = False, painter: Painter | None = None,
         background: Executor | None = None, recording: Recording | None = None,
-        clock: Callable[[], float] = time.monotonic, number: int = 0, seed: int = 0, sway: bool = True, **settings: Any,
+        clock: Callable[[], float] = time.monotonic, number: int = 0, idle: int = 0, sway: bool = True, **settings: Any,
     ) -> None:  # fmt: skip
         check_number(PLACE, "interval", interval, 1e-4, 3600)
-        check_number(PLACE, "side", side, 16, 4096)
+        check_integer(PLACE, "side", side, 16, 4096)
         self.number, self.interval, self.side, self.clock, self.sway = number, interval, side, clock, sway
         self.performer = Rig() if performer is None else performer
-        self.controls = Bus(seed=seed) if controls is None else controls
+        self.controls = Bus(seed=idle) if controls is None else controls
         self.painter = painter
         self.produced, self.latencies, self.watchdog = ProducedLedger(), Histogram(), Watchdog()
         self.unchanged = self.drawn_keyframes = 0
@@ -244,8 +245,8 @@ class AnimationSession:
             return Frame(same, stamp)
         performances = (self._performance, before)
         seen = self.watchdog.see(
-            lambda: _drawn(*performances, mix, vector, t, side),
-            lambda: _drawn(*performances, mix, vector, t, side, again=True),
+            lambda: drawn(*performances, mix, vector, t, side),
+            lambda: drawn(*performances, mix, vector, t, side, again=True),
             moved=self._still.moved(vector),
         )  # fmt: skip
         stamp.decoded, stamp.fault, stamp.kind = self.clock(), seen.fault, "held" if seen.held else "drawn"
@@ -271,12 +272,12 @@ class AnimationSession:
                 self._playing = None
             else:
                 added = dict(motions.at(self._playing.name, max(share, 0.0)))
-        if self._expression in _MOODS:
+        if self._expression is not None and self._expression in _MOODS:
             rest = max(0.0, 1.0 - sum(float(sample[INDEX[name]]) for name in _MOODS))
-            added[self._expression] = added.get(self._expression, 0.0) + rest  # type: ignore[index]
+            added[self._expression] = added.get(self._expression, 0.0) + rest
         if added:
             vector = self._face.plus(vector, added)
-        return np.round(vector * _STEPS).astype(np.float32) / np.float32(_STEPS)
+        return np.round(vector * STEPS).astype(np.float32) / np.float32(STEPS)
 
     def _turning(self, now: float) -> tuple[float, Performance | None]:
         """How much of the present keyframe shows, and what it turns from."""
@@ -288,7 +289,7 @@ class AnimationSession:
             self._before = None
             return 1.0, None
         share = max(share, 0.0)
-        return round(share * share * (3 - 2 * share) * _STEPS) / _STEPS, before
+        return round(share * share * (3 - 2 * share) * STEPS) / STEPS, before
 
     # Settings and keyframes.
 
@@ -343,7 +344,7 @@ class AnimationSession:
         for rung in governor.ladder:
             for _ in range(2):
                 begun = self.clock()
-                _drawn(self._performance, None, 1.0, vector, 0.0, int(rung.changes.get("side", self.side)))
+                drawn(self._performance, None, 1.0, vector, 0.0, int(rung.changes.get("side", self.side)))
                 cost = self.clock() - begun
             governor.warm(rung, cost)
         return governor
@@ -376,7 +377,7 @@ class AnimationSession:
         self._note(
             "animate", session=self.number, frame=stamp.frame, version=stamp.version, key=shown[0].id,
             before=shown[1].id if before is not None else None, mix=mix,
-            controls=[int(v) for v in np.rint(vector * _STEPS)], t=t, side=side,
+            controls=[int(v) for v in np.rint(vector * STEPS)], t=t, side=side,
         )  # fmt: skip
         self._note("shown", session=self.number, frame=stamp.frame, sha256=digest(pixels), kind=stamp.kind)
 
@@ -384,7 +385,7 @@ class AnimationSession:
 _MOODS = ("happy", "angry", "cold", "sad", "surprised")
 
 
-def _drawn(
+def drawn(
     performance: Performance, before: Performance | None, mix: float, vector: np.ndarray, t: float, side: int,
     *, again: bool = False,
 ) -> np.ndarray:  # fmt: skip

@@ -1,0 +1,63 @@
+"""Pictures one after another as a file: a folder of PNGs, an animated WebP, or an mp4 by PyAV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..checks import check_number
+from ..errors import InputError
+from .image import save
+
+__all__ = ["check_movie", "save_movie"]
+
+_PLACE = "movie"
+
+
+def check_movie(path: Path, fps: float) -> None:
+    """Whether frames can be written there so. Raises InputError."""
+    check_number(_PLACE, "fps", fps, 0.1, 240)
+    suffix = path.suffix.lower()
+    if suffix not in ("", ".webp", ".mp4") and not path.is_dir():
+        raise InputError(_PLACE, "the file must be a folder, or end with .webp or .mp4", str(path))
+    if suffix == ".mp4" and find_spec("av") is None:
+        raise InputError(_PLACE, "an mp4 needs PyAV: pip install av", str(path))
+
+
+def save_movie(frames: Sequence[np.ndarray] | np.ndarray, path: Path, *, fps: float = 12.0) -> list[Path]:
+    """Write uint8 frames [H, W, 3] or, straight alpha, [H, W, 4] -> the files.
+
+    path: a folder (0000.png and so on), a file .webp (lossless) or .mp4 (H.264; sides are cut to even numbers).
+    Raises InputError.
+    """
+    check_movie(path, fps)
+    suffix = path.suffix.lower()
+    if suffix == "":
+        return [save(Image.fromarray(frame), path / f"{i:04}.png") for i, frame in enumerate(frames)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".webp":
+        first, *rest = (Image.fromarray(frame) for frame in frames)
+        first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, lossless=True, method=4)
+    else:
+        _mp4(frames, path, fps)
+    return [path]
+
+
+def _mp4(frames: Sequence[np.ndarray] | np.ndarray, path: Path, fps: float) -> None:
+    from fractions import Fraction
+
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        height, width = (n // 2 * 2 for n in frames[0].shape[:2])
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "16"}
+        for pixels in frames:
+            picture = np.ascontiguousarray(pixels[:height, :width, :3])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())

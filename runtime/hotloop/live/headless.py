@@ -1,0 +1,153 @@
+"""A clip redrawn with nobody looking: every picture of the source drawn, each frame at its picture's time.
+
+A file is not live: nothing is skipped because it came too late, and the same clip and settings give the same frames.
+A device or an address goes on by itself: there the newest picture wins, as before a viewer.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checks import check_integer
+from ..errors import InputError
+from ..pipeline import Pipeline
+from .session import Frame, Session
+from .sinks import Sink, open_sink
+from .sources.video import Follower, Shot, Video
+from .stage import Stage
+
+__all__ = ["Outcome", "run"]
+
+_PLACE = "live"
+_SILENCE = 10.0  # seconds without a picture after which a live source has ended
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """frames   in the sink
+    source   where the source's pictures have gone: `SourceLedger.counts`
+    broken   pictures of the source that could not be decoded: left out
+    seconds  from the first picture to the last frame
+    """
+
+    frames: int
+    source: dict[str, int] = field(default_factory=dict)
+    broken: int = 0
+    seconds: float = 0.0
+
+
+def run(
+    pipeline: Pipeline, source: str | Path | None, sink: str | Path | Sink, *, frames: int | None = None,
+    rate: float = 30.0, depth: int = 1, say: Callable[[int], object] = lambda frames: None, **settings: Any,
+) -> Outcome:  # fmt: skip
+    """source -> sink (`open_sink`). A skipped or broken frame repeats the one before, so that the sink has a frame for
+    every picture of a file.
+
+    source  a file, an address, a device (`Video`), or None: a dream of so many `frames`, `rate` a second
+    frames  at most so many; needed where there is no end by itself
+    depth   pictures in flight
+    say     called with the number of frames so far
+    settings  as of `Session.set`
+
+    Raises InputError, and then the sink is not made.
+    """
+    if frames is not None:
+        check_integer(_PLACE, "frames", frames, 1, 10**9)
+    elif source is None:
+        raise InputError(_PLACE, "a dream does not end: frames must say how many")
+    video = None if source is None else Video(source)
+    try:
+        with Stage(pipeline) as stage:
+            session = stage.open(source=video is not None, depth=depth, interval=1 / rate, **settings)
+            out = open_sink(sink, rate=(video.rate if video else rate)) if isinstance(sink, (str, Path)) else sink
+            began = time.monotonic()
+            try:
+                for pixels, at in _pairs(session, video, frames, rate):
+                    out.write(pixels, at)
+                    say(out.frames)
+                    if out.frames == frames:
+                        break
+                session.close()
+                while stage.tick():
+                    pass
+                if not out.frames:
+                    raise InputError(_PLACE, "no frame could be made", session.stats()["faults"])
+                out.close()
+            except BaseException:
+                out.abandon()
+                raise
+            broken = 0 if video is None else video.broken
+            return Outcome(out.frames, session.pictures.counts(), broken, time.monotonic() - began)
+    finally:
+        if video is not None:
+            video.close()
+
+
+def _pairs(session: Session, video: Video | None, most: int | None, rate: float) -> Iterator[tuple[np.ndarray, float]]:
+    """Frames uint8 [H, W, 3] and their times."""
+    if video is None:
+        yield from ((frame.pixels, k / rate) for k, frame in enumerate(session.frames()))
+    elif video.live:
+        yield from _followed(session, video)
+    else:
+        yield from _drawn(session, video, most)
+
+
+def _drawn(session: Session, video: Video, most: int | None) -> Iterator[tuple[np.ndarray, float]]:
+    """One picture after another, as many in flight as the session's depth allows; frames come in order."""
+    times, shown = list[float](), 0  # of pictures, by number; how many have a frame
+    last: np.ndarray | None = None
+
+    def given(frame: Frame | None, until: int) -> Iterator[tuple[np.ndarray, float]]:
+        """A frame for every picture before `until`: this one for its own, what was shown for the others."""
+        nonlocal shown, last
+        while shown < until:
+            own = frame is not None and frame.stamp.source == shown
+            last = frame.pixels if own and frame is not None else last
+            if last is not None:
+                yield last, times[shown]
+            shown += 1
+
+    for shot in video:
+        if shot.number == most:
+            break
+        times.append(shot.time)
+        session.push(shot.pixels)
+        while len(session.inbox):
+            session.stage.tick()
+            if (frame := session.outbox.take()) is not None:
+                yield from given(frame, int(frame.stamp.source or 0) + 1)
+    while True:
+        ran = session.stage.tick()
+        if (frame := session.outbox.take()) is not None:
+            yield from given(frame, int(frame.stamp.source or 0) + 1)
+        elif not ran:
+            break
+    yield from given(None, len(times))
+
+
+def _followed(session: Session, video: Video) -> Iterator[tuple[np.ndarray, float]]:
+    times, lock = dict[int, float](), threading.Lock()
+
+    def take(shot: Shot) -> None:
+        with lock:
+            times[session.push(shot.pixels, captured=shot.captured)] = shot.time
+
+    follower = Follower(video, take, ended=lambda why: session.close())
+    try:
+        for frame in session.frames(wait=_SILENCE):
+            number = int(frame.stamp.source or 0)
+            with lock:
+                at = times[number]
+                for old in [n for n in times if n < number]:
+                    del times[old]
+            yield frame.pixels, at
+    finally:
+        follower.stop()
