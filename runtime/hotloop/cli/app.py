@@ -13,12 +13,8 @@ import typer
 
 from .. import __version__
 from ..errors import HotloopError
-<<<<<<< HEAD
 from . import bundles, compare, doctor, generate, generators, live, tracker
-=======
-from . import bundles, compare, doctor, generate, generators
 from . import interpolate as ways
->>>>>>> animate
 from .shell import fail
 
 __all__ = ["app", "main"]
@@ -31,14 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
-<<<<<<< HEAD
-    *generate.PIPELINE_COMMANDS, generate.rerun, generate.samplers, generators.generate, live.live, tracker.tracker,
-    compare.compare, doctor.doctor, bundles.inspect, bundles.verify,
-=======
-    *generate.PIPELINE_COMMANDS, generate.rerun, generate.samplers, generators.generate, ways.interpolate,
-    compare.compare, doctor.doctor,
-    bundles.inspect, bundles.verify,
->>>>>>> animate
+    *generate.PIPELINE_COMMANDS, generate.rerun, generate.samplers, generators.generate, ways.interpolate, live.live,
+    tracker.tracker, compare.compare, doctor.doctor, bundles.inspect, bundles.verify,
 )  # fmt: skip
 for command in COMMANDS:
     app.command(command.__name__)(command)
