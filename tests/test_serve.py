@@ -120,6 +120,8 @@ def test_pictures_are_redrawn_and_each_has_one_end(server: Server) -> None:
         stats = client.ask(stats=1)["stats"]
         assert stats["source"]["in"] == 39 and stats["source"]["shown"] >= 1 and balanced(stats)
         assert stats["viewer"]["clock"]["error"] < 0.5 and stats["dreams"] is False
+        with Client(server.address, session=client.welcome["session"], role="viewer") as late:
+            assert late.frame().source == 39  # who comes late sees what stands
         # A picture that stands is drawn again when the settings change.
         version = client.ask(set={"prompt": "an old man"})["version"]
         assert client.frame(version=version).source == 39

@@ -6,14 +6,19 @@ import json
 import os
 import signal
 import socket
+import struct
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 
+import lz4.block
 import numpy as np
 import pytest
 from live_client import Client, Frame, Server, balanced, get
 from pythonosc.udp_client import SimpleUDPClient
 from websockets.sync.client import connect
+
+from hotloop_kernels.warp_blend import reference
 
 pytest.importorskip("fastapi", reason="the extra [serve]")
 TOKEN = "an example of a token that is long enough"
@@ -94,6 +99,46 @@ def test_the_avatar_has_alpha_in_every_format_and_does_what_controls_say(server:
         assert balanced(stats) and stats["viewer"]["wire"]["count"] >= 2 and stats["signals"] == 3
         assert client.ask(play="nod").get("done") == 1 and "motion" in client.ask(play="fly")["error"]
         assert client.ask(set={"expression": "happy"})["version"] == 1
+
+
+def test_what_a_viewer_is_given_to_draw_is_the_frame_that_others_see(server: Server) -> None:
+    """Scene and fields, drawn by `warp_blend`'s reference, against the raw frame of the same number."""
+    with (
+        Client(server.address, token=TOKEN, session="new", format="warp") as client,
+        Client(server.address, token=TOKEN, session=client.welcome["session"], format="rgba-lz4", role="viewer") as raw,
+    ):
+        exact = {frame.number: frame for frame in (raw.frame() for _ in range(8))}
+        frame = client.frame()
+        while frame.number not in exact:
+            frame = client.frame()
+        assert frame.kind == 5 and frame.flags == 1 and len(frame.colour) < 100_000
+        layers, channels, width, zero, total, number = struct.unpack_from("<4H2I", frame.colour)
+        assert (width, zero, number) == (2, 0, 1)
+        table = [struct.unpack_from("<4f2H", frame.colour, 16 + 20 * i) for i in range(layers)]
+        values = np.frombuffer(
+            lz4.block.decompress(frame.colour[16 + 20 * layers :], uncompressed_size=total), np.float16
+        ).astype(np.float32)
+        grids, at = [], 0
+        for *box, across, down in table:
+            grids.append((values[at : at + channels * across * down].reshape(channels, down, across), box))
+            at += channels * across * down
+        query = f"api/live/scene?session={client.welcome['session']}&number="
+        request = urllib.request.Request(
+            f"{server.address}{query}{number}", headers={"Authorization": f"Bearer {TOKEN}"}
+        )
+        data = urllib.request.urlopen(request, timeout=10).read()
+        (count,) = struct.unpack_from("<I", data)
+        sources, at = [], 4 + 8 * count
+        for i in range(count):
+            across, down, size = struct.unpack_from("<HHI", data, 4 + 8 * i)
+            block = lz4.block.decompress(data[at : at + size], uncompressed_size=4 * across * down)
+            sources.append(np.frombuffer(block, np.uint8).reshape(down, across, 4))
+            at += size
+        drawn = reference(sources, grids, (frame.size[1], frame.size[0])).astype(int)
+        apart = np.abs(drawn - exact[frame.number].pixels())
+        assert apart.mean() < 0.5 and np.quantile(apart, 0.999) <= 24  # flows are rounded to half floats
+        assert get(server.address, f"{query}99", Authorization=f"Bearer {TOKEN}")[0] == 404
+        assert get(server.address, f"{query}1")[0] == 401
 
 
 def test_osc_vmc_and_plugins_move_the_main_session(server: Server) -> None:

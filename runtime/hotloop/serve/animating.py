@@ -21,10 +21,14 @@ from ..live.bus import Bus
 from ..live.motions import CLIPS
 from ..live.session import Frame
 from ..request import Request
+from .fields import Moved, Scenes
 from .mirror import replay
 from .shows import Incoming, Made, Opening, Report, Tell
+from .wire import FORMATS
 
 __all__ = ["Animate", "Desk", "packed", "unpacked"]
+
+_WARP = FORMATS["warp"]
 
 
 class Desk:
@@ -76,6 +80,7 @@ class Animate:
             background=background, clock=clock, **given, **opening.values,
         )  # fmt: skip
         self._keyframe = self.session.keyframe
+        self._scenes = Scenes()
         self._base, self._frame = opening.version, opening.frame
         self._due = -math.inf
         self._report = Report(opening.name, tell)
@@ -101,6 +106,9 @@ class Animate:
     def bus(self, told: Mapping[str, Any]) -> None:
         self.desk.take(told)
 
+    def scene(self, number: int) -> bytes:
+        return self._scenes.packed(number)
+
     def facts(self) -> dict[str, Any]:
         return {"motions": list(CLIPS), "side": self.session.side}
 
@@ -122,7 +130,12 @@ class Animate:
         if signal is not None and not signal[1]:
             frame.stamp.received = signal[0]
         self._frame += 1
-        return Made(frame, self._frame, self._base + frame.stamp.version, number, signal is not None)
+        moved = None
+        if session.last is not None and frame.stamp.kind == "drawn" and _WARP in self.kinds:
+            performance, vector, t = session.last
+            drawing = performance.frame(vector, t)
+            moved = Moved(self._scenes.number(drawing.sources), drawing)
+        return Made(frame, self._frame, self._base + frame.stamp.version, number, signal is not None, moved)
 
     def look(self, now: float) -> float | None:
         return self._due if self.kinds else None

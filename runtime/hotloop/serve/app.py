@@ -132,6 +132,16 @@ def create_app(config: Config | None = None, *, worker: Sequence[str] = WORKER) 
             headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
         )  # fmt: skip
 
+    @app.get("/api/live/scene")
+    async def scene(session: str, number: int) -> Response:
+        try:
+            if session not in house.sessions.all:
+                raise InputError("live", "there is no such session")
+            data = await house.sessions.all[session].scene(number)
+        except InputError as error:
+            return PlainTextResponse(f"{error}\n", 404)
+        return Response(data, media_type="application/octet-stream", headers={"Cache-Control": "no-store"})
+
     @app.websocket("/api/live/ws")
     async def stream(socket: WebSocket) -> None:
         await house.connections.serve(socket)

@@ -15,6 +15,7 @@ import simplejpeg
 from PIL import Image
 
 from ..errors import InputError
+from .fields import Moved, pack_fields
 from .wire import FORMATS
 
 __all__ = ["Encoded", "encode", "open_picture"]
@@ -31,8 +32,15 @@ class Encoded(NamedTuple):
     alpha: bytes
 
 
-def encode(pixels: np.ndarray, kind: int) -> Encoded:
-    """uint8 [H, W, 3], or [H, W, 4] whose colours are multiplied by alpha -> a frame in one of `FORMATS`."""
+def encode(pixels: np.ndarray, kind: int, moved: Moved | None = None) -> Encoded:
+    """uint8 [H, W, 3], or [H, W, 4] whose colours are multiplied by alpha -> a frame in one of `FORMATS`.
+
+    moved: what the pixels were drawn from, for who draws them; without it such a viewer gets JPEG and alpha.
+    """
+    if kind == FORMATS["warp"]:
+        if moved is not None:
+            return Encoded(kind, pack_fields(moved), b"")
+        kind = FORMATS["jpeg+alpha"]
     deep = pixels.shape[2] == 4
     if kind == FORMATS["rgba-lz4"]:
         whole = pixels if deep else np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])

@@ -105,6 +105,8 @@ class Session:
         self.viewers.add(viewer)
         self.left = None
         self.watch()
+        if self.open and viewer.kind:
+            self.worker.tell({"do": "again", "s": self.name, "kind": viewer.kind})
 
     def leave(self, viewer: Viewer, now: float) -> None:
         self.viewers.discard(viewer)
@@ -135,6 +137,11 @@ class Session:
     async def play(self, name: str) -> None:
         """Raises InputError for a motion that is not there."""
         await self._ask({"do": "play", "name": name[:64]})
+
+    async def scene(self, number: int) -> bytes:
+        """Of frames in format warp. Raises InputError for one that is not there."""
+        answer = await self._ask({"do": "scene", "number": number})
+        return bytes(answer["body"])
 
     def push(self, picture: Picture, viewer: Viewer, captured: float | None, received: float) -> None:
         """A source picture. The newest wins, here as anywhere."""

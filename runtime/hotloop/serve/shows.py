@@ -22,6 +22,7 @@ from ..live.session import Frame, Session
 from ..live.settings import Settings
 from ..live.stage import Stage
 from ..live.watchdog import Watchdog
+from .fields import Moved
 
 __all__ = ["Incoming", "Made", "Opening", "Report", "Restyle", "Show", "Tell"]
 
@@ -53,13 +54,15 @@ class Incoming(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A finished frame: its number, its version, what its client calls its source, whether a signal led to it."""
+    """A finished frame: its number, its version, what its client calls its source, whether a signal led to it, and what
+    it was drawn from where a viewer can draw that too."""
 
     frame: Frame
     number: int
     version: int
     source: int
     signal: bool
+    moved: Moved | None = None
 
 
 class Report:
@@ -109,6 +112,9 @@ class Show(Protocol):
 
     def bus(self, told: Mapping[str, Any]) -> None:
         """A deed of the server's bus."""
+
+    def scene(self, number: int) -> bytes:
+        """The pictures that frames of format warp move. Raises InputError for one that is not there."""
 
     def facts(self) -> dict[str, Any]:
         """What clients are told beside the settings."""
@@ -229,6 +235,9 @@ class Restyle:
 
     def bus(self, told: Mapping[str, Any]) -> None:
         """Nothing is moved by controls."""
+
+    def scene(self, number: int) -> bytes:
+        raise InputError("live", "scenes are of mode animate", number)
 
     def facts(self) -> dict[str, Any]:
         return {}

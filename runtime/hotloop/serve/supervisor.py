@@ -88,7 +88,10 @@ class Supervisor:
         return True
 
     async def ask(self, told: Told, body: bytes = b"") -> Told:
-        """Say something and wait for the answer. Raises InputError where that is an error, or there is no worker."""
+        """Say something and wait for the answer; bytes that follow it are its "body".
+
+        Raises InputError where that is an error, or there is no worker.
+        """
         number = next(self._ids)
         future: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
         self._asked[number] = future
@@ -176,7 +179,7 @@ class Supervisor:
                 if told["do"] == "answer":
                     future = self._asked.get(told["id"])
                     if future is not None and not future.done():
-                        future.set_result(told)
+                        future.set_result(told | {"body": body})
                 elif told["do"] == "beat":
                     self.beat = told
                 else:

@@ -42,11 +42,12 @@ class Viewer:
         self._texts: deque[dict[str, Any]] = deque()
         self._next: Finished | None = None
         self._sent: Finished | None = None
-        self._due = -math.inf
+        self._due, self._newest = -math.inf, -1
 
     def offer(self, frame: Finished, now: float) -> None:
-        if now < self._due:
+        if frame.number <= self._newest or now < self._due:
             return
+        self._newest = frame.number
         self._due = max(self._due + self.interval, now + self.interval / 4)
         self._send(self.ledger.offer(frame))
 

@@ -23,7 +23,7 @@ PLACE = "live"
 FRAME = struct.Struct("<4sBBHIIIHHQQQQQII")
 PICTURE = struct.Struct("<4sIdII")
 # What a viewer may ask for -> the number in the header. "none" takes no frames.
-FORMATS = {"none": 0, "jpeg": 1, "jpeg+alpha": 2, "rgba-lz4": 3}
+FORMATS = {"none": 0, "jpeg": 1, "jpeg+alpha": 2, "rgba-lz4": 3, "warp": 5}
 ALPHA = 1
 _NUMBERS = ("canvas", "ping", "pong", "client")
 ROLES = ("owner", "viewer", "monitor")

@@ -35,7 +35,7 @@ from .wire import frame_header
 __all__ = ["Worker", "main"]
 
 _BEAT = 1.0  # seconds between signs of life
-_SWEEP = 5.0  # seconds between garbage collections, in a pause between frames
+_SWEEP, _PATIENCE = 5.0, 20.0  # seconds between garbage collections: in a pause between frames, and if none comes
 
 Told = dict[str, Any]
 
@@ -78,9 +78,9 @@ class Worker:
         self._ending.set()
         self._wake.set()
 
-    def _answer(self, told: Told, **answer: Any) -> None:
+    def _answer(self, told: Told, body: bytes = b"", **answer: Any) -> None:
         if (number := told.get("id")) is not None:
-            self.channel.send({"do": "answer", "id": number, **answer})
+            self.channel.send({"do": "answer", "id": number, **answer}, body)
         elif "error" in answer:
             self.channel.send({"do": "event", "s": told.get("s"), "event": "error", "error": answer["error"]})
 
@@ -173,14 +173,17 @@ class Worker:
         self._show(told).bus(told)
 
     def _do_watch(self, told: Told, body: bytes) -> None:
-        show, kinds = self._show(told), tuple(told["kinds"])
-        new = set(kinds) - set(show.kinds)
-        show.kinds = kinds
-        if new:  # whoever begins to watch what stands still sees it too
-            self._again = {**self._again, show.name: tuple(new)}
+        self._show(told).kinds = tuple(told["kinds"])
+
+    def _do_again(self, told: Told, body: bytes) -> None:
+        """The last frame once more: whoever begins to watch what stands still sees it too."""
+        self._again = {**self._again, told["s"]: (*self._again.get(told["s"], ()), told["kind"])}
 
     def _do_stats(self, told: Told, body: bytes) -> None:
         self._answer(told, stats=self._show(told).stats())
+
+    def _do_scene(self, told: Told, body: bytes) -> None:
+        self._answer(told, self._show(told).scene(told["number"]))
 
     def _do_bye(self, told: Told, body: bytes) -> None:
         self._ending.set()
@@ -212,6 +215,9 @@ class Worker:
             if not worked and now - swept > _SWEEP and until - now > 0.01:
                 swept = now
                 gc.collect()
+            elif now - swept > _PATIENCE:  # no pause comes: what has come since the last time is looked at alone
+                swept = now
+                gc.collect(0)
             elif not worked and until > now:
                 self._wake.wait(until - now)
         self.close()
@@ -224,10 +230,10 @@ class Worker:
                 self._publish(show, last, kinds)
 
     def _publish(self, show: Show, made: Made, kinds: tuple[int, ...]) -> None:
-        frame, number, version, source, signal = made
+        frame, number, version, source, signal, moved = made
         stamp, size = frame.stamp, (frame.pixels.shape[1], frame.pixels.shape[0])
         for kind in kinds:
-            done = encode(frame.pixels, kind)
+            done = encode(frame.pixels, kind, moved)
             stamp.encoded = self.clock()
             header = frame_header(
                 stamp, done.kind, size, len(done.colour), len(done.alpha), source=source, version=version, frame=number

@@ -105,6 +105,7 @@ class AnimationSession:
         self._playing: _Playing | None = None
         self._expression: str | None = None
         self._still = Still()
+        self.last: tuple[Performance, np.ndarray, float] | None = None  # what the last frame was made of; None: of two
         self._last_begun: float | None = None
         self._version = 1
         self._prepared: dict[str, Performance] = {}  # keyframes that were drawn, ready
@@ -243,6 +244,7 @@ class AnimationSession:
             self.unchanged += 1
             stamp.kind, stamp.decoded = "unchanged", self.clock()
             return Frame(same, stamp)
+        self.last = None if before is not None else (self._performance, vector, t)
         performances = (self._performance, before)
         seen = self.watchdog.see(
             lambda: drawn(*performances, mix, vector, t, side),
