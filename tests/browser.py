@@ -62,7 +62,7 @@ class Page:
     def check(self, code: str, given: Any = None) -> Any:
         return self.page.evaluate(code, given)
 
-    def until(self, code: str, seconds: float = 15.0) -> Any:
+    def until(self, code: str, seconds: float = 30.0) -> Any:
         """Waits until an expression is true -> its value. The page's rules allow no code from text, so it is asked."""
         return until(lambda: self.check(code), seconds, code)
 

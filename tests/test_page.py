@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 import signal
 import socket
@@ -16,38 +18,29 @@ import numpy as np
 import pytest
 from browser import Page, chromium, until
 from PIL import Image
+from websockets.sync.client import connect
 
 pytest.importorskip("uvicorn", reason="the extra [live] brings it: make test")
 
 TOKEN = "the-token-of-the-tests-0123456789-abcdef"
 # Quick and still: what a frame shows moves with its settings alone.
-OPTIONS = [
-    "--mode",
-    "restyle",
-    "--fps",
-    "4",
-    "--steps",
-    "1",
-    "--prompt",
-    "a girl with pink hair",
-    "--no-governor",
-    "--threads",
-    "1",
-]
+RESTYLE = ("--mode", "restyle", "--fps", "3", "--steps", "1", "--prompt", "a girl with pink hair", "--threads", "1")
+ANIMATE = ("--mode", "animate", "--fps", "5", "--size", "256")
 
 
 class Server:
     """`hotloop live` on a port of its own, with a token."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}"
+        self.address, self.options = f"http://127.0.0.1:{self.port}", options
         self.start()
 
     def start(self) -> None:
         command = [sys.executable, "-c", "from hotloop.cli import main; main()", "live", "--port", str(self.port)]
-        self.process = subprocess.Popen([*command, *OPTIONS], env={**os.environ, "HOTLOOP_TOKEN": TOKEN})
+        environment = {**os.environ, "HOTLOOP_TOKEN": TOKEN}
+        self.process = subprocess.Popen([*command, "--no-governor", *self.options], env=environment)
         until(self.ready, 60, "the server is ready")
 
     def ready(self) -> bool:
@@ -73,8 +66,9 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def server(browser: Any) -> Iterator[Server]:
-    one = Server()
+def stage(browser: Any) -> Iterator[Server]:
+    """The avatar that controls move."""
+    one = Server(*ANIMATE)
     yield one
     one.stop()
 
@@ -93,24 +87,20 @@ def check_quiet(page: Page) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(browser: Any, server: Server) -> Page:
-    return open_page(browser, server, permissions=["camera", "microphone"])
+def moved(browser: Any, stage: Server) -> Iterator[Page]:
+    """The page of the avatar that controls move."""
+    one = open_page(browser, stage, permissions=["microphone"])
+    yield one
+    check_quiet(one)
 
 
 @pytest.fixture
-def page(shared: Page) -> Iterator[Page]:
-    """The page, once frames have come. It speaks to its own server alone, and nothing goes wrong in it."""
-    yield shared
-    check_quiet(shared)
-
-
-@pytest.fixture
-def opened(browser: Any, server: Server) -> Iterator[Any]:
+def opened(browser: Any) -> Iterator[Any]:
     """open(path) -> one more page, once frames or controls have come."""
     pages: list[Page] = []
 
-    def open_(path: str = "/", **given: Any) -> Page:
-        pages.append(open_page(browser, server, path, **given))
+    def open_(at: Server, path: str = "/", **given: Any) -> Page:
+        pages.append(open_page(browser, at, path, **given))
         return pages[-1]
 
     yield open_
@@ -119,12 +109,24 @@ def opened(browser: Any, server: Server) -> Iterator[Any]:
         one.context.close()
 
 
+PIXELS = """() => {
+  const { width, height } = hotloop.painter.canvas;
+  return [width, height, btoa(hotloop.painter.read().reduce((out, byte) => out + String.fromCharCode(byte), ""))];
+}"""
+
+
+def controls(server: Server) -> dict[str, float]:
+    """The session's, as the server tells whoever comes."""
+    with connect(f"ws://127.0.0.1:{server.port}/api/live/ws") as socket:
+        socket.send(json.dumps({"hello": 1, "token": TOKEN, "role": "viewer", "format": "none"}))
+        told: dict[str, float] = json.loads(socket.recv(timeout=10))["controls"]
+        return told
+
+
 def picture(page: Page) -> np.ndarray:
     """The canvas: premultiplied uint8 [H, W, 4]."""
-    width, height, pixels = page.check(
-        "() => [hotloop.painter.canvas.width, hotloop.painter.canvas.height, [...hotloop.painter.read()]]"
-    )
-    return np.array(pixels, np.uint8).reshape(height, width, 4)[::-1]
+    width, height, pixels = page.check(PIXELS)
+    return np.frombuffer(base64.b64decode(pixels), np.uint8).reshape(height, width, 4)[::-1]
 
 
 def still(page: Page) -> np.ndarray:
@@ -139,93 +141,85 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).mean())
 
 
-def test_frames_arrive_and_are_seen(page: Page) -> None:
-    shown = picture(page)
-    assert shown.shape == (64, 64, 4) and (shown[..., 3] == 255).all() and shown[..., :3].std() > 10
-    page.until("Number(document.querySelector('#fps').textContent) > 0")
-    assert page.check("document.querySelector('#state').dataset.state") == "live"
-    assert page.check("document.querySelector('#veil').hidden")
+class TestPicturesFromWords:
+    """The page of a session that draws from words and pictures."""
 
+    @pytest.fixture(scope="class")
+    def server(self, browser: Any) -> Iterator[Server]:
+        """Pictures from words."""
+        one = Server(*RESTYLE)
+        yield one
+        one.stop()
 
-def test_a_prompt_changes_the_face_and_a_refused_one_says_why(page: Page) -> None:
-    page.check("hotloop.wire.set({ drift: 0, seed: 7 })")
-    page.until("hotloop.settings.known.drift === 0")
-    before = still(page)
-    version = page.check("hotloop.frame.version")
-    assert distance(before, still(page)) < 1, "the picture must stand still, or this proves nothing"
-    page.page.fill("#prompt", "an old man with green hair")
-    page.page.keyboard.press("Enter")
-    page.until(f"hotloop.frame.version > {version}")
-    after = still(page)
-    assert distance(before, after) > 10
-    page.page.fill("#prompt", "x" * 3000)
-    page.page.click("#draw")
-    page.until("document.querySelector('#told').classList.contains('bad')")
-    assert "2000" in page.check("document.querySelector('#told').textContent")
-    assert distance(after, still(page)) < 1
+    @pytest.fixture(scope="class")
+    def shared(self, browser: Any, server: Server) -> Page:
+        return open_page(browser, server, permissions=["camera", "microphone"])
 
+    @pytest.fixture
+    def page(self, shared: Page) -> Iterator[Page]:
+        """The page, once frames have come. It speaks to its own server alone, and nothing goes wrong in it."""
+        yield shared
+        check_quiet(shared)
 
-def test_keys_1_to_6_change_the_expression(page: Page, opened: Any) -> None:
-    monitor = opened("/monitor")
-    version = page.check("hotloop.settings.version")
-    for key, name in enumerate(("happy", "angry", "cold", "sad", "surprised", "neutral"), 1):
-        page.page.keyboard.press(str(key))
-        weights = "Object.fromEntries(['happy', 'angry', 'cold', 'sad', 'surprised', 'neutral'].map((n) => [n, " \
-            "Number(document.querySelector(`[data-name=${n}] output`).textContent)]))"  # fmt: skip
-        monitor.until(f"({weights})['{name}'] === 1")
-        assert sum(monitor.check(f"({weights})").values()) == 1
-        assert page.check(f"document.querySelector('#faces [data-name={name}]').ariaChecked") == "true"
-    page.until(f"hotloop.settings.version > {version}")  # in a session that no controls move, its words
+    def test_frames_arrive_and_are_seen(self, page: Page) -> None:
+        shown = picture(page)
+        assert shown.shape == (64, 64, 4) and (shown[..., 3] == 255).all() and shown[..., :3].std() > 10
+        page.until("Number(document.querySelector('#fps').textContent) > 0")
+        assert page.check("document.querySelector('#state').dataset.state") == "live"
+        assert page.check("document.querySelector('#veil').hidden")
 
+    def test_a_prompt_changes_the_face_and_a_refused_one_says_why(self, page: Page) -> None:
+        page.check("hotloop.wire.set({ drift: 0, seed: 7 })")
+        page.until("hotloop.settings.known.drift === 0")
+        before = still(page)
+        version = page.check("hotloop.frame.version")
+        assert distance(before, still(page)) < 1, "the picture must stand still, or this proves nothing"
+        page.page.fill("#prompt", "an old man with green hair")
+        page.page.keyboard.press("Enter")
+        page.until(f"hotloop.frame.version > {version}")
+        after = still(page)
+        assert distance(before, after) > 10
+        page.page.fill("#prompt", "x" * 3000)
+        page.page.click("#draw")
+        page.until("document.querySelector('#told').classList.contains('bad')")
+        assert "2000" in page.check("document.querySelector('#told').textContent")
+        assert distance(after, still(page)) < 1
 
-def test_the_camera_is_redrawn(page: Page) -> None:
-    page.page.click("#tab-input")
-    page.page.click("[data-source=camera]")
-    page.until("hotloop.strip.stats?.source?.shown > 2", 30)
-    page.until("hotloop.source.sent > 3 && hotloop.strip.numbers.p50 > 0")
-    assert page.check("!document.querySelector('#preview').hidden && hotloop.strip.stats.dreams === false")
-    page.page.click("[data-source=none]")
-    page.until("hotloop.strip.stats.dreams")
+    def test_where_no_controls_move_it_an_expression_is_a_word(self, page: Page) -> None:
+        page.page.keyboard.press("2")
+        page.until("hotloop.settings.known.prompt.endsWith(', angry')")
+        page.page.keyboard.press("2")  # the same again: neutral
+        page.until("!hotloop.settings.known.prompt.includes('angry')")
 
+    def test_the_camera_is_redrawn(self, page: Page) -> None:
+        page.page.click("#tab-input")
+        page.page.click("[data-source=camera]")
+        page.until("hotloop.strip.stats?.source?.shown > 2", 30)
+        page.until("hotloop.source.sent > 3 && hotloop.strip.numbers.p50 > 0")
+        assert page.check("!document.querySelector('#preview').hidden && hotloop.strip.stats.dreams === false")
+        page.page.click("[data-source=none]")
+        page.until("hotloop.strip.stats.dreams")
 
-def test_the_microphone_moves_the_mouth(page: Page, opened: Any) -> None:
-    monitor = opened("/monitor")
-    page.page.click("#tab-input")
-    page.page.check("#mic", force=True)
-    page.until("document.querySelector('#mic-badge meter').value > 0")
-    monitor.until("document.querySelector('[data-name=mouthA] small').textContent !== 'idle'")  # it is held
-    page.page.uncheck("#mic", force=True)
-    page.until("document.querySelector('#mic-badge').hidden")
+    def test_films_and_pictures_are_saved(self, page: Page) -> None:
+        with page.page.expect_download() as saved:
+            page.page.keyboard.press("s")
+        image = np.asarray(Image.open(saved.value.path()).convert("RGBA"))
+        assert image.shape == (64, 64, 4) and image[..., :3].std() > 10
+        page.page.keyboard.press("r")
+        page.until("document.querySelector('#rec span').textContent === '0:01'")
+        with page.page.expect_download() as saved:
+            page.page.click("#record")
+        film = saved.value.path().read_bytes()
+        assert film[:4] == b"\x1aE\xdf\xa3" and b"\x1f\x43\xb6\x75" in film  # WebM: EBML, and a cluster of frames
+        page.until("document.querySelector('#rec').hidden")
 
-
-def test_films_and_pictures_are_saved(page: Page) -> None:
-    with page.page.expect_download() as saved:
-        page.page.keyboard.press("s")
-    image = np.asarray(Image.open(saved.value.path()).convert("RGBA"))
-    assert image.shape == (64, 64, 4) and image[..., :3].std() > 10
-    page.page.keyboard.press("r")
-    page.until("document.querySelector('#rec span').textContent === '0:01'")
-    with page.page.expect_download() as saved:
-        page.page.click("#record")
-    film = saved.value.path().read_bytes()
-    assert film[:4] == b"\x1aE\xdf\xa3" and b"\x1f\x43\xb6\x75" in film  # WebM: EBML, and a cluster of frames
-    page.until("document.querySelector('#rec').hidden")
-
-
-def test_the_view_is_transparent_around_the_avatar(opened: Any) -> None:
-    page = opened("/view", viewport={"width": 300, "height": 100})
-    shot = np.asarray(Image.open(io.BytesIO(page.page.screenshot(omit_background=True))).convert("RGBA"))
-    assert not shot[:, :90].any() and not shot[:, -90:].any()
-    assert (shot[:, 110:190, 3] == 255).all() and shot[:, 110:190, :3].std() > 10
-
-
-def test_without_the_token_the_page_asks_for_it(opened: Any) -> None:
-    page = opened(token=None)
-    page.until("document.querySelector('#token-dialog').open")
-    page.page.fill("#token", TOKEN)
-    page.page.keyboard.press("Enter")
-    page.until("globalThis.hotloop.drawn > 0")
-    page.complaints[:] = [line for line in page.complaints if "401" not in line]  # the browser's own line
+    def test_without_the_token_the_page_asks_for_it(self, server: Server, opened: Any) -> None:
+        page = opened(server, token=None)
+        page.until("document.querySelector('#token-dialog').open")
+        page.page.fill("#token", TOKEN)
+        page.page.keyboard.press("Enter")
+        page.until("globalThis.hotloop.drawn > 0")
+        page.complaints[:] = [line for line in page.complaints if "401" not in line]  # the browser's own line
 
 
 NAMELESS = """() => [...document.querySelectorAll("button, input, textarea, select, a, canvas, [role]")].filter(one => {
@@ -240,8 +234,8 @@ FOCUS = """() => {
 }"""
 
 
-def test_everything_is_reached_and_seen_by_keyboard_alone(opened: Any) -> None:
-    page = opened()
+def test_everything_is_reached_and_seen_by_keyboard_alone(stage: Server, opened: Any) -> None:
+    page = opened(stage)
     assert page.check(NAMELESS) == []
     press = page.page.keyboard.press
     met = []
@@ -254,9 +248,8 @@ def test_everything_is_reached_and_seen_by_keyboard_alone(opened: Any) -> None:
             break
     assert {"obs", "keys", "theme", "snap", "record", "full"} <= set(met)
     press("ArrowRight")
-    assert page.check("document.activeElement.id") == "tab-face" and page.check(
-        "!document.querySelector('#panel-face').hidden"
-    )
+    assert page.check("document.activeElement.id") == "tab-face"
+    assert page.check("!document.querySelector('#panel-face').hidden")
     press("Tab")
     press("Tab")
     assert page.check("document.activeElement.id") == "control-headYaw"
@@ -275,8 +268,80 @@ def test_everything_is_reached_and_seen_by_keyboard_alone(opened: Any) -> None:
     press("Escape")
 
 
-def test_it_fits_a_phone_and_wears_light_and_dark(opened: Any) -> None:
-    page = opened(viewport={"width": 390, "height": 800}, color_scheme="dark")
+WEIGHTS = """Object.fromEntries(["happy", "angry", "cold", "sad", "surprised", "neutral"].map(
+  (name) => [name, Number(document.querySelector(`[data-name=${name}] output`).textContent)]))"""
+# What idle life moves.
+STILL = ("headYaw", "headPitch", "headRoll", "headX", "gazeX", "gazeY", "eyeBlinkLeft", "eyeBlinkRight", "breath")
+
+
+class TestTheMonitorSees:
+    """What the page of an avatar sends, as the monitor shows it."""
+
+    @pytest.fixture(scope="class")
+    def monitor(self, browser: Any, stage: Server) -> Iterator[Page]:
+        one = open_page(browser, stage, "/monitor", viewport={"width": 480, "height": 320})
+        yield one
+        check_quiet(one)
+        one.context.close()
+
+    def test_keys_1_to_6_change_the_expression_in_the_next_frames(self, moved: Page, monitor: Page) -> None:
+        page = moved
+        page.check(f"hotloop.face.put({dict.fromkeys(STILL, 0)})")
+
+        def face() -> np.ndarray:
+            """Eyes and mouth, some frames from now."""
+            drawn = page.check("hotloop.drawn")
+            page.until(f"hotloop.drawn > {drawn + 3}")
+            return picture(page)[110:210, 85:171].astype(float)
+
+        shown = {}
+        for key, name in enumerate(("happy", "angry", "cold", "sad", "surprised", "neutral"), 1):
+            page.page.keyboard.press(str(key))
+            monitor.until(f"({WEIGHTS})['{name}'] === 1")
+            assert sum(monitor.check(f"({WEIGHTS})").values()) == 1
+            assert page.check(f"document.querySelector('#faces [data-name={name}]').ariaChecked") == "true"
+            shown[name] = face()
+        still = distance(shown["neutral"], face())
+        assert min(distance(shown[a], shown[b]) for a in shown for b in shown if a < b) > max(3 * still, 1)
+
+    def test_what_is_let_go_of_lives_by_itself_again(self, moved: Page, monitor: Page) -> None:
+        page = moved
+        page.page.click("#tab-face")
+        held = "document.querySelector('[data-name=headYaw] small').textContent !== 'idle'"
+        page.page.fill("#control-headYaw", "20")
+        monitor.until(f"{held} && Number(document.querySelector('[data-name=headYaw] output').textContent) > 18")
+        page.page.click("#rest")
+        monitor.until(f"!({held})")
+        assert page.check("Object.keys(hotloop.face.held).length") == 0
+        assert not page.check("[...document.querySelectorAll('.toast')].map((one) => one.textContent).join()")
+
+    def test_the_microphone_moves_the_mouth(self, moved: Page, monitor: Page) -> None:
+        page = moved
+        page.page.click("#tab-input")
+        page.page.check("#mic", force=True)
+        page.until("document.querySelector('#mic-badge meter').value > 0")
+        monitor.until("document.querySelector('[data-name=mouthA] small').textContent !== 'idle'")  # it is held
+        page.page.uncheck("#mic", force=True)
+        page.until("document.querySelector('#mic-badge').hidden")
+
+
+def test_the_views_canvas_is_transparent_where_the_avatar_is_not(opened: Any, stage: Server) -> None:
+    page = opened(stage, "/view", viewport={"width": 360, "height": 256})
+    shown = picture(page)
+    assert shown.shape == (256, 256, 4)
+    alpha = shown[..., 3]
+    assert not shown[:8, :8].any() and not shown[:8, -8:].any() and (alpha[120:136, 120:136] == 255).all()
+    assert 0.2 < (alpha == 0).mean() < 0.7 and ((alpha > 0) & (alpha < 255)).any()
+    assert (shown[..., :3] <= alpha[..., None]).all()
+    # The window too: what lies behind the page shows through.
+    shot = np.asarray(Image.open(io.BytesIO(page.page.screenshot(omit_background=True))).convert("RGBA"))
+    assert not shot[:, :50].any() and not shot[:8, 60:100].any() and (shot[120:136, 172:188, 3] == 255).all()
+
+
+def test_it_fits_a_phone_and_wears_light_and_dark(moved: Page) -> None:
+    page = moved
+    page.page.set_viewport_size({"width": 390, "height": 800})
+    page.page.emulate_media(color_scheme="dark", reduced_motion="reduce")
     assert page.check("document.documentElement.scrollWidth") <= 390
     paper = "getComputedStyle(document.body).backgroundColor"
     dark = page.check(paper)
@@ -288,15 +353,13 @@ def test_it_fits_a_phone_and_wears_light_and_dark(opened: Any) -> None:
         assert page.check("document.documentElement.scrollWidth") <= 390
 
 
-def test_it_comes_back_by_itself_when_the_server_was_started_again(page: Page, server: Server) -> None:
-    page.page.click("#tab-look")
-    page.page.fill("#prompt", "a boy with blue hair")
-    page.page.keyboard.press("Enter")
-    page.until("hotloop.settings.known.prompt === 'a boy with blue hair'")
-    server.stop()
+def test_it_comes_back_by_itself_when_the_server_was_started_again(moved: Page, stage: Server) -> None:
+    page = moved
+    page.check("hotloop.face.express('sad')")
+    stage.stop()
     page.until("document.querySelector('#state').dataset.state === 'lost'")
-    server.start()
+    stage.start()
     drawn = page.check("hotloop.drawn")
     page.until(f"hotloop.wire.state === 'live' && hotloop.drawn > {drawn}", 30)
-    page.until("hotloop.settings.known.prompt === 'a boy with blue hair'")  # asked for again
+    until(lambda: controls(stage)["sad"] == 1, 10, "what the page held is said again")
     page.complaints[:] = [line for line in page.complaints if "ERR_CONNECTION" not in line]  # the browser's own lines

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError
+from ..files import read_file
 from . import headless
 from .shell import fail
 
@@ -18,6 +19,7 @@ __all__ = ["live"]
 
 _PLACE = "live"
 _TOKEN = "HOTLOOP_TOKEN"
+_LARGEST = 4096  # bytes of its file
 
 
 def live(
@@ -102,8 +104,8 @@ def _token(token: str | None, file: Path | None) -> str | None:
     if file is None or token:
         return token or None
     try:
-        return file.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_file(file, most=_LARGEST).decode().strip()
+    except (OSError, ValueError) as error:  # a name that no file can have, bytes that are no text
         raise InputError(_PLACE, "token-file must be a text file that can be read", str(file)) from error
 
 

@@ -92,8 +92,9 @@ wire.addEventListener("state", ({ detail }) => {
 
 let session = null;
 wire.addEventListener("welcome", ({ detail }) => {
+  const again = session !== null;
   // Another session, or a server that was started again and counts from the beginning.
-  const begun = session !== null && (session !== detail.session || detail.version < settings.version);
+  const begun = again && (session !== detail.session || detail.version < settings.version);
   session = detail.session;
   try {
     sessionStorage.setItem(KEPT, session);
@@ -107,10 +108,8 @@ wire.addEventListener("welcome", ({ detail }) => {
   $("#obs-size").textContent = `${detail.width} × ${detail.height}`;
   settings.take(detail.settings ?? {}, detail.version ?? 0);
   strip.reset();
-  if (begun) {
-    settings.again();
-    face.again();
-  }
+  if (begun) settings.again();
+  if (again) face.again(); // what a connection held went with it
   source.resend();
 });
 /** Shows what the session can do: draw from pictures, draw from words. */

@@ -3,6 +3,7 @@
 import { $, make } from "./widgets.js";
 
 const WINDOW = 10_000; // ms
+const FIRST = 1000; // ms in which a browser is still waking
 const SHOWN = 120;
 const EVERY = 400; // ms
 
@@ -33,10 +34,7 @@ const whole = (count) => count.toLocaleString("en");
 
 export class Strip {
   constructor() {
-    this.ages = [];
-    this.shown = [];
-    this.overtaken = 0;
-    this.stats = null;
+    this.reset();
     this.spark = $("#spark");
     setInterval(() => this.#show(), EVERY);
   }
@@ -46,14 +44,14 @@ export class Strip {
     const at = performance.now();
     this.shown.push(at);
     while (this.shown[0] < at - 2000) this.shown.shift();
-    if (age === null) return;
+    if (age === null || at < this.begun + FIRST) return;
     this.ages.push({ at, age: Math.max(age, 0) });
     while (this.ages[0].at < at - WINDOW) this.ages.shift();
   }
 
   /** The connection began anew. */
   reset() {
-    Object.assign(this, { ages: [], shown: [], overtaken: 0, stats: null });
+    Object.assign(this, { ages: [], shown: [], overtaken: 0, stats: null, begun: performance.now() });
   }
 
   /** What tests and the curious read. */
