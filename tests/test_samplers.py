@@ -1,6 +1,7 @@
 """Every table against the diffusers scheduler it stands for: row by row, on a nonlinear network, in float32."""
 
 import itertools
+import math
 
 import diffusers
 import numpy as np
@@ -62,7 +63,10 @@ def scheduler_for(schedulers):
         cls, fixed = schedulers[name]
         if prediction == "sample" and name in NO_X0:
             prediction = "epsilon"
-        scheduler = getattr(diffusers, cls).from_config({**config, **fixed, "prediction_type": prediction})
+        told = {**config, **fixed, "prediction_type": prediction}
+        if "algorithm_type" in config:  # DPM-Solver's older forms, beside what the sampler's name says
+            told["algorithm_type"] = config["algorithm_type"]
+        scheduler = getattr(diffusers, cls).from_config(told)
         scheduler.set_timesteps(steps)
         timesteps = scheduler.timesteps[start * scheduler.order :]
         if name in ("plms", "pndm") and start:
@@ -290,6 +294,54 @@ def test_inpainting_blends_what_the_reference_pipeline_blends(check, name, steps
 @pytest.mark.parametrize("steps", [7, 20])
 def test_options_agree_with_the_reference(check, name, config, step, options, steps):
     check(name, steps, stock_config=config, step=step, **options)
+
+
+@pytest.mark.filterwarnings("ignore:`algorithm_types dpmsolver:FutureWarning")
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("order, kind", [(1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint")])
+@pytest.mark.parametrize("name, algorithm", [("dpmpp_2m", "dpmsolver"), ("dpmpp_2m_sde", "sde-dpmsolver")])
+def test_solvers_that_predict_noise_agree_with_the_reference(check, name, algorithm, order, kind, prediction):
+    if name == "dpmpp_2m_sde" and order == 3:
+        return
+    told = {"algorithm_type": algorithm, "solver_order": order, "solver_type": kind, "final_sigmas_type": "sigma_min"}
+    for steps, start in ((2, 0), (7, 0), (20, 0), (7, 3)):
+        check(name, steps, config={**SD15, **told}, prediction=prediction, start=start)
+
+
+HOSTILE = (None, True, -1, 0, 2.5, 1e-300, 1e300, 10**400, math.inf, math.nan, "x", [], [1], {"a": 1}, [0.5] * 7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hostile_schedule_gives_a_table_or_one_line(name):
+    """Out of a file anything may come: every key that the sampler or the schedule reads, with every kind of value."""
+    spacings = {"timestep_spacing", "use_karras_sigmas", "use_exponential_sigmas", "sigma_min", "sigma_max"}
+    keys = {*SD15, *samplers.options(name), *spacings, "prediction_type", "_use_default_values"}
+    refused = 0
+    for key, value, karras in itertools.product(sorted(keys), HOSTILE, (False, True)):
+        try:
+            schedule = Schedule.from_config({**SD15, "use_karras_sigmas": karras, key: value})
+            table = samplers.build(name, schedule, 4)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            continue
+        assert np.isfinite(table.update).all() and np.isfinite(table.init_scale)
+    assert refused > 50
+
+
+def test_a_table_that_cannot_be_solved_is_one_line():
+    """The corrector of third order has no step to sigma 0."""
+    schedule = Schedule.from_config({**SD15, "solver_order": 3, "lower_order_final": False})
+    with pytest.raises(InputError, match=r"samplers.unipc\] this schedule and these steps"):
+        samplers.build("unipc", schedule, 7)
+
+
+def test_a_solver_that_predicts_noise_cannot_end_at_sigma_0():
+    schedule = Schedule.from_config({**SD15, "algorithm_type": "dpmsolver"})
+    with pytest.raises(InputError, match=r"final_sigmas_type\] must be sigma_min with algorithm_type"):
+        samplers.build("dpmpp_2m", schedule, 20)
+    with pytest.raises(ValueError, match="final_sigmas_type"):
+        diffusers.DPMSolverMultistepScheduler.from_config({**SD15, "algorithm_type": "dpmsolver"})
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hotloop.errors import BundleError
-from hotloop.files import cache_folder
+from hotloop.files import cache_folder, open_file
 
 __all__ = ["file_sha256"]
 
@@ -30,7 +30,7 @@ def file_sha256(path: str | Path, *, rehash: bool = False) -> str:
     path = Path(path).resolve()
     memo = _read()
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             before = _identity(os.fstat(file.fileno()))
             known = memo.get(str(path))
             if not rehash and known is not None and known[:-1] == before:

@@ -74,7 +74,7 @@ def repair_scheduler(
     """
     named = config_of(scheduler)
     cls = cls or scheduler.get("_class_name") or "PNDMScheduler"
-    name, _ = sampler_of(cls, named)
+    name, missed = sampler_of(cls, named)
     own = samplers.options(name)
     said = []
 
@@ -90,6 +90,11 @@ def repair_scheduler(
     repair("clip_sample", False, clips is True, shown="clip_sample" in own)
     if cls == "PNDMScheduler" and inpaint:
         repair("skip_prk_steps", True, not named.get("skip_prk_steps", False), shown=True)
+    if missed and "algorithm_type" in named and "algorithm_type" in own:
+        # Stock itself refuses the form that predicts noise where the run ends at sigma 0.
+        right = own["algorithm_type"]
+        said.append(f"scheduler: algorithm_type {named['algorithm_type']} -> {right}, whose runs can end at sigma 0")
+        named["algorithm_type"] = right
     absent = [key for key in _CONSTANTS if key not in named]
     if absent and named.get("trained_betas") is None and cls not in _OWN_CONSTANTS:
         rule = f"scheduler_config.json does not name {', '.join(absent)}"

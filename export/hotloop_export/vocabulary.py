@@ -22,7 +22,7 @@ from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
-from hotloop.files import cache_folder
+from hotloop.files import MOST_TEXT, cache_folder, read_file
 
 __all__ = ["HOW_TO_GET", "TOKENS", "Found", "find_merges", "vocabulary", "write_tokenizer"]
 
@@ -51,7 +51,7 @@ def find_merges() -> Found | None:
 def _read(file: Path) -> list[str]:
     """The merges in a file as Hugging Face keeps it, or as CLIP does, with more of them than it uses."""
     try:
-        raw = file.read_bytes()
+        raw = read_file(file, most=MOST_TEXT)
         # Not splitlines(): some of the characters that stand for bytes would count as line ends.
         lines = (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode().split("\n")
     except (OSError, ValueError, EOFError):

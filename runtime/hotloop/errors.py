@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-__all__ = ["BundleError", "DeviceMemoryError", "HotloopError", "InputError", "NonFiniteError", "TruncationWarning"]
+__all__ = [
+    "BundleError", "DeviceMemoryError", "HotloopError", "InputError", "NonFiniteError", "TruncationWarning",
+    "printable",
+]  # fmt: skip
 
 _NOTHING = object()
 _LONGEST = 120
+_LONGEST_RULE = 1000
 
 
 class HotloopError(Exception):
     """Base of every error that hotloop raises on purpose: `[place] rule, got value`."""
 
     def __init__(self, place: str, rule: str, got: object = _NOTHING) -> None:
-        self.place, self.rule = place, rule
-        message = f"[{place}] {rule}"
+        self.place, self.rule = place, printable(rule, _LONGEST_RULE)
+        message = f"[{printable(place, _LONGEST)}] {self.rule}"
         if got is not _NOTHING:
             message += f", got {_shown(got)}"
         super().__init__(message)
+
+
+def printable(text: str, longest: int = _LONGEST) -> str:
+    """One line of what may come from a file, for a terminal or a log: whatever moves a cursor, colours or hides is
+    escaped as Python writes it, line ends are spaces, and beyond `longest` characters it is cut."""
+    cut = text[:longest]
+    plain = "".join(c if c.isprintable() else " " if c in "\n\r" else repr(c)[1:-1] for c in cut)
+    return plain[:longest] + "…" if len(text) > longest or len(plain) > longest else plain
 
 
 def _shown(value: object) -> str:

@@ -93,8 +93,8 @@ class Common(TypedDict, total=False):
         Choice(SYNTAXES), "a1111 reads (word:1.3), ((word)), [word]; plain takes the text as it is", "a1111", "plain",
         flag="--prompt-syntax")]
     long_prompt: Annotated[str | None, Field(
-        Choice(LONG_PROMPTS), "truncate warns and cuts at 75 tokens; chunk reads windows of 75, and all prompts of a "
-        "call must need the same number of windows", "truncate", flag="--long-prompt")]
+        Choice(LONG_PROMPTS), "truncate warns and cuts at 75 tokens; chunk reads up to 32 windows of 75, and all "
+        "prompts of a call must need the same number of windows", "truncate", flag="--long-prompt")]
     clip_skip: Annotated[int | None, Field(
         Integer(0, 1), "0: the text encoder's last layer; 1: the last but one", 0, flag="--clip-skip")]
     compatible: Annotated[str | None, Field(

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BundleError, InputError, TruncationWarning
-from .files import read_json
+from .errors import BundleError, InputError, TruncationWarning, printable
+from .files import MOST_TEXT, read_file, read_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -30,6 +30,7 @@ __all__ = [
 MAX_CHARACTERS = 100_000
 MAX_DEPTH = 100
 MAX_WEIGHT = 100.0
+MAX_WINDOWS = 32  # memory and time of every step grow with them
 LONG_PROMPTS = ("truncate", "chunk")
 SYNTAXES = ("a1111", "plain")
 
@@ -134,8 +135,9 @@ class Tokenizer:
 
         syntax: "a1111" reads weights, `(word:1.3)`, `((word))`, `[word]` (see parse_weights); "plain" takes the text as
         it is. long_prompt: "truncate" keeps the first 75 tokens and warns (TruncationWarning) with the words that were
-        dropped; "chunk" makes windows of 75 tokens, as many for every prompt as the longest needs.
-        Raises InputError for what is no text, is longer than MAX_CHARACTERS, or breaks a rule of parse_weights.
+        dropped; "chunk" makes windows of 75 tokens, as many for every prompt as the longest needs, at most MAX_WINDOWS.
+        Raises InputError for what is no text, is longer than that or than MAX_CHARACTERS, or breaks a rule of
+        parse_weights.
         """
         for name, value, known in (("prompt_syntax", syntax, SYNTAXES), ("long_prompt", long_prompt, LONG_PROMPTS)):
             if value not in known:
@@ -144,6 +146,9 @@ class Tokenizer:
         window = self.length - 2
         rows = [self._tokens(one, syntax, window if long_prompt == "truncate" else None) for one in texts]
         chunks = max((-(-len(ids) // window) for ids, _ in rows), default=1) or 1
+        if chunks > MAX_WINDOWS:
+            rule = f"long_prompt='chunk' reads at most {MAX_WINDOWS} windows of {window} tokens"
+            raise InputError("prompt", rule, f"{chunks} windows")
         ids = np.full((len(rows), chunks, self.length), self.pad, np.int32)
         weights = np.ones(ids.shape, np.float32)
         ids[:, :, 0] = self.begin
@@ -180,8 +185,7 @@ class Tokenizer:
             ids += found[:room]
             weights += [weight] * min(len(found), room)
         if dropped.strip():
-            shown = " ".join(dropped.split())
-            shown = shown if len(shown) <= 300 else shown[:300] + "…"
+            shown = printable(" ".join(dropped.split()), 300)
             warnings.warn(
                 f"[prompt] only the first {keep} tokens are used; dropped: {shown} (long_prompt='chunk' keeps them)",
                 TruncationWarning,
@@ -215,7 +219,7 @@ def _read_model(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
                 raise BundleError("tokenizer", f"folder must hold tokenizer.json, or {name}", str(path))
         vocab = read_json(path / "vocab.json", place="tokenizer", optional=True)
         # Not splitlines(): some of the characters that stand for bytes would count as line ends.
-        lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
+        lines = read_file(path / "merges.txt", most=MOST_TEXT).decode("utf-8").split("\n")
         lines = [line for line in lines if line.strip() and not line.startswith("#version")]
     pairs = [line.split(" ") if isinstance(line, str) else line for line in lines]
     return vocab, [(first, second) for first, second in pairs]

@@ -6,7 +6,6 @@ engine is made anew but by patching that one weight.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..files import sha256
 from ..tokenizer import Tokenizer, series
 from ..weights import Weights, refuse_non_finite
 
@@ -71,7 +71,7 @@ def open_embedding(path: str | Path, *, token: str | None = None) -> Embedding:
         raise InputError("embedding", f"{path.name} must hold 1 to {MAX_VECTORS} vectors", vectors.shape)
     name = token if token is not None else path.stem if key == _A1111 else key
     _check_name(name)
-    return Embedding(name, vectors, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Embedding(name, vectors, sha256(path))
 
 
 def _check_name(name: str) -> None:

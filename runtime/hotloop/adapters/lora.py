@@ -24,6 +24,7 @@ import numpy.typing as npt
 from hotloop_kernels import usable_cores
 
 from ..errors import InputError
+from ..files import MOST_TEXT, open_file, read_file
 from ..weights import Weights, refuse_non_finite
 from .lora_keys import lora_flat, lora_key, lora_modules
 
@@ -315,7 +316,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _feed(digest: Any, file: Path) -> None:
-    with file.open("rb") as opened:
+    with open_file(file) as opened:
         while chunk := opened.read(1 << 20):
             digest.update(chunk)
 
@@ -457,7 +458,7 @@ def _configs(weights: Weights, styles: set[str], digest: Any) -> dict[str, _Conf
         if not beside.is_file():
             raise InputError("lora", f"{_CONFIG}, which holds the alpha, must lie beside", weights.path.name)
         _feed(digest, beside)
-        config = _Config.parse(_json(beside.read_bytes(), _CONFIG), _CONFIG)
+        config = _Config.parse(_json(read_file(beside, most=MOST_TEXT), _CONFIG), _CONFIG)
         return dict.fromkeys(_PARTS, config)
     if _METADATA not in weights.metadata:
         return {}

@@ -12,10 +12,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .. import __version__
-from ..errors import HotloopError
+from ..errors import HotloopError, printable
 from . import bundles, compare, doctor, generate, generators
 from . import interpolate as ways
-from .shell import fail
+from .shell import LONGEST_LINE, fail
 
 __all__ = ["app", "main"]
 
@@ -74,7 +74,7 @@ def main() -> NoReturn:
 def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
-    sys.stderr.write("hotloop: " + " ".join(str(message).splitlines()) + "\n")
+    sys.stderr.write("hotloop: " + printable(" ".join(str(message).splitlines()), LONGEST_LINE) + "\n")
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

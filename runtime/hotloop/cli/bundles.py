@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .shell import Json, print_json
+from .shell import Json, print_json, print_line
 
 __all__ = ["inspect", "verify"]
 
@@ -26,7 +26,7 @@ def inspect(
         print_json({**bundle.manifest, "id": bundle.id})
     else:
         for line in describe(bundle):
-            typer.echo(line)
+            print_line(line)
 
 
 def verify(
@@ -46,11 +46,11 @@ def verify(
     if json_:
         print_json({name: {"certificate": made, "problem": problem} for name, (made, problem) in found.items()})
     else:
-        typer.echo(f"{len(bundle.manifest['files'])} files whole, {bundle.family.name} {bundle.id[:12]}")
+        print_line(f"{len(bundle.manifest['files'])} files whole, {bundle.family.name} {bundle.id[:12]}")
         for name, (made, problem) in found.items():
             state = "not run" if made is None else "BROKEN" if problem else "holds"
             told = [certificate_line(made) if made else "", problem or ""]
-            typer.echo(f"{name:<18}{state:<9}{'; '.join(filter(None, told))}")
+            print_line(f"{name:<18}{state:<9}{'; '.join(filter(None, told))}")
     broken = [name for name, (made, problem) in found.items() if made is not None and problem]
     if broken:
         raise InputError("verify", "every certificate must hold", broken)

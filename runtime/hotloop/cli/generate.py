@@ -17,7 +17,7 @@ from .. import request as table
 from ..checks import check_integer
 from ..errors import InputError
 from ..fields import RANDOM, Alias, Field, Flag, Options, Picture
-from .shell import Json, check_writable, print_json
+from .shell import Json, check_writable, print_json, print_line
 
 if TYPE_CHECKING:
     from ..image.metadata import StoredRequest
@@ -240,7 +240,7 @@ def _draw(
         print_json({"images": made, "timings": timings, "bundle": pipe.bundle.id, "engine": pipe.engine})
     else:
         for entry in made:
-            typer.echo(f"{entry['file']}  seed {entry['seed']}")
+            print_line(f"{entry['file']}  seed {entry['seed']}")
 
 
 def _drawn(pipe: Pipeline, command: str, given: Mapping[str, Any], label: str) -> Result:

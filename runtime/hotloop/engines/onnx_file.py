@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BundleError
+from ..files import read_file
 
 __all__ = ["Initializer", "OnnxFile"]
 
@@ -49,7 +50,7 @@ class OnnxFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._raw = path.read_bytes()
+        self._raw = read_file(path)
         try:
             self._graph = next((at, *span) for field, at, *span in _fields(self._raw, 0, len(self._raw))
                                if field == _MODEL_GRAPH)  # fmt: skip

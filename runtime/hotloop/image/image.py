@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from hotloop_kernels import rgb
 
 from ..errors import InputError
+from ..files import open_file
 
 __all__ = [
     "LIMIT_PIXELS", "blur", "centre_crop", "contact_sheet", "encode", "fill", "from_array", "latent_mask",
@@ -29,6 +31,8 @@ __all__ = [
 ]  # fmt: skip
 
 LIMIT_PIXELS = 64_000_000
+# Bytes of a file: twice what so many pixels of 16 bits take in the plainest format.
+_MOST = 1 << 30
 
 # What is read: PIL's other formats either start outside programs (EPS) or are not pictures anyone edits.
 _READ = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -105,14 +109,16 @@ def _open(source: Source, mode: str, matte: int, limit_pixels: int, place: str) 
         if isinstance(source, Image.Image):
             _check_pixels(source.size, limit_pixels, place, name)
             return _flatten(source, mode, matte, place)
-        try:
-            return _read(source, mode, matte, limit_pixels, place)
-        except InputError:
-            raise
-        except Exception:
-            if (pixels := _pixel_chunks(Path(source))) is None:
+        with open_file(source, most=_MOST) as file:
+            try:
+                return _read(file, mode, matte, limit_pixels, place, name)
+            except InputError:
                 raise
-            return _read(pixels, mode, matte, limit_pixels, place, name=name)
+            except Exception:
+                file.seek(0)
+                if (pixels := _pixel_chunks(file)) is None:
+                    raise
+                return _read(pixels, mode, matte, limit_pixels, place, name)
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the warning, where filters make it one
@@ -124,17 +130,15 @@ def _open(source: Source, mode: str, matte: int, limit_pixels: int, place: str) 
         raise InputError(place, f"image must be readable ({reason or type(error).__name__})", str(name)) from error
 
 
-def _read(
-    file: str | os.PathLike[str] | io.BytesIO, mode: str, matte: int, limit_pixels: int, place: str, name: object = None
-) -> Image.Image:
+def _read(file: BinaryIO, mode: str, matte: int, limit_pixels: int, place: str, name: object) -> Image.Image:
     with Image.open(file, formats=_READ) as image:
-        _check_pixels(image.size, limit_pixels, place, name or file)
+        _check_pixels(image.size, limit_pixels, place, name)
         return _flatten(image, mode, matte, place)
 
 
-def _pixel_chunks(path: Path) -> io.BytesIO | None:
+def _pixel_chunks(file: BinaryIO) -> io.BytesIO | None:
     """A PNG without the chunks that its pixels do not need: PIL refuses the whole file for one that is broken."""
-    data = path.read_bytes()
+    data = file.read(_MOST)
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         return None
     kept, at = [data[:8]], 8
@@ -388,14 +392,15 @@ def save(image: Image.Image, path: str | os.PathLike[str], *, text: Mapping[str,
 def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
     """The text chunks of a PNG file by keyword; empty where it has none. Raises InputError if it is no readable PNG."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with open_file(path, most=_MOST) as file, Image.open(file, formats=("PNG",)) as image:
             # Chunks may follow the pixels, which `text` would decode: too many of those are refused first.
             _check_pixels(image.size, LIMIT_PIXELS, "image", path)
             return {key: str(value) for key, value in image.text.items()}  # type: ignore[attr-defined]
     except InputError:
         raise
     except Exception as error:
-        raise InputError("image", "file must be a readable PNG", str(path)) from error
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise InputError("image", f"file must be a readable PNG{reason}", str(path)) from error
 
 
 def contact_sheet(

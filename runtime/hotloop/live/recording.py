@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from ..files import read_file
 
 if TYPE_CHECKING:
     from .animation.keyframe import Keyframe
@@ -78,7 +79,7 @@ class Recording:
         """Raises InputError for what is none."""
         made = cls()
         try:
-            lines = (folder / "decisions.jsonl").read_text("utf-8").splitlines()
+            lines = read_file(folder / "decisions.jsonl").decode("utf-8").splitlines()
             made.decisions = [json.loads(line) for line in lines]
             with np.load(folder / "inputs.npz", allow_pickle=False) as inputs:
                 made.inputs = {name: inputs[name] for name in inputs.files}

@@ -69,7 +69,13 @@ def sampler(name: str, **defaults: Any) -> Callable[[Callable[[Grid], Rows]], Sa
         def public(schedule: Schedule, steps: int, *, start: int = 0, **options: Any) -> StepTable:
             grid = checked(name, schedule, steps, start, defaults, options)
             with np.errstate(all="ignore"):  # what is not finite, the table refuses
-                return rows(grid).table(name)
+                try:
+                    return rows(grid).table(name)
+                except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
+                    if isinstance(error, InputError):
+                        raise
+                    rule = f"this schedule and these steps and options must give a table ({error})"
+                    raise InputError(f"samplers.{name}", rule, {"steps": grid.steps, **grid.options}) from error
 
         public.__name__ = public.__qualname__ = name
         public.__doc__, public.__module__ = rows.__doc__, rows.__module__

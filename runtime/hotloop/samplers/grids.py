@@ -59,6 +59,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "solver_order": _whole(1, 3),
     "solver_type": _one_of("midpoint", "heun", "bh1", "bh2", "logrho"),
     "final_sigmas_type": _one_of("zero", "sigma_min"),
+    "algorithm_type": _one_of("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver", "deis"),
     "variance_type": _one_of("fixed_small", "fixed_small_log", "fixed_large"),
     "set_alpha_to_one": _BOOLEAN,
     "lower_order_final": _BOOLEAN,
@@ -114,10 +115,10 @@ class Solver:
     lam: Vector
     prediction: str
 
-    def at(self, i: int) -> dict[str, Any]:
-        """Level of row i, and d = x_0."""
+    def at(self, i: int, *, noise: bool = False) -> dict[str, Any]:
+        """Level of row i, and d: x_0, or the noise."""
         level = Level(self.alpha[i], self.sigma[i])
-        return {"level": level, "d": outputs(self.prediction, level)[0]}
+        return {"level": level, "d": outputs(self.prediction, level)[noise]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,11 +215,18 @@ class Grid:
         curve = {"karras": karras, "exponential": exponential}.get(self.options.get("sigmas", "default"))
         if curve is None:
             return t, sigma
-        config = self.schedule.config
-        low, high = config.get("sigma_min"), config.get("sigma_max")
-        sigma = curve(float(high or top), float(low or bottom), self.steps)
+        sigma = curve(self._bound("sigma_max", top), self._bound("sigma_min", bottom), self.steps)
         t = sigma_to_t(sigma, self.train_sigmas)
         return (t.round() if whole and curve is karras else t), sigma
+
+    def _bound(self, key: str, own: float) -> float:
+        """The configuration's, where it names one."""
+        value = self.schedule.config.get(key)
+        if value is None:
+            return float(own)
+        if not _number(value) or not 0 < value < 1e9:
+            raise self.refuse(key, "must be a number above 0", value)
+        return float(value)
 
     def _ended(self, sigma: Vector) -> Vector:
         """The sigmas with the one the run ends at, rounded as diffusers keeps them."""

@@ -250,20 +250,28 @@ _DPM_SOLVER: dict[str, Any] = {
 }  # fmt: skip
 
 
-@sampler("dpmpp_2m", **_DPM_SOLVER)
+@sampler("dpmpp_2m", **_DPM_SOLVER, algorithm_type="dpmsolver++")
 def dpmpp_2m(grid: Grid) -> Rows:
-    """DPM-Solver++(2M), Lu et al. 2022 (arXiv 2211.01095), algorithm 2; solver_order 1 and 3 likewise."""
-    return _dpmpp(grid, sde=False)
+    """DPM-Solver++(2M), Lu et al. 2022 (arXiv 2211.01095), algorithm 2; solver_order 1 and 3 likewise.
+
+    With algorithm_type dpmsolver it is DPM-Solver's multistep form, which predicts noise (arXiv 2206.00927).
+    """
+    return _dpm_solver(grid, sde=False)
 
 
-@sampler("dpmpp_2m_sde", **_DPM_SOLVER)
+@sampler("dpmpp_2m_sde", **_DPM_SOLVER, algorithm_type="sde-dpmsolver++")
 def dpmpp_2m_sde(grid: Grid) -> Rows:
     """SDE-DPM-Solver++(2M), Lu et al. 2022 (arXiv 2211.01095), section 5: the same with 2h for h, and fresh noise."""
-    return _dpmpp(grid, sde=True)
+    return _dpm_solver(grid, sde=True)
 
 
-def _dpmpp(grid: Grid, *, sde: bool) -> Rows:
-    """Taylor expansion of x_0 in lambda over one step; D0, D1, D2 estimate it and its derivatives (times h^k)."""
+def _dpm_solver(grid: Grid, *, sde: bool) -> Rows:
+    """Taylor expansion of x_0, or of the noise, in lambda over one step; D0, D1, D2 estimate it and its derivatives
+    (times h^k). Whether noise is added is the sampler's to say, what is expanded the algorithm's."""
+    noise = not grid["algorithm_type"].endswith(("++", "deis"))
+    if noise and grid["final_sigmas_type"] == "zero":
+        rule = f"must be sigma_min with algorithm_type {grid['algorithm_type']}, which cannot reach sigma 0"
+        raise grid.refuse("final_sigmas_type", rule, "zero")
     g = grid.solver(round_karras=grid.schedule.config.get("beta_schedule") != "squaredcos_cap_v2")
     if sde and grid["solver_order"] > 2:
         raise grid.refuse("solver_order", "must be 1 or 2", grid["solver_order"])
@@ -275,9 +283,12 @@ def _dpmpp(grid: Grid, *, sde: bool) -> Rows:
         if left == 1 and last_is_first_order:
             k = 1
         h = g.lam[i + 1] - g.lam[i]
-        H = 2 * h if sde else h  # the SDE's drift is twice the ODE's
-        phi = -math.expm1(-H)
-        x = g.sigma[i + 1] / g.sigma[i] * (math.exp(-h) if sde else 1.0) * X + g.alpha[i + 1] * phi * D
+        if noise:
+            x = g.alpha[i + 1] / g.alpha[i] * X - (2 if sde else 1) * g.sigma[i + 1] * math.expm1(h) * D
+        else:
+            H = 2 * h if sde else h  # the SDE's drift is twice the ODE's
+            phi = -math.expm1(-H)
+            x = g.sigma[i + 1] / g.sigma[i] * (math.exp(-h) if sde else 1.0) * X + g.alpha[i + 1] * phi * D
         if k >= 2:
             r0 = (g.lam[i] - g.lam[i - 1]) / h
             D1 = (D - S[1]) / r0
@@ -285,12 +296,19 @@ def _dpmpp(grid: Grid, *, sde: bool) -> Rows:
                 r1 = (g.lam[i - 1] - g.lam[i - 2]) / h
                 D2 = (D1 - (S[1] - S[2]) / r1) / (r0 + r1)
                 D1 = D1 + r0 * D2
-                x += g.alpha[i + 1] * (1 - phi / H) * D1 - g.alpha[i + 1] * ((H - phi) / H**2 - 0.5) * D2
+                first = True
             else:
-                x += g.alpha[i + 1] * (1 - phi / H if grid["solver_type"] == "heun" else phi / 2) * D1
+                D2, first = np.zeros_like(D1), grid["solver_type"] == "heun"
+            if noise:
+                e = math.expm1(h)
+                weight = (e / h - 1) if first else e / 2
+                x -= g.sigma[i + 1] * ((2 if sde else 1) * weight * D1 + ((e - h) / h**2 - 0.5) * D2)
+            else:
+                weight = 1 - phi / H if first else phi / 2
+                x += g.alpha[i + 1] * (weight * D1 - ((H - phi) / H**2 - 0.5) * D2)
         if sde:
-            x = x + g.sigma[i + 1] * math.sqrt(-math.expm1(-2 * h)) * Z
-        rows.add(i, g.timesteps[i], x, save={1: D, 2: S[1]}, draws=sde, **g.at(i))
+            x = x + g.sigma[i + 1] * math.sqrt(math.expm1(2 * h) if noise else -math.expm1(-2 * h)) * Z
+        rows.add(i, g.timesteps[i], x, save={1: D, 2: S[1]}, draws=sde, **g.at(i, noise=noise))
     return rows
 
 

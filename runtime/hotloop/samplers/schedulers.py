@@ -22,6 +22,8 @@ STAND_INS: Mapping[str, str] = {
     "KDPM2AncestralDiscreteScheduler": "euler_a", "IPNDMScheduler": "plms",
 }  # fmt: skip
 _ELSE = "plms"
+# Which stock refuses, too, where the run is to end at sigma 0.
+_PREDICTS_NOISE = ("dpmsolver", "sde-dpmsolver")
 _ALGORITHMS = {"dpmsolver++": "dpmpp_2m", "deis": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"}
 
 
@@ -35,8 +37,10 @@ def sampler_of(scheduler: str, config: Mapping[str, Any]) -> tuple[str, str | No
         return "pndm", None
     if scheduler == "DPMSolverMultistepScheduler":
         algorithm = config.get("algorithm_type", "dpmsolver++")
+        near = "dpmpp_2m_sde" if str(algorithm).startswith("sde") else "dpmpp_2m"
+        if algorithm in _PREDICTS_NOISE and config.get("final_sigmas_type") == "sigma_min":
+            return near, None
         if algorithm not in _ALGORITHMS:
-            near = "dpmpp_2m_sde" if str(algorithm).startswith("sde") else "dpmpp_2m"
             return near, f"{scheduler} with algorithm_type {algorithm}"
         return _ALGORITHMS[algorithm], None
     if scheduler in SAMPLERS:

@@ -142,6 +142,9 @@ class Rows:
                 raise InputError(f"samplers.{name}", "these steps and options must give finite coefficients", key)
             array.setflags(write=False)
         start = rows[0].level
+        for key, value in (("init_scale", self.init_scale), ("start", start.img), ("start", start.eps)):
+            if not np.isfinite(np.float32(value)):
+                raise InputError(f"samplers.{name}", "these steps and options must give finite coefficients", key)
         return StepTable(
             sampler=name, init_scale=self.init_scale, start_img=float(start.img), start_eps=float(start.eps), **arrays
         )

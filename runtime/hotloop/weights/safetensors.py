@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..errors import BundleError
+from ..files import open_file
 from .keys import From
 
 __all__ = ["Weights", "refuse_non_finite", "save"]
@@ -104,7 +105,7 @@ class Weights(Mapping[str, np.ndarray]):
             if not path.is_file():
                 raise BundleError("weights", "no such file", str(path))
             size = path.stat().st_size
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 head = file.read(512)
         except OSError as error:
             raise BundleError("weights", f"file must be readable: {error.strerror}", str(path)) from error
@@ -279,7 +280,7 @@ def _refuse_foreign(path: Path, head: bytes, size: int) -> None:
     if head[257:262] == b"ustar":
         _refuse(path, f"it is a tar file of pickles, {_CONVERT}")
     if head[:1] in b"(]}c" and size > 1:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             file.seek(-1, os.SEEK_END)
             if file.read() == b".":
                 _refuse(path, f"it is a pickle, {_CONVERT}")
