@@ -25,6 +25,9 @@ from hotloop.engines import open_engine
 from hotloop.errors import BundleError, InputError
 from hotloop.evaluation.certificates import verify
 from hotloop.image.alpha import straight
+from hotloop.live import AnimationSession, Recording
+from hotloop.live import Keyframe as KeyframePicture
+from hotloop.live.animation import AnimatorNetworks, replay_animation
 from hotloop.nets import rewrites
 from hotloop.nets.animator import REACH, Animator, Keyframe
 from hotloop.nets.base import Net
@@ -194,6 +197,63 @@ def test_masks_that_are_hardly_there_leave_the_reveal_texture_unread(made: Made)
     key, *textures = rng.integers(0, 256, (3, 48, 48, 4), np.uint8)
     drawn = [warp_blend([key, one], got["whole"][0], parts=got["parts"][0], boxes=got["boxes"][0]) for one in textures]
     assert np.array_equal(*drawn) and drawn[0].std() > 10
+
+
+def test_a_session_animates_by_the_networks(made: Made) -> None:
+    """Outside the parts against torch's interpolation and sampling of what the torch module says, to two levels; a
+    session with them lives, turns, and replays to the same hashes."""
+    engines = {
+        name: open_engine("onnx", made.graph(name), made.row.networks[name], threads=1)
+        for name in ("animator_encoder", "animator")
+    }
+    table = [["happy", 0.0, 1.0], ["headYaw", -25.0, 25.0], ["breath", 0.0, 1.0]]
+    performer = AnimatorNetworks(engines, table)
+    rng = np.random.default_rng(5)
+    keyframes = []
+    for _ in range(2):
+        smooth = Image.fromarray(rng.integers(0, 256, (5, 5, 4), np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)
+        rgba = np.array(smooth)
+        rgba[..., :3] = np.minimum(rgba[..., :3], rgba[..., 3:])
+        keyframes.append(KeyframePicture(rgba, None, None, None))
+    performance, vector = performer.prepare(keyframes[0]), np.array([0.4, -0.5, 1.0], np.float32)
+    frame = performance.frame(vector, 1.5).draw(64)
+
+    net = made.net("animator")
+    assert isinstance(net, Animator)
+    small = keyframes[0].rgba.reshape(32, 2, 32, 2, 4).mean((1, 3)) / 255
+    with torch.no_grad():
+        key = net.encoder(torch.from_numpy(small.transpose(2, 0, 1)[None].astype(np.float32)))
+        z = torch.from_numpy(performance.z(1.5)[None])
+        whole, _, boxes = net.animate(*key.maps, key.boxes, key.held, torch.from_numpy(vector[None]), z)
+        flow = torch.nn.functional.interpolate(whole, size=(64, 64), mode="bilinear", align_corners=False)[0]
+        at = (torch.arange(64) + 0.5) / 64
+        base = torch.stack(torch.meshgrid(at, at, indexing="xy"), dim=-1)
+
+        def sampled(picture: np.ndarray, moved: torch.Tensor) -> torch.Tensor:
+            source = torch.from_numpy(picture.transpose(2, 0, 1)[None].astype(np.float32))
+            where = 2 * (base + moved.permute(1, 2, 0)) - 1
+            return torch.nn.functional.grid_sample(source, where[None], align_corners=False)[0]
+
+        reveal = np.rint(key.reveal[0].permute(1, 2, 0).numpy() * 255)
+        mixed = (1 - flow[4]) * sampled(keyframes[0].rgba, flow[:2]) + flow[4] * sampled(reveal, flow[2:4])
+        want = 255 * flow[5:9] + (1 - flow[8]) * mixed
+    outside = np.ones((64, 64), bool)
+    for x0, y0, x1, y1 in boxes[0].numpy() * 64:
+        outside[int(y0) : int(y1) + 1, int(x0) : int(x1) + 1] = False
+    off = np.abs(frame - want.numpy().transpose(1, 2, 0)).max(-1)
+    assert outside.mean() > 0.2 and off[outside].max() <= 2 and frame.std() > 10
+
+    recording = Recording()
+    session = AnimationSession(keyframes[0], performer, side=64, recording=recording, clock=lambda: 0.0)
+    shown = [session.tick(i / 60) for i in range(4)]
+    session.show(keyframes[1])
+    shown += [session.tick(i / 60) for i in range(4, 20)]
+    assert len({one.pixels.tobytes() for one in shown if one is not None}) > 12 and not session.stats()["faults"]
+    assert len(replay_animation(recording, performer)) == session.stats()["frames"]["produced"]
+    with pytest.raises(InputError, match="the animator's table must have 3 controls, got 32"):
+        AnimatorNetworks(engines)
+    with pytest.raises(InputError, match="a bundle must hold animator_encoder and animator"):
+        AnimatorNetworks({}, table)
 
 
 def test_a_text_is_read_at_its_first_end_token_whatever_follows(made: Made) -> None:

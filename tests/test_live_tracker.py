@@ -364,14 +364,59 @@ def test_a_camera_feeds_the_bus_and_its_controls_are_free_when_it_ends(mesh, cli
 
     bus, pushed = Bus(seed=0, idle=False), []
     camera = Camera(Device(), tracker(mesh), bus.put, take=pushed.append)
-    until = time.monotonic() + 30
-    while camera.pictures < 20 and time.monotonic() < until:
-        time.sleep(0.01)
+    assert camera.wait(30)
     camera.close()
-    assert camera.pictures == camera.faces == len(pushed) == 20 and camera.said == ""
+    assert camera.pictures == len(pushed) == 20 == camera.faces + camera.superseded and camera.said == ""
     names = [control.name for control in CONTROLS]
     at_end, later = bus.sample(100 + 19 / 30), bus.sample(103)
     assert abs(at_end[names.index("headRoll")]) > 5 and later[names.index("headRoll")] == 0
+
+
+def test_a_tracker_that_is_too_slow_sees_fewer_pictures_and_never_older_ones():
+    from hotloop.live.sources.camera import Camera
+    from hotloop.live.sources.video import Shot
+
+    class Device:
+        live = True
+
+        def __iter__(self):
+            for k in range(60):
+                time.sleep(0.002)
+                yield Shot(k, k / 30, float(k), np.full((16, 16, 3), k, np.uint8))
+
+    class Slow:
+        def feed(self, pixels):
+            time.sleep(0.03)
+            return {"jawOpen": pixels[0, 0, 0] / 255}
+
+    told = []
+    camera = Camera(Device(), Slow(), lambda *one: told.append(one))
+    assert camera.wait(20)
+    camera.close()
+    times = [at for _, at, _ in told]
+    assert times == sorted(set(times)) and times[-1] == 59 and 1 < len(times) < 40
+    assert camera.pictures == 60 == camera.faces + camera.superseded
+
+
+def test_a_clip_can_come_as_a_camera_does_in_its_own_time():
+    from hotloop.live.sources.camera import Camera
+    from hotloop.live.sources.video import Shot
+
+    class Clip:
+        live = False
+
+        def __iter__(self):
+            return (Shot(k, k / 10, None, np.zeros((16, 16, 3), np.uint8)) for k in range(6))
+
+    class Quick:
+        def feed(self, pixels):
+            return {"jawOpen": 0.0}
+
+    told, began = [], time.monotonic()
+    camera = Camera(Clip(), Quick(), lambda *one: told.append(one), paced=True)
+    assert camera.wait(20) and time.monotonic() - began >= 0.5
+    camera.close()
+    assert all(at - began >= k / 10 for k, (_, at, _) in enumerate(told)) and 1 <= len(told) <= 6
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,7 @@ class Pipeline:
     def live(self, **given: Any) -> Any:
         """A live session: `push` pictures, `set` settings, take `frames`; arguments as for `hotloop.live.Stage.open`.
 
+        With mode="animate" an avatar that controls move: arguments as for `hotloop.live.open_avatar`.
         Raises InputError for settings that are refused.
         """
         return import_module("hotloop.live").open_session(self, **given)

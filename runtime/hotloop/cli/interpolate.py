@@ -31,7 +31,7 @@ def interpolate(
     seed_b: Annotated[int | None, typer.Option(help="Of a prompt B [default: A's].")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="Of both, where they are prompts.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of each picture, where the ends are prompts [default: 4].")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="The same [default: 1].")] = None,
+    guidance: Annotated[float | None, typer.Option(help="The same [default: 1].")] = None,
     sampler: Annotated[str | None, typer.Option(help="The same [default: lcm].")] = None,
     model: Annotated[Path | None, typer.Option(help="Bundle directory [default: the built-in model].")] = None,
     engine: Annotated[str, typer.Option(help="auto, a kind (openvino) or a kind and precision.")] = "auto",
@@ -45,7 +45,7 @@ def interpolate(
 
     check_movie(out, fps)
     check_writable(_PLACE, "out", out, out if out.suffix == "" else out.parent)
-    asked = {"negative_prompt": negative_prompt, "num_inference_steps": steps, "guidance_scale": guidance_scale,
+    asked = {"negative_prompt": negative_prompt, "num_inference_steps": steps, "guidance_scale": guidance,
              "sampler": sampler}  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
     seeds = (seed_a, seed_a if seed_b is None else seed_b)

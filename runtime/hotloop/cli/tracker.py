@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +17,14 @@ __all__ = ["tracker"]
 
 
 def tracker(
-    clip: Annotated[Path | None, typer.Argument(help="A clip or /dev/video0: one line of JSON a picture.")] = None,
+    clip: Annotated[str | None, typer.Argument(
+        help="A clip, an address or /dev/video0: a line of JSON a picture.")] = None,
     fetch: Annotated[bool, typer.Option("--fetch", help="Fetch the networks, through pip, 35 MB; once.")] = False,
     wheel: Annotated[Path | None, typer.Option(help="Take them out of this wheel of mediapipe instead.")] = None,
     pip_args: Annotated[str, typer.Option(help="More options for pip, such as another index.")] = "",
     mirror: Annotated[bool, typer.Option("--mirror", help="As in a mirror: left and right change places.")] = False,
-    paced: Annotated[bool, typer.Option("--paced", help="A clip's pictures in their own time, as a camera's.")] = False,
+    paced: Annotated[bool, typer.Option(
+        "--paced", help="A clip as a camera: in its own time, the newest picture wins.")] = False,
     calibrate: Annotated[bool, typer.Option(
         "--calibrate", help="The first 15 pictures show the face at rest.")] = False,
 ) -> None:  # fmt: skip
@@ -37,20 +39,25 @@ def tracker(
         raise InputError("tracker", "name a clip, or --fetch")
     if clip is None:
         return
-    from ..live.sources.camera import Tracker
+    from ..live.sources.camera import Camera, Tracker
     from ..live.sources.video import Video
 
-    began = time.monotonic()
     seen = Tracker(mirror=mirror)
     if calibrate:
         seen.calibrate()
     with Video(clip) as video:
+        if paced or video.live:
+            camera = Camera(video, seen, lambda source, at, told: _say(at=at, controls=told), paced=paced)
+            camera.wait()
+            if camera.said:
+                raise InputError("tracker", camera.said)
+            return
         for shot in video:
-            if paced and not video.live:
-                time.sleep(max(began + shot.time - time.monotonic(), 0))
-            at = time.monotonic() if shot.captured is None else shot.captured
-            told = seen.feed(shot.pixels)
-            rounded = None if told is None else {name: round(value, 3) for name, value in told.items()}
-            line = {"t": round(shot.time, 4), "at": round(at, 6), "controls": rounded}
-            sys.stdout.write(json.dumps(line) + "\n")
-            sys.stdout.flush()
+            _say(t=shot.time, controls=seen.feed(shot.pixels))
+
+
+def _say(*, controls: Mapping[str, float] | None, **times: float) -> None:
+    told = None if controls is None else {name: round(value, 3) for name, value in controls.items()}
+    line = {name: round(value, 6) for name, value in times.items()} | {"controls": told}
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()

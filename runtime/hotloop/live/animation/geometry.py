@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
+from ...files import read_file
 
 __all__ = ["APART", "EYES_Y", "POINTS", "SAMPLES", "Brow", "Eye", "Geometry", "Mouth", "from_points", "read_points"]
 
 PLACE = "live.avatar"
 SAMPLES = 33
 EYES_Y, APART = 0.1, 0.224
+_MOST = 1 << 16  # bytes of a file of points
 
 # What is asked for where it cannot be found: [x, y] each, shares of the picture. Left and right are the person's own.
 POINTS = (
@@ -153,8 +155,8 @@ def read_points(source: Path | Mapping[str, Any]) -> dict[str, tuple[float, floa
     """The ten points from a JSON file or a mapping: POINTS -> [x, y] in 0..1. Raises InputError."""
     if isinstance(source, Path):
         try:
-            source = json.loads(source.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            source = json.loads(read_file(source, most=_MOST).decode("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(PLACE, "points must be a readable JSON file", str(error)) from error
     if not isinstance(source, Mapping):
         raise InputError(PLACE, "points must be an object of names and [x, y]", type(source).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +13,14 @@ import numpy as np
 from PIL import Image
 
 from ...errors import InputError
+from ...files import read_file
 from ..recording import digest
 from .geometry import PLACE, Geometry
 
 __all__ = ["SIDE", "Keyframe", "builtin_keyframe", "load_keyframe", "save_keyframe"]
 
 SIDE = 512
+_LARGEST, _MOST = 4096, 1 << 27  # pixels a side, bytes of a file
 _ASSETS = Path(__file__).parents[2] / "assets" / "avatar-live"
 _PICTURES = {"rgba": "key.webp", "reveal": "reveal.webp", "bare": "bare.webp", "loose": "loose.webp"}
 _FRONT, _TOLD = "front.png", "avatar.json"
@@ -92,14 +95,14 @@ def save_keyframe(keyframe: Keyframe, folder: Path, **more: Any) -> None:
 def load_keyframe(folder: Path) -> Keyframe:
     """What `save_keyframe` wrote. Raises InputError."""
     try:
-        told = json.loads((folder / _TOLD).read_text("utf-8"))
+        told = json.loads(read_file(folder / _TOLD, most=_MOST).decode("utf-8"))
         geometry = Geometry.of_json(told["geometry"])
         found = {name: _opened(folder / file, "WEBP", "RGBA") for name, file in _PICTURES.items()}
         front = _opened(folder / _FRONT, "PNG", "L")
         if found["rgba"] is None:
             raise InputError(PLACE, f"an avatar's folder must hold {_PICTURES['rgba']}", str(folder))
         return Keyframe(**found, front=front, geometry=geometry, name=str(told.get("name", "")))  # type: ignore[arg-type]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         rule = f"an avatar's folder must hold {_TOLD} and its pictures, whole: {error}"
@@ -114,5 +117,7 @@ def builtin_keyframe() -> Keyframe:
 def _opened(file: Path, kind: str, mode: str) -> np.ndarray | None:
     if not file.exists():
         return None
-    with Image.open(file, formats=(kind,)) as image:
+    with Image.open(io.BytesIO(read_file(file, most=_MOST)), formats=(kind,)) as image:
+        if max(image.size) > _LARGEST:
+            raise InputError(PLACE, f"a keyframe has at most {_LARGEST} pixels a side", f"{image.size}")
         return np.array(image.convert(mode))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from PIL import Image
 
 from ... import image as images
 from ...errors import InputError
+from ...files import read_file
 from ...networks import Networks
 from .finding import points_of_parts
 from .geometry import PLACE, POINTS, from_points, read_points
@@ -121,7 +123,10 @@ def _alpha(picture: str | Path | Image.Image | np.ndarray, size: tuple[int, int]
     if isinstance(picture, np.ndarray):
         alpha = picture[..., 3] if picture.ndim == 3 and picture.shape[2] == 4 else None
     else:
-        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        if isinstance(picture, Image.Image):
+            image = picture
+        else:  # `open_image` has read it: it is a picture of a size that may be
+            image = Image.open(io.BytesIO(read_file(picture)))
         alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
     if alpha is None or alpha.shape[::-1] != size or alpha.dtype != np.uint8 or bool((alpha == 255).all()):
         return None

@@ -60,6 +60,7 @@ class Eyes:
         self._half = float(max(low.max() - top.min() for top, low in zip(*halves, strict=True))) / 2
         self._width = max(eye.width for eye in self.eyes)
         self._middle = (self.eyes[0].x + self.eyes[1].x) / 2
+        self._browlines = [spread(brow.middle) for brow in self.brows or ()]
         top = min(self._cy) - 1.65 * self._half - (0.0 if self.brows else 0.6 * self._half + 0.03)
         x0, x1 = (eye.x + side * 1.75 * eye.width for eye, side in zip(self.eyes, (-1, 1), strict=True))
         if self.brows is not None:
@@ -216,8 +217,8 @@ class Eyes:
         """Where the brows show now, where they are near, and the heights of their picture there."""
         assert self.brows is not None
         rows = []
-        for i, (brow, lid) in enumerate(zip(self.brows, m.lids, strict=True)):
-            middle, inner = spread(brow.middle), _ALONG if i == 0 else 1 - _ALONG
+        for i, (middle, lid) in enumerate(zip(self._browlines, m.lids, strict=True)):
+            inner = _ALONG if i == 0 else 1 - _ALONG
             rows.append((middle - _F(lid.outer) - _F(lid.inner - lid.outer) * inner, middle))
         now, middle = (np.concatenate(v) for v in zip(*rows, strict=True))
         a, b = self.brows

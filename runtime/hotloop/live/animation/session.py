@@ -212,7 +212,7 @@ class AnimationSession:
         captured: when what moves it was taken, where a sender told it.
         """
         now = self.clock() if now is None else now
-        gate = None if self.painter is None else self.painter.gate
+        gate = None if self.painter is None or self._background is None else self.painter.gate
         if gate is not None:
             gate.close()
         try:

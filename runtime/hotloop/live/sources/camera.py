@@ -6,6 +6,7 @@ it was lost, and then at most every fifth picture.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...errors import InputError
+from ..mailbox import Mailbox
 from .face_files import found
 from .face_mesh import Face, FaceMesh, Square
 from .face_shapes import Neutral, calibrated, controls, mirrored
@@ -29,7 +31,7 @@ _CALIBRATION = 15  # pictures
 class Put(Protocol):
     """`Bus.put`."""
 
-    def __call__(self, source: str, t: float, values: Mapping[str, Any]) -> str | None: ...
+    def __call__(self, source: str, t: float, values: Mapping[str, Any], /) -> str | None: ...
 
 
 class Tracker:
@@ -81,35 +83,66 @@ class Tracker:
 
 
 class Camera:
-    """A video's pictures, tracked on a thread of their own and put on the bus as the source "camera".
+    """A video's pictures, tracked, and put on the bus as the source "camera". One thread reads, another tracks: the
+    newest picture wins, so a tracker that is too slow sees fewer pictures, never older ones.
 
-    clock   the bus's; a device's pictures have the driver's time, which is Linux's monotonic clock
-    take    called with every picture as well, such as `Session.push`
+    clock  the bus's; a device's pictures have the driver's time, which is Linux's monotonic clock
+    take   called with every picture as well, such as `Session.push`
+    paced  a file's pictures come in their own time, as a camera's would
+
+    pictures, faces, superseded  how many came, showed a face, were overtaken by a newer one
+    said   the last line about what was wrong
 
     A face that is gone puts nothing: after the bus's timeout its controls are free again.
     """
 
     def __init__(
         self, video: Video, tracker: Tracker, put: Put, *, clock: Callable[[], float] = time.monotonic,
-        take: Callable[[Shot], object] | None = None,
+        take: Callable[[Shot], object] | None = None, paced: bool = False,
     ) -> None:  # fmt: skip
-        self.pictures = self.faces = 0
+        self.pictures = self.faces = self.superseded = 0
         self.said = ""
         self._tracker, self._put, self._clock, self._take_too = tracker, put, clock, take
+        self._paced, self._began = paced and not video.live, time.monotonic()
+        self._box: Mailbox[tuple[float, Shot]] = Mailbox()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._track, name="hotloop-tracker", daemon=True)
         self._follower = Follower(video, self._take, ended=self._ended)
+        self._thread.start()
 
-    def _take(self, shot: Shot) -> None:
-        at = self._clock() if shot.captured is None else shot.captured
-        if self._take_too is not None:
-            self._take_too(shot)
-        self.pictures += 1
-        told = self._tracker.feed(shot.pixels)
-        if told is not None:
-            self.faces += 1
-            self.said = self._put("camera", at, told) or ""
-
-    def _ended(self, why: str) -> None:
-        self.said = why
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until the video has ended and its last picture is tracked -> whether it has."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def close(self) -> None:
+        self._over.set()
+        self._box.wake()
         self._follower.stop()
+        self._thread.join(5.0)
+
+    def _take(self, shot: Shot) -> None:
+        if self._paced:
+            self._over.wait(max(self._began + shot.time - time.monotonic(), 0))
+        at = self._clock() if shot.captured is None else shot.captured
+        self.pictures += 1
+        if self._box.put((at, shot)) is not None:
+            self.superseded += 1
+        if self._take_too is not None:
+            self._take_too(shot)
+
+    def _ended(self, why: str) -> None:
+        self.said = why or self.said
+        self._over.set()
+        self._box.wake()
+
+    def _track(self) -> None:
+        while len(self._box) or not self._over.is_set():
+            self._box.wait(1.0)
+            if (come := self._box.take()) is None:
+                continue
+            at, shot = come
+            told = self._tracker.feed(shot.pixels)
+            if told is not None:
+                self.faces += 1
+                self.said = self._put("camera", at, told) or self.said

