@@ -146,6 +146,20 @@ def test_what_a_face_control_does_stays_in_its_box(
     assert not moved.any()
 
 
+@pytest.mark.parametrize("tilt", [{"headRoll": -17.0}, {"headRoll": 17.0}, {"headPitch": 12.0}])
+@pytest.mark.parametrize("face", [{"jawOpen": 1.0}, BOTH], ids=["mouth", "eyes"])
+def test_mouth_and_eyes_move_as_much_on_a_tilted_head(
+    rigged: Performance, face: dict[str, float], tilt: dict[str, float]
+) -> None:
+    """The boxes over them then have places in common."""
+
+    def moved(**head: float) -> float:
+        still, other = (drawn(rigged, **head, **more).astype(int) for more in ({}, face))
+        return float((np.abs(other - still).max(-1) > 40).sum())
+
+    assert moved(**tilt) == pytest.approx(moved(), rel=0.15)
+
+
 def test_closed_lids_show_the_closed_eyes_alone(rigged: Performance) -> None:
     """No second lid: over the eyes the frame is the reveal texture, which has none but its own."""
     frame, reveal = drawn(rigged, 512, **BOTH).astype(int), rigged.keyframe.reveal

@@ -151,18 +151,28 @@ class RiggedPerformance:
             whole.flow(source, flow)
         if colour is not None:
             whole.tint(colour)
-        parts, boxes = [], []
         movable: tuple[Lips | Eyes, ...] = (self._lips, self._eyes)
-        for part, cell in zip(movable, CELLS_OF_PARTS, strict=True):
-            box, nodes = self._part(part.reach, pose, cell)
+        placed = [self._part(part.reach, pose, cell) for part, cell in zip(movable, CELLS_OF_PARTS, strict=True)]
+        boxes = [box for box, _ in placed]
+        overlap, parts = _overlap(*boxes), []
+        for i, (_, nodes) in enumerate(placed):
             x, y = self._moved(nodes, pose)
-            made = Field(count, x.shape, colour=tinted)
-            part.field(made, nodes, x, y, pose.mimic)
-            if tinted and (own := tint(self.geometry, x, y, pose.mimic, self._front)) is not None:
-                made.tint(own)
-            parts.append(made.array)
-            boxes.append(box)
+            made = self._field(movable[i], nodes, x, y, pose.mimic, tinted)
+            if overlap:  # of a head that is tilted: each box then shows what the other part moves there
+                other = self._field(movable[1 - i], nodes, x, y, pose.mimic, tinted)
+                line = (self._eyes.reach[3] + self._lips.reach[1]) / 2
+                np.copyto(made, other, where=y < np.float32(line) if i == 0 else y >= np.float32(line))
+            parts.append(made)
         return Drawing(self.sources, whole.array, parts, boxes)
+
+    def _field(
+        self, part: Lips | Eyes, nodes: Nodes, x: np.ndarray, y: np.ndarray, m: Mimic, tinted: bool
+    ) -> np.ndarray:
+        made = Field(len(self.sources), x.shape, colour=tinted)
+        part.field(made, nodes, x, y, m)
+        if tinted and (own := tint(self.geometry, x, y, m, self._front)) is not None:
+            made.tint(own)
+        return made.array
 
     def _moved(self, nodes: Nodes, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
         """Where nodes were before head, body and jaw moved, and hair swayed."""
@@ -196,6 +206,11 @@ class RiggedPerformance:
         )
         box = [float(low[0]), float(low[1]), float(high[0]), float(high[1])]
         return box, Nodes.of(self.geometry, self.keyframe, *np.meshgrid(columns, rows))
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two boxes have a place in common."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 @dataclass(frozen=True, eq=False)
