@@ -123,9 +123,9 @@ class Worker:
         if self._painter is None:
             self._painter = PipelinePainter(self._pipeline)
         values = {"prompt": "", **opening.values}
-        side, avatar = values.pop("size", SIDE), opening.keyframe or self._avatar["picture"]
+        side = values.pop("size", SIDE)
         return Animate(
-            opening._replace(values=values), self.channel.send, avatar, background=self.background,
+            opening._replace(values=values), self.channel.send, self._avatar["picture"], background=self.background,
             painter=self._painter, clock=self.clock, side=side, pipeline=self._pipeline,
             points=self._avatar["points"], parts=self._avatar["parts"],
         )  # fmt: skip
