@@ -68,7 +68,8 @@ class Client:
         )
         self.socket: ClientConnection = self._opened.__enter__()
         self.acks, self.texts, self.frames = acks, list[dict[str, Any]](), list[Frame]()
-        self.say(hello={"hello": 1, "role": "owner", "format": "jpeg"} | hello)
+        with suppress(ConnectionClosed):  # sent away before it could say who it is
+            self.say(hello={"hello": 1, "role": "owner", "format": "jpeg"} | hello)
         self.welcome = self.until("welcome", "error")
 
     def say(self, *, hello: dict[str, Any] | None = None, **told: Any) -> None:

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import os
-import signal
 import socket
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from browser import Page, chromium, until
+from live_client import Client, Server
 from PIL import Image
-from websockets.sync.client import connect
 
 pytest.importorskip("uvicorn", reason="the extra [live] brings it: make test")
 
@@ -28,35 +22,22 @@ RESTYLE = ("--mode", "restyle", "--fps", "3", "--steps", "1", "--prompt", "a gir
 ANIMATE = ("--mode", "animate", "--fps", "5", "--size", "256")
 
 
-class Server:
-    """`hotloop live` on a port of its own, with a token."""
+class Hosted:
+    """A server with a token, that can be started again on its port."""
 
     def __init__(self, *options: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self.address, self.options = f"http://127.0.0.1:{self.port}", options
+        self.options = options
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-c", "from hotloop.cli import main; main()", "live", "--port", str(self.port)]
-        environment = {**os.environ, "HOTLOOP_TOKEN": TOKEN}
-        self.process = subprocess.Popen([*command, "--no-governor", *self.options], env=environment)
-        until(self.ready, 60, "the server is ready")
-
-    def ready(self) -> bool:
-        assert self.process.poll() is None, "the server has ended"
-        try:
-            with urllib.request.urlopen(f"{self.address}/readyz", timeout=2) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
+        options = ("--no-governor", *self.options, "--port", str(self.port))
+        self.server = Server(*options, env={"HOTLOOP_TOKEN": TOKEN})
+        self.address = self.server.address.rstrip("/")
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(10)
-        finally:
-            self.process.kill()
+        self.server.end()
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +47,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def stage(browser: Any) -> Iterator[Server]:
+def stage(browser: Any) -> Iterator[Hosted]:
     """The avatar that controls move."""
-    one = Server(*ANIMATE)
+    one = Hosted(*ANIMATE)
     yield one
     one.stop()
 
 
-def open_page(browser: Any, server: Server, path: str = "/", *, token: str | None = TOKEN, **context: Any) -> Page:
+def open_page(browser: Any, server: Hosted, path: str = "/", *, token: str | None = TOKEN, **context: Any) -> Page:
     context = {"viewport": {"width": 920, "height": 620}, "reduced_motion": "reduce"} | context
     page = Page(browser, server.address, path=path + ("" if token is None else f"#token={token}"), **context)
     if token is not None:
@@ -87,11 +68,39 @@ def check_quiet(page: Page) -> None:
 
 
 @pytest.fixture(scope="module")
-def moved(browser: Any, stage: Server) -> Iterator[Page]:
+def moved(browser: Any, stage: Hosted) -> Iterator[Page]:
     """The page of the avatar that controls move."""
     one = open_page(browser, stage, permissions=["microphone"])
     yield one
     check_quiet(one)
+
+
+@pytest.fixture(scope="class")
+def server(browser: Any) -> Iterator[Hosted]:
+    """Pictures from words."""
+    one = Hosted(*RESTYLE)
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="class")
+def shared(browser: Any, server: Hosted) -> Page:
+    return open_page(browser, server, permissions=["camera", "microphone"])
+
+
+@pytest.fixture
+def page(shared: Page) -> Iterator[Page]:
+    """The page, once frames have come. It speaks to its own server alone, and nothing goes wrong in it."""
+    yield shared
+    check_quiet(shared)
+
+
+@pytest.fixture(scope="class")
+def monitor(browser: Any, stage: Hosted) -> Iterator[Page]:
+    one = open_page(browser, stage, "/monitor", viewport={"width": 480, "height": 320})
+    yield one
+    check_quiet(one)
+    one.context.close()
 
 
 @pytest.fixture
@@ -99,7 +108,7 @@ def opened(browser: Any) -> Iterator[Any]:
     """open(path) -> one more page, once frames or controls have come."""
     pages: list[Page] = []
 
-    def open_(at: Server, path: str = "/", **given: Any) -> Page:
+    def open_(at: Hosted, path: str = "/", **given: Any) -> Page:
         pages.append(open_page(browser, at, path, **given))
         return pages[-1]
 
@@ -115,12 +124,17 @@ PIXELS = """() => {
 }"""
 
 
-def controls(server: Server) -> dict[str, float]:
+def controls(server: Hosted) -> dict[str, float]:
     """The session's, as the server tells whoever comes."""
-    with connect(f"ws://127.0.0.1:{server.port}/api/live/ws") as socket:
-        socket.send(json.dumps({"hello": 1, "token": TOKEN, "role": "viewer", "format": "none"}))
-        told: dict[str, float] = json.loads(socket.recv(timeout=10))["controls"]
+    with Client(server.server.address, token=TOKEN, role="viewer", format="none") as client:
+        told: dict[str, float] = client.welcome["controls"]
         return told
+
+
+PIXELS = """() => {
+  const { width, height } = hotloop.painter.canvas;
+  return [width, height, btoa(hotloop.painter.read().reduce((out, byte) => out + String.fromCharCode(byte), ""))];
+}"""
 
 
 def picture(page: Page) -> np.ndarray:
@@ -143,23 +157,6 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 class TestPicturesFromWords:
     """The page of a session that draws from words and pictures."""
-
-    @pytest.fixture(scope="class")
-    def server(self, browser: Any) -> Iterator[Server]:
-        """Pictures from words."""
-        one = Server(*RESTYLE)
-        yield one
-        one.stop()
-
-    @pytest.fixture(scope="class")
-    def shared(self, browser: Any, server: Server) -> Page:
-        return open_page(browser, server, permissions=["camera", "microphone"])
-
-    @pytest.fixture
-    def page(self, shared: Page) -> Iterator[Page]:
-        """The page, once frames have come. It speaks to its own server alone, and nothing goes wrong in it."""
-        yield shared
-        check_quiet(shared)
 
     def test_frames_arrive_and_are_seen(self, page: Page) -> None:
         shown = picture(page)
@@ -213,7 +210,7 @@ class TestPicturesFromWords:
         assert film[:4] == b"\x1aE\xdf\xa3" and b"\x1f\x43\xb6\x75" in film  # WebM: EBML, and a cluster of frames
         page.until("document.querySelector('#rec').hidden")
 
-    def test_without_the_token_the_page_asks_for_it(self, server: Server, opened: Any) -> None:
+    def test_without_the_token_the_page_asks_for_it(self, server: Hosted, opened: Any) -> None:
         page = opened(server, token=None)
         page.until("document.querySelector('#token-dialog').open")
         page.page.fill("#token", TOKEN)
@@ -234,7 +231,7 @@ FOCUS = """() => {
 }"""
 
 
-def test_everything_is_reached_and_seen_by_keyboard_alone(stage: Server, opened: Any) -> None:
+def test_everything_is_reached_and_seen_by_keyboard_alone(stage: Hosted, opened: Any) -> None:
     page = opened(stage)
     assert page.check(NAMELESS) == []
     press = page.page.keyboard.press
@@ -277,13 +274,6 @@ STILL = ("headYaw", "headPitch", "headRoll", "headX", "gazeX", "gazeY", "eyeBlin
 class TestTheMonitorSees:
     """What the page of an avatar sends, as the monitor shows it."""
 
-    @pytest.fixture(scope="class")
-    def monitor(self, browser: Any, stage: Server) -> Iterator[Page]:
-        one = open_page(browser, stage, "/monitor", viewport={"width": 480, "height": 320})
-        yield one
-        check_quiet(one)
-        one.context.close()
-
     def test_keys_1_to_6_change_the_expression_in_the_next_frames(self, moved: Page, monitor: Page) -> None:
         page = moved
         page.check(f"hotloop.face.put({dict.fromkeys(STILL, 0)})")
@@ -325,14 +315,22 @@ class TestTheMonitorSees:
         page.until("document.querySelector('#mic-badge').hidden")
 
 
-def test_the_views_canvas_is_transparent_where_the_avatar_is_not(opened: Any, stage: Server) -> None:
-    page = opened(stage, "/view", viewport={"width": 360, "height": 256})
+@pytest.mark.parametrize(("query", "formats"), [("", [2]), ("?mode=warp", [5])])
+def test_the_views_canvas_is_transparent_where_the_avatar_is_not(
+    query: str, formats: list[int], stage: Hosted, opened: Any
+) -> None:
+    """Whether the server draws the frames or the view does, from a scene and fields."""
+    page = opened(stage, f"/view{query}", viewport={"width": 360, "height": 256})
+    assert page.check("hotloop.frame.format") in formats
     shown = picture(page)
     assert shown.shape == (256, 256, 4)
     alpha = shown[..., 3]
     assert not shown[:8, :8].any() and not shown[:8, -8:].any() and (alpha[120:136, 120:136] == 255).all()
     assert 0.2 < (alpha == 0).mean() < 0.7 and ((alpha > 0) & (alpha < 255)).any()
     assert (shown[..., :3] <= alpha[..., None]).all()
+    # It is the server's own picture, but for how it breathes and sways.
+    with Client(stage.server.address, token=TOKEN, role="viewer", format="rgba-lz4") as client:
+        assert distance(shown.astype(float), client.frame().pixels()) < 8
     # The window too: what lies behind the page shows through.
     shot = np.asarray(Image.open(io.BytesIO(page.page.screenshot(omit_background=True))).convert("RGBA"))
     assert not shot[:, :50].any() and not shot[:8, 60:100].any() and (shot[120:136, 172:188, 3] == 255).all()
@@ -353,7 +351,7 @@ def test_it_fits_a_phone_and_wears_light_and_dark(moved: Page) -> None:
         assert page.check("document.documentElement.scrollWidth") <= 390
 
 
-def test_it_comes_back_by_itself_when_the_server_was_started_again(moved: Page, stage: Server) -> None:
+def test_it_comes_back_by_itself_when_the_server_was_started_again(moved: Page, stage: Hosted) -> None:
     page = moved
     page.check("hotloop.face.express('sad')")
     stage.stop()

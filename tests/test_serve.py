@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ from live_client import Client, Server, balanced, get
 from PIL import Image
 from typer.testing import CliRunner
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
+import hotloop.serve
 from hotloop.cli import app
 from hotloop.errors import HotloopError
 
@@ -36,8 +39,14 @@ def server() -> Iterator[Server]:
     port = int(one.address.rsplit(":", 1)[1].strip("/"))
     children = one.workers()
     watcher = Client(one.address, format="none")
-    status, errors = one.end()
-    assert status == 0, errors
+    with deaf(one.address):  # who does not hear of the end is not waited for long, and meanwhile the address answers
+        one.process.send_signal(signal.SIGINT)
+        states = [get(one.address, path) for path in ("healthz", "readyz")]
+        while states[-1][0] == 200:
+            states.append(get(one.address, "readyz"))
+        assert states[0] == (200, "ok\n") and states[-1] == (503, "not ready\n")
+        errors = one.process.communicate(timeout=15)[1]
+    assert one.process.returncode == 0, errors
     assert watcher.until("event", event="ending")
     with pytest.raises(ConnectionClosed) as closed:
         while True:
@@ -45,6 +54,22 @@ def server() -> Iterator[Server]:
     assert closed.value.rcvd is not None and closed.value.rcvd.code == 1001
     assert len(children) == 1 and not os.path.exists(f"/proc/{children[0]}")
     socket.create_server(("127.0.0.1", port)).close()  # the port is free again
+
+
+@contextmanager
+def deaf(address: str) -> Iterator[None]:
+    """A viewer that joined and from then on neither reads nor answers; without a library, which would."""
+    host, port = address.removeprefix("http://").strip("/").split(":")
+    hello = json.dumps({"hello": 1, "format": "none"}).encode()
+    frame = bytes([0x81, 0x80 | len(hello), 0, 0, 0, 0]) + hello  # masked by zeros
+    asking = f"GET /api/live/ws HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    asking += "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=10) as one:
+        one.sendall(asking.encode())
+        assert one.recv(4096).startswith(b"HTTP/1.1 101")
+        one.sendall(frame)
+        assert b"welcome" in one.recv(4096)
+        yield
 
 
 def picture(seed: int = 0, side: int = 64, form: str = "JPEG") -> bytes:
@@ -289,6 +314,47 @@ def test_a_flood_of_messages_is_answered_with_one_line(server: Server) -> None:
         assert client.ask(stats=1)["stats"]["version"] >= 1
 
 
+def test_who_says_nothing_is_sent_away(server: Server) -> None:
+    with connect(server.address.replace("http", "ws") + "api/live/ws") as one:
+        assert "say hello" in json.loads(one.recv(timeout=15))["error"]
+
+
+def test_connections_are_bounded(server: Server) -> None:
+    clients = [Client(server.address, format="none") for _ in range(32)]
+    refused = [client for client in [*clients, Client(server.address, format="none")] if "error" in client.welcome]
+    for client in clients:
+        client.socket.close()
+    assert refused and "at most 32 connections" in refused[0].welcome["error"]
+
+
+def test_what_is_larger_than_any_message_ends_its_connection_alone(server: Server) -> None:
+    with Client(server.address) as client, Client(server.address, role="viewer") as other:
+        with pytest.raises(ConnectionClosed) as closed:
+            client.socket.send(bytes(5_000_000))
+            while True:
+                client.receive()
+        assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
+        other.frame()
+
+
+def test_the_process_that_listens_opens_no_engine(server: Server) -> None:
+    (worker,) = server.workers()
+    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in (server.process.pid, worker)]
+    assert ["onnxruntime" in text or "openvino" in text for text in maps] == [False, True]
+
+
+def test_no_pickle_goes_between_the_processes() -> None:
+    """Nor anything that would make one: `multiprocessing` sends objects so."""
+    named = set()
+    for path in Path(hotloop.serve.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                named.add(node.module.split(".")[0])
+    assert "json" in named and not named & {"pickle", "multiprocessing", "shelve", "marshal", "dill", "cloudpickle"}
+
+
 # Faults.
 
 
@@ -334,7 +400,8 @@ def refused(*options: str) -> str:
     ("options", "rule"),
     [
         (["--host", "0.0.0.0"], "needs a token"), (["--token", "short"], "32"), (["--steps", "900"], "steps"),
-        (["--mode=dance"], "mode"), (["--token-file", "/no/such/file"], "token-file"), (["--token-file", "/dev/zero"], "token-file"),
+        (["--mode=dance"], "mode"), (["--token-file", "/no/such/file"], "token-file"),
+        (["--token-file", "/dev/zero"], "token-file"),
     ],
 )  # fmt: skip
 def test_a_server_that_may_not_start_says_why_in_one_line(options: list[str], rule: str) -> None:

@@ -49,9 +49,9 @@ def interpolate(
              "sampler": sampler}  # fmt: skip
     asked = {name: value for name, value in asked.items() if value is not None}
     seeds = (seed_a, seed_a if seed_b is None else seed_b)
-    ends = [_end(text, seed, asked) for text, seed in zip((a, b), seeds, strict=True)]
+    first, last = (_end(text, seed, asked) for text, seed in zip((a, b), seeds, strict=True))
     pipe = load(model, engine=engine, threads=threads)
-    way = between(pipe, *ends, frames)
+    way = between(pipe, first, last, frames)
     files = save_movie(way.pixels, out, fps=fps)
     if json_:
         print_json({"files": [str(file) for file in files], "frames": frames, "drawn": way.drawn,

@@ -24,7 +24,7 @@ from .config import Config
 from .connection import Connections
 from .limits import settable
 from .listeners import Listeners
-from .sessions import Sessions
+from .sessions import MAIN, Sessions
 from .supervisor import WORKER, Supervisor
 from .viewer import Viewer
 from .wire import FORMATS, FRAME
@@ -63,7 +63,8 @@ class House:
 
     @property
     def ready(self) -> bool:
-        return self.worker.state == "ready" and not self.sessions.ending
+        main = self.sessions.all.get(MAIN)
+        return self.worker.state == "ready" and main is not None and main.open and not self.sessions.ending
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

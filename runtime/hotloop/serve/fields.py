@@ -11,7 +11,6 @@ Little endian. What is done with them is `hotloop_kernels.warp_blend`'s arithmet
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,7 +37,7 @@ class Scenes:
     """The sources that a session's frames were made of, numbered as they come."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[int, tuple[np.ndarray, ...]] = OrderedDict()
+        self._kept: dict[int, tuple[np.ndarray, ...]] = {}
         self._count = 0
 
     def number(self, sources: Sequence[np.ndarray]) -> int:
@@ -47,8 +46,8 @@ class Scenes:
             if len(kept) == len(sources) and all(a is b for a, b in zip(kept, sources, strict=True)):
                 return number
         self._count += 1
-        kept = {**self._kept, self._count: tuple(sources)}
-        self._kept = OrderedDict(list(kept.items())[-_KEPT:])
+        newest = {**self._kept, self._count: tuple(sources)}
+        self._kept = dict(list(newest.items())[-_KEPT:])  # whole, for another thread asks for them
         return self._count
 
     def packed(self, number: int) -> bytes:

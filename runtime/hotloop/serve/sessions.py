@@ -56,6 +56,7 @@ class Session:
         self._sources: dict[int, Viewer] = {}  # pictures in flight -> who sent them
         self._camera: Viewer | None = None  # who sent the last one
         self._pushed: float | None = None  # when it came
+        self._picture: Picture | None = None  # it
         self._recent: tuple[float, int, float] = (time.monotonic(), 0, 0.0)  # since, frames, frames a second
 
     # The worker.
@@ -73,8 +74,11 @@ class Session:
         self.open, self._in_channel, self._kinds = True, False, ()
         self.values, self.version = answer["values"], answer["version"]
         self.facts = answer.get("facts", {})
-        self.bus.repeat(time.monotonic())
+        now = time.monotonic()
+        self.bus.repeat(now)
         self.watch()
+        if self._camera is not None and self._picture is not None:  # it may be the only one that is to come
+            self.push(self._picture, self._camera, None, now)
 
     def fell(self) -> None:
         """The worker is gone, and with it what it had taken."""
@@ -150,7 +154,7 @@ class Session:
         self._sources[number] = self._camera = viewer
         if self._pushed is None:
             self.say({"event": "source", "state": "here"})
-        self._pushed = received
+        self._pushed, self._picture = received, picture
         if not self.open:
             self.ended(number, "failed")
             return
@@ -161,7 +165,7 @@ class Session:
 
     def rest(self) -> None:
         """No more pictures come."""
-        self._camera = self._pushed = None
+        self._camera = self._pushed = self._picture = None
         if self.open and self.mode == "restyle":
             self.worker.tell({"do": "rest", "s": self.name})
 

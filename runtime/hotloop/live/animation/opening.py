@@ -123,10 +123,8 @@ def _alpha(picture: str | Path | Image.Image | np.ndarray, size: tuple[int, int]
     if isinstance(picture, np.ndarray):
         alpha = picture[..., 3] if picture.ndim == 3 and picture.shape[2] == 4 else None
     else:
-        if isinstance(picture, Image.Image):
-            image = picture
-        else:  # `open_image` has read it: it is a picture of a size that may be
-            image = Image.open(io.BytesIO(read_file(picture)))
+        # `open_image` has read it: it is a picture of a size that may be.
+        image = picture if isinstance(picture, Image.Image) else Image.open(io.BytesIO(read_file(picture)))
         alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
     if alpha is None or alpha.shape[::-1] != size or alpha.dtype != np.uint8 or bool((alpha == 255).all()):
         return None

@@ -41,6 +41,7 @@ __all__ = ["STEPS", "AnimationSession", "Painter", "drawn"]
 
 # Of keyframes: four steps of img2img, which keep the face where it is.
 _DEFAULTS: dict[str, Any] = {"prompt": "", "num_inference_steps": 4, "strength": 0.65}
+_READY = 2  # drawn keyframes that wait for their turn
 _MARGIN = 0.003  # seconds before a frame in which no background work begins
 STEPS = 1024  # a scaled control is told in so many steps
 
@@ -99,6 +100,9 @@ class AnimationSession:
         self._recording, self._lock = recording, threading.RLock()
         self._frames = itertools.count()
         keyframe = builtin_keyframe() if keyframe is None else keyframe
+        self._home = (
+            keyframe  # what new ones are drawn over: a prompt and a seed give the same one, whatever came between
+        )
         self._performance = self.performer.prepare(keyframe)
         self._ready: Performance | None = None
         self._before: tuple[Performance, float] | None = None  # what it turns from, and since when
@@ -156,10 +160,13 @@ class AnimationSession:
         return self.settings.set(**given)
 
     def show(self, keyframe: Keyframe) -> None:
-        """This keyframe from the next frame on, by a transition. Raises InputError for one that cannot be moved."""
+        """This keyframe from the next frame on, by a transition; new ones are drawn over it.
+
+        Raises InputError for one that cannot be moved.
+        """
         ready = self.performer.prepare(keyframe)
         with self._lock:
-            self._ready = ready
+            self._ready, self._home = ready, keyframe
 
     def play(self, name: str) -> float:
         """A motion, now: one of `hotloop.live.motions.CLIPS` -> its seconds. The one that plays ends."""
@@ -325,9 +332,13 @@ class AnimationSession:
         """On the background's thread."""
         assert self.painter is not None
         if not request["prompt"] or not any(request.prompts):
-            return self._performance.keyframe
-        made = self.painter.paint(request, self._performance.keyframe)
-        self._prepared[made.id] = self.performer.prepare(made)
+            return self._home
+        made = self.painter.paint(request, self._home)
+        ready = self.performer.prepare(made)
+        with self._lock:
+            self._prepared[made.id] = ready
+            while len(self._prepared) > _READY:  # those that a newer version has overtaken
+                del self._prepared[next(iter(self._prepared))]
         self.drawn_keyframes += 1
         return made
 

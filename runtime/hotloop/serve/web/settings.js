@@ -181,6 +181,10 @@ export class Settings {
       const shown = Array.isArray(value) ? value[0] : value;
       field.value = shown ?? "";
       if (field.type === "range") this.#told(field);
+    } else if (field.type === "range") {
+      field.value = field.min;
+      fill(field);
+      $("output", field.parentElement).textContent = "the model’s own";
     }
   }
 

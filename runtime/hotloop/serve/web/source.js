@@ -117,7 +117,9 @@ export class Source {
     const scale = Math.min(width / w, height / h);
     const [cw, ch] = [w * scale, h * scale];
     this.drawing.drawImage(picture, (width - cw) / 2, (height - ch) / 2, cw, ch, 0, 0, w, h);
+    const { turn } = this;
     const blob = await new Promise((done) => this.canvas.toBlob(done, "image/jpeg", QUALITY));
+    if (turn !== this.turn) return; // it was stopped meanwhile: no picture comes after the last word
     if (blob && this.wire.picture(await blob.arrayBuffer(), captured)) ++this.sent;
     else ++this.left;
   }

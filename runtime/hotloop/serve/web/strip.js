@@ -74,7 +74,7 @@ export class Strip {
     } else {
       delay.replaceChildren(String(Math.round(p50)), make("em", {}, "ms"));
       [word.textContent, word.dataset.mood] = feeling(p50, p95);
-      $("#spread").textContent = `95 of 100 frames within ${Math.round(p95)} ms, 99 within ${Math.round(p99)}`;
+      $("#spread").textContent = `95 % within ${Math.round(p95)} ms, 99 % within ${Math.round(p99)}`;
       $("#spread").title = `p50 ${p50.toFixed(1)} ms, p95 ${p95.toFixed(1)} ms, p99 ${p99.toFixed(1)} ms`;
     }
     $("#fps").textContent = fps ? String(Math.round(fps)) : "–";
@@ -87,7 +87,7 @@ export class Strip {
     const held = Object.values(faults).reduce((sum, n) => sum + n, 0);
     $("#drops-word").textContent = held
       ? `${whole(held)} mended`
-      : lost ? "newer ones took their place" : "none late, none queued";
+      : lost ? "newer ones came first" : "none late, none queued";
     const [name, why] = quality(rung);
     $("#rung").textContent = name;
     $("#rung-word").textContent = why;

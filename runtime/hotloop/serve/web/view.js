@@ -37,7 +37,7 @@ try {
     }
     wire.ack(frame, drawn ? now() : null);
     if (drawn) {
-      hotloop.frame = { id: frame.id, version: frame.version };
+      hotloop.frame = { id: frame.id, version: frame.version, format: frame.format };
       ++hotloop.drawn;
     }
   });
