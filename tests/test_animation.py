@@ -414,7 +414,7 @@ def run(one: AnimationSession, frames: int, *, start: int = 0) -> list[bytes]:
 
 
 def test_an_avatar_lives_by_itself() -> None:
-    one = session(seed=4)
+    one = session(idle=4)
     frames = [one.tick(i / 30) for i in range(150)]
     shown = [frame.pixels.tobytes() for frame in frames if frame is not None]
     assert len(set(shown)) > 120
@@ -428,7 +428,7 @@ def test_four_sessions_are_each_what_they_are_alone() -> None:
     others = [portrait(), None, portrait(), None]
 
     def opened(i: int) -> AnimationSession:
-        one = session(keyframe=others[i], seed=i, number=i, side=80 + 16 * (i % 2))
+        one = session(keyframe=others[i], idle=i, number=i, side=80 + 16 * (i % 2))
         one.play(("nod", "talk", "laugh", "wink")[i])
         return one
 
@@ -453,7 +453,7 @@ def test_four_sessions_are_each_what_they_are_alone() -> None:
 
 def test_a_recording_replays_to_the_same_hashes(tmp_path: Path) -> None:
     recording = Recording()
-    one = session(recording=recording, seed=2)
+    one = session(recording=recording, idle=2)
     one.play("talk")
     run(one, 8)
     one.show(portrait())
