@@ -46,7 +46,7 @@ def server() -> Iterator[Server]:
             states.append(get(one.address, "readyz"))
         assert states[0] == (200, "ok\n") and states[-1] == (503, "not ready\n")
         errors = one.process.communicate(timeout=15)[1]
-    assert one.process.returncode == 0, errors
+    assert one.process.returncode == 0 and errors == ""
     assert watcher.until("event", event="ending")
     with pytest.raises(ConnectionClosed) as closed:
         while True:
