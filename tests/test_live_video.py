@@ -141,6 +141,22 @@ def test_an_address_is_followed_on_a_thread(tmp_path):
     np.testing.assert_array_equal(seen[-1].pixels, picture(8))
 
 
+def test_a_source_can_be_closed_while_it_is_read(tmp_path):
+    import threading
+
+    video, seen, over = Video(clip(tmp_path / "a.mkv", 60)), [], threading.Event()
+
+    def take(shot):
+        seen.append(shot)
+        if len(seen) == 5:
+            video.close()
+
+    follower = Follower(video, take, ended=lambda why: over.set())
+    assert over.wait(20) and 5 <= len(seen) <= 6
+    follower.stop()
+    video.close()  # twice does no harm
+
+
 # Sinks.
 
 

@@ -119,7 +119,7 @@ def create_app(config: Config | None = None, *, worker: Sequence[str] = WORKER) 
     async def mjpeg(request: Request, session: str | None = None, fps: float = 60.0) -> Response:
         if not 0.1 <= fps <= 1000:
             return PlainTextResponse("[live] fps must be a number in 0.1..1000\n", 400)
-        if house.sessions.ending or len(house.connections.open) >= config.limits.connections:
+        if house.sessions.ending or sum(house.sessions.counts.values()) >= config.limits.connections:
             return PlainTextResponse("[live] no more connections\n", 503, {"Retry-After": "5"})
         if session == "new":
             return PlainTextResponse("[live] a stream shows a session that is there\n", 400)

