@@ -55,7 +55,10 @@ def stage(browser: Any) -> Iterator[Hosted]:
 
 
 def open_page(browser: Any, server: Hosted, path: str = "/", *, token: str | None = TOKEN, **context: Any) -> Page:
-    context = {"viewport": {"width": 920, "height": 620}, "reduced_motion": "reduce"} | context
+    # Half the pixels each way: they are painted without a GPU.
+    context = {
+        "viewport": {"width": 920, "height": 620}, "device_scale_factor": 0.5, "reduced_motion": "reduce", **context,
+    }  # fmt: skip
     page = Page(browser, server.address, path=path + ("" if token is None else f"#token={token}"), **context)
     if token is not None:
         page.until("globalThis.hotloop && ((hotloop.drawn ?? 0) > 1 || (hotloop.heard ?? 0) > 1)", 30)
@@ -320,7 +323,7 @@ def test_the_views_canvas_is_transparent_where_the_avatar_is_not(
     query: str, formats: list[int], stage: Hosted, opened: Any
 ) -> None:
     """Whether the server draws the frames or the view does, from a scene and fields."""
-    page = opened(stage, f"/view{query}", viewport={"width": 360, "height": 256})
+    page = opened(stage, f"/view{query}", viewport={"width": 360, "height": 256}, device_scale_factor=1)
     assert page.check("hotloop.frame.format") in formats
     shown = picture(page)
     assert shown.shape == (256, 256, 4)

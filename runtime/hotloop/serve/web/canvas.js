@@ -1,4 +1,4 @@
-// Frames onto a canvas: JPEG, JPEG with its alpha apart, RGBA, WebP, or a scene that is moved by fields (warp.js).
+// Frames onto a canvas: JPEG, JPEG with its alpha apart, RGBA, or a scene that is moved by fields (warp.js).
 //
 // A picture is drawn as soon as it is decoded; one that a newer one overtakes is not drawn at all. Colours of a
 // transparent frame are premultiplied: over black.
@@ -47,17 +47,14 @@ export class Painter {
   /** Draws a frame -> whether it was: not when a newer one came while it was being decoded. Throws on broken ones. */
   async paint(frame) {
     this.newest = frame.id;
-    if (frame.unchanged) return true;
     if (frame.format === FRAME.FIELDS) return this.#moved(frame);
     if (frame.format === FRAME.RGBA) {
       const size = 4 * frame.width * frame.height;
       this.#join(decodeBlock(frame.colour, size), null, frame.width, frame.height);
       return true;
     }
-    const type = frame.format === FRAME.WEBP ? "image/webp" : "image/jpeg";
-    const picture = await createImageBitmap(new Blob([frame.colour], { type }), {
-      premultiplyAlpha: frame.format === FRAME.WEBP ? "premultiply" : "none",
-      colorSpaceConversion: "none",
+    const picture = await createImageBitmap(new Blob([frame.colour], { type: "image/jpeg" }), {
+      premultiplyAlpha: "none", colorSpaceConversion: "none",
     });
     if (frame.id !== this.newest) {
       picture.close();

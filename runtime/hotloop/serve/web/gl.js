@@ -38,8 +38,8 @@ export function program(gl, fragment) {
 
 /** A texture whose storage is made once for each size; `kind` is TEXTURE_2D or TEXTURE_2D_ARRAY. */
 export class Texture {
-  constructor(gl, kind, filter = gl.NEAREST) {
-    Object.assign(this, { gl, kind, filter, shape: "" });
+  constructor(gl, kind) {
+    Object.assign(this, { gl, kind, shape: "" });
   }
 
   /** Binds it to a unit, with storage of this shape: [width, height] or [width, height, layers]. */
@@ -52,8 +52,8 @@ export class Texture {
       this.made = gl.createTexture();
       this.shape = wanted;
       gl.bindTexture(kind, this.made);
-      gl.texParameteri(kind, gl.TEXTURE_MIN_FILTER, this.filter);
-      gl.texParameteri(kind, gl.TEXTURE_MAG_FILTER, this.filter);
+      gl.texParameteri(kind, gl.TEXTURE_MIN_FILTER, gl.NEAREST);
+      gl.texParameteri(kind, gl.TEXTURE_MAG_FILTER, gl.NEAREST);
       gl.texParameteri(kind, gl.TEXTURE_WRAP_S, gl.CLAMP_TO_EDGE);
       gl.texParameteri(kind, gl.TEXTURE_WRAP_T, gl.CLAMP_TO_EDGE);
       if (shape.length === 3) gl.texStorage3D(kind, 1, format, ...shape);

@@ -1,6 +1,6 @@
 // The microphone moves the mouth: what it hears is read here, in the browser; only the mouth's shape is sent.
 
-import { FRAME, RATE, VOWELS, Visemes } from "./visemes.js";
+import { FRAME, VOWELS, Visemes } from "./visemes.js";
 
 const EVERY = 2; // frames of 10 ms between two messages
 
@@ -50,5 +50,3 @@ export class Microphone {
     this.show({ level: Math.min(1, Math.sqrt(loud) * 1.6), vowel: weights[most] > 0.3 ? most.slice(5).toLowerCase() : "" });
   }
 }
-
-export { RATE };

@@ -138,6 +138,10 @@ wire.addEventListener("notice", ({ detail }) => {
     const back = detail.state === "ready" || detail.state === "resumed";
     $("#state").dataset.state = back ? "live" : "lost";
     $("#state span").textContent = back ? STATES.live : "Starting again";
+  } else if (detail.event === "source" && detail.state === "lost" && source.follows) {
+    toast("No new picture reaches the server: the last one stays.");
+  } else if (detail.event === "keyframe") {
+    $("#told").textContent = "The new look is there.";
   }
 });
 setInterval(() => wire.send({ stats: 1 }), 1000);

@@ -12,11 +12,16 @@ export class Source {
    * changed  called with ("none" | "camera" | "screen" | "file", a label) whenever it changes
    */
   constructor({ wire, video, changed }) {
-    Object.assign(this, { wire, video, changed, kind: "none", rate: 30, sent: 0, left: 0 });
+    Object.assign(this, { wire, video, changed, kind: "none", picture: null, rate: 30, sent: 0, left: 0 });
     this.canvas = document.createElement("canvas");
     this.drawing = this.canvas.getContext("2d", { alpha: false, desynchronized: true });
     this.size = [512, 512];
     this.turn = 0;
+  }
+
+  /** Whether pictures come one after another. */
+  get follows() {
+    return this.kind !== "none" && this.picture === null;
   }
 
   /** The session draws pictures of this size. */

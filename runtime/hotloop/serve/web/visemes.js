@@ -2,7 +2,7 @@
 //
 // 16 kHz, 10 ms at a time; the numbers are that file's, and a test holds both to the same weights.
 
-export const RATE = 16000;
+const RATE = 16000;
 export const FRAME = 160;
 export const VOWELS = ["mouthA", "mouthI", "mouthU", "mouthE", "mouthO"];
 const WINDOW = 512;
@@ -15,7 +15,7 @@ const [QUIETEST, LOUDEST] = [-75.0, -40.0];
 const [ABOVE, RISE] = [14.0, 0.05];
 
 // Rows: a i u e o; columns: 12 terms and a constant.
-export const DISCRIMINANTS = [
+const DISCRIMINANTS = [
   [-0.871, -1.78, -1.51, -1.75, -0.137, -1.16, -1.49, -0.817, -1.61, -2.63, -0.882, -1.24, -10.8],
   [-1.47, 0.984, 0.999, -1.25, 0.596, -1.17, -1.53, -0.472, -1.43, -1.11, 0.31, -1.5, -12.4],
   [-0.32, 0.866, -0.398, -0.836, -0.409, -0.816, -1.28, -1.81, -2.15, -1.48, -0.599, -0.302, -7.02],

@@ -4,7 +4,7 @@
 // viewers do not come at once. The server's clock is known from pings as NTP knows it: the smallest round trip of the
 // last sixteen, erring by half of it at most.
 
-export const FRAME = { JPEG: 1, JPEG_ALPHA: 2, RGBA: 3, WEBP: 4, FIELDS: 5 };
+export const FRAME = { JPEG: 1, JPEG_ALPHA: 2, RGBA: 3, FIELDS: 5 };
 const MAGIC = 0x31464c48; // "HLF1", little-endian
 const HEADER = 72;
 const PICTURE = 0x31534c48; // "HLS1"
@@ -32,7 +32,6 @@ export function parseFrame(buffer) {
   return {
     format: view.getUint8(4),
     transparent: (view.getUint8(5) & 1) !== 0,
-    unchanged: (view.getUint8(5) & 2) !== 0,
     id: view.getUint32(8, true),
     source: view.getUint32(12, true),
     version: view.getUint32(16, true),
@@ -113,7 +112,6 @@ export class Wire extends EventTarget {
     this.tries = 0;
     this.pictures = 0;
     this.asked = 0;
-    this.bytes = 0;
   }
 
   open() {
@@ -201,7 +199,6 @@ export class Wire extends EventTarget {
   #hear(data) {
     this.heard = now();
     if (typeof data !== "string") {
-      this.bytes += data.byteLength;
       try {
         this.#tell("frame", Object.assign(parseFrame(data), { from: this.socket }));
       } catch (error) {
