@@ -36,6 +36,7 @@ from hotloop.live.animation.matte import plain_matte
 from hotloop.live.animation.transition import crossed
 from hotloop.live.controls import ANIMATOR, INDEX
 from hotloop.live.governor import animate_ladder
+from hotloop.live.watchdog import fault_of
 from hotloop.request import Request
 
 ROOT = Path(__file__).parents[1]
@@ -676,6 +677,29 @@ def test_a_prompt_becomes_a_keyframe_in_the_background() -> None:
     background.go()
     one.tick(1.1)
     assert one.keyframe.name == "a boy" and "not sure" in one.stats()["refusal"] and one.stats()["version"] == number
+
+
+def test_on_the_rung_that_pauses_keyframes_none_is_drawn() -> None:
+    background = Later()
+    one = session(painter=Paints(), background=background, governed=True)
+    assert one.governor is not None and [rung.name for rung in one.governor.ladder][1] == "keyframes paused"
+    one.governor.stand("keyframes paused")
+    one.set(prompt="a boy")
+    one.tick(0.0)
+    assert not background.waiting
+    one.governor.stand("asked")
+    one.tick(0.02)
+    assert len(background.waiting) == 1
+
+
+def test_a_black_frame_is_black_whatever_its_alpha() -> None:
+    """And one bright pixel anywhere is enough to say that it is not."""
+    black = np.zeros((64, 64, 4), np.uint8)
+    black[..., 3] = 255
+    assert fault_of(black) == "black"
+    black[37, 21, 1] = 90
+    assert fault_of(black) == ""
+    assert fault_of(np.full((64, 64, 4), 70, np.uint8)) == "constant" and fault_of(None) == "non-finite"
 
 
 def test_a_gate_lets_work_through_only_where_a_frame_leaves_room() -> None:

@@ -381,7 +381,7 @@ def test_a_killed_worker_comes_back_with_the_sessions_settings(server: Server) -
         assert client.welcome["session"] == "main" and server.workers() != [worker]
         stats = client.ask(stats=1)["stats"]
         assert balanced(stats) and stats["worker"]["restarts"] == 1
-        assert took < 15, took  # 5 s on a machine that does nothing else
+        assert took < 60 and stats["worker"]["cpu"] < 5, took  # processor time: the machine may have other things to do
         client.say(source=False)
 
 

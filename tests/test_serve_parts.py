@@ -20,6 +20,7 @@ from hotloop.live.bus import Bus
 from hotloop.live.controls import INDEX
 from hotloop.live.ledgers import ENDS
 from hotloop.live.stamps import Stamp
+from hotloop.serve import supervisor
 from hotloop.serve.auth import Guard, Tokens
 from hotloop.serve.channel import Channel, pack, receive
 from hotloop.serve.config import Config
@@ -94,6 +95,42 @@ def test_a_worker_that_falls_again_and_again_is_left_alone(capfd):
 
     assert asyncio.run(fall()) == 4 and states == ["down"] * 4 + ["stopped"]
     assert "left alone" in capfd.readouterr().err
+
+
+# Answers that it is ready, and what it was told first; then ends, or (SLEEP) gives no more sign of life.
+FAKE = """
+import socket, sys, time
+from hotloop.serve.channel import Channel
+channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+told, body = channel.receive()
+channel.send({"do": "answer", "id": told["id"], "echo": told["say"]}, b"bytes")
+time.sleep(SLEEP)
+"""
+
+
+@pytest.mark.parametrize(("sleep", "falls"), [("0", 5), ("1000", 1)])
+def test_a_worker_that_falls_or_sticks_is_started_again(sleep, falls, capfd, monkeypatch):
+    monkeypatch.setattr(supervisor, "_STILL", 0.5)
+
+    async def live() -> tuple[list[str], Supervisor]:
+        states: list[str] = []
+        command = (sys.executable, "-c", FAKE.replace("SLEEP", sleep))
+        one = Supervisor({"do": "config", "say": "ü"}, 8, heard=print, changed=states.append, command=command)
+        await asyncio.wait_for(one.start(), 60)
+        assert one.facts["echo"] == "ü" and one.facts["body"] == b"bytes"
+        while states.count("down") < min(falls, 4) or (falls == 5 and one.state != "stopped"):
+            await asyncio.sleep(0.05)
+        await one.close()
+        with pytest.raises(InputError, match="starting again"):
+            await one.ask({"do": "stats"})
+        return states, one
+
+    states, one = asyncio.run(asyncio.wait_for(live(), 60))
+    if falls == 5:  # and then no more
+        assert states == ["ready", "down"] * 4 + ["ready", "stopped"] and one.restarts == 4
+    else:
+        assert states[:2] == ["ready", "down"] and "no sign of life" in capfd.readouterr().err
+    assert one._process is not None and one._process.poll() is not None  # nothing is left
 
 
 # The wire.

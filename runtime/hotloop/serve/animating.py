@@ -63,7 +63,7 @@ class Desk:
 class Animate:
     """Frames on the beat of the session's rate; nothing is sent where nothing has changed.
 
-    avatar   as for `open_avatar`, or the keyframe that the session had when its worker fell: it is not drawn anew
+    avatar   as for `open_avatar`. The opening's keyframe, which the session had when its worker fell, is not drawn anew
     given    further arguments of `open_avatar`
     """
 
@@ -73,8 +73,8 @@ class Animate:
     ) -> None:  # fmt: skip
         self.name, self.kinds = opening.name, tuple[int, ...]()
         self.desk, self._clock, self._tell, self._background = Desk(), clock, tell, background
-        if painter is not None and isinstance(avatar, Keyframe):
-            painter = _Kept(painter)
+        if painter is not None and opening.keyframe is not None and opening.values.get("prompt"):
+            painter = _Kept(painter, opening.keyframe)
         self.session = open_avatar(
             avatar, controls=self.desk, interval=1 / opening.fps, governed=opening.governed, painter=painter,
             background=background, clock=clock, **given, **opening.values,
@@ -157,17 +157,16 @@ class Animate:
 
 
 class _Kept:
-    """A painter whose first keyframe is the one that is there."""
+    """A painter whose first keyframe is one that was drawn before."""
 
-    def __init__(self, painter: Painter) -> None:
-        self._painter, self.gate, self._first = painter, painter.gate, True
+    def __init__(self, painter: Painter, keyframe: Keyframe) -> None:
+        self._painter, self.gate, self._first = painter, painter.gate, [keyframe]
 
     def check(self, request: Request) -> None:
         self._painter.check(request)
 
     def paint(self, request: Request, current: Keyframe) -> Keyframe:
-        first, self._first = self._first, False
-        return current if first else self._painter.paint(request, current)
+        return self._first.pop() if self._first else self._painter.paint(request, current)
 
 
 def packed(keyframe: Keyframe) -> tuple[dict[str, Any], bytes]:

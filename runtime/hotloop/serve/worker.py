@@ -1,7 +1,7 @@
 """The worker process: engines, sessions, encoding. `python -m hotloop.serve.worker CHANNEL RING SLOTS BYTES`.
 
-One thread receives what the listening process says, one makes frames, one prepares settings at a low priority. Frames
-are left in the ring. When the listening process goes away, so does this one.
+One thread receives what the listening process says, two decode source pictures, one makes frames, one prepares settings
+at a low priority. Frames are left in the ring. When the listening process goes away, so does this one.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Worker:
         self.shows: dict[str, Show] = {}
         self.clock = time.monotonic
         self.background = ThreadPoolExecutor(1, "hotloop-live", initializer=step_back)
+        self.decoding = ThreadPoolExecutor(2, "hotloop-decode")
         self.opens: dict[str, Callable[[Opening], Show]] = {"restyle": self._restyle, "animate": self._animate}
         self.limits: Told = {}
         self._avatar: Told = {}
@@ -123,9 +124,9 @@ class Worker:
         if self._painter is None:
             self._painter = PipelinePainter(self._pipeline)
         values = {"prompt": "", **opening.values}
-        side, avatar = values.pop("size", SIDE), opening.keyframe or self._avatar["picture"]
+        side = values.pop("size", SIDE)
         return Animate(
-            opening._replace(values=values), self.channel.send, avatar, background=self.background,
+            opening._replace(values=values), self.channel.send, self._avatar["picture"], background=self.background,
             painter=self._painter, clock=self.clock, side=side, pipeline=self._pipeline,
             points=self._avatar["points"], parts=self._avatar["parts"],
         )  # fmt: skip
@@ -153,14 +154,20 @@ class Worker:
         self._answer(told, version=version, values=show.values())
 
     def _do_picture(self, told: Told, body: bytes) -> None:
-        show, number = self._show(told), told["picture"]
+        """Decoded beside what else is received: a large picture delays nobody's controls. A session's next one comes
+        when this one was taken, so they stay in order."""
+        self.decoding.submit(self._picture, self._show(told), told, body)
+
+    def _picture(self, show: Show, told: Told, body: bytes) -> None:
+        number = told["picture"]
         try:
             pixels = open_picture(body, self.limits["picture_pixels"])
+            show.push(Incoming(number, told["source"], pixels, told["captured"], told["received"]))
         except InputError as error:
             self.channel.send({"do": "ended", "s": show.name, "picture": number, "how": "refused", "error": str(error)})
-        else:
-            show.push(Incoming(number, told["source"], pixels, told["captured"], told["received"]))
-        self.channel.send({"do": "took", "s": show.name})
+        finally:
+            self.channel.send({"do": "took", "s": show.name})
+            self._wake.set()
 
     def _do_rest(self, told: Told, body: bytes) -> None:
         self._show(told).rest()
@@ -251,7 +258,8 @@ class Worker:
             show.close()
         if self._stage is not None:
             self._stage.close()
-        self.background.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.decoding, self.background):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _plain(pipeline: Pipeline) -> Pipeline | None:

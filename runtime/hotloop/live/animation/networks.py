@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -16,10 +17,16 @@ from .geometry import PLACE
 from .keyframe import Keyframe
 from .performer import Drawing
 
-__all__ = ["AnimatorNetworks"]
+__all__ = ["DECODER", "ENCODER", "AnimatorNetworks"]
 
 ENCODER, DECODER = "animator_encoder", "animator"
 _WANDER = 0.6  # standard deviations of the prior that z wanders
+
+
+class Engines(Protocol):
+    """name -> engine: a bundle's `Networks`, or a mapping."""
+
+    def __getitem__(self, name: str, /) -> Engine: ...
 
 
 class AnimatorNetworks:
@@ -29,7 +36,7 @@ class AnimatorNetworks:
     Raises InputError where the networks are not there or take other controls.
     """
 
-    def __init__(self, engines: Mapping[str, Engine], table: Sequence[Sequence[object]] = ANIMATOR) -> None:
+    def __init__(self, engines: Engines, table: Sequence[Sequence[object]] = ANIMATOR) -> None:
         try:
             self._encoder, self._decoder = engines[ENCODER], engines[DECODER]
         except KeyError as error:

@@ -17,6 +17,7 @@ from ...networks import Networks
 from .finding import points_of_parts
 from .geometry import PLACE, POINTS, from_points, read_points
 from .keyframe import SIDE, Keyframe, builtin_keyframe, load_keyframe
+from .networks import DECODER, ENCODER, AnimatorNetworks
 from .reveal import eye_widths, reveal_of
 from .session import AnimationSession
 
@@ -41,7 +42,8 @@ def open_avatar(
               avatar that comes with hotloop
     points    ten points of its face (`POINTS`), a JSON file or a mapping of [x, y] in 0..1; by default found
     parts     a folder of masks, PNG, white where the part is: eyes, mouth, face, hair, glasses, front
-    pipeline  whose bundle finds points, and draws new keyframes from prompts
+    pipeline  whose bundle finds points, draws new keyframes from prompts and, where it holds an animator's networks,
+              moves them by those
     session   arguments of `AnimationSession`
 
     Raises InputError; where points are not found, the one line names those to give.
@@ -54,10 +56,13 @@ def open_avatar(
         keyframe = load_keyframe(Path(avatar))
     else:
         keyframe = keyframe_from(avatar, points=points, parts=parts, pipeline=pipeline)
-    if pipeline is not None and "painter" not in session:
-        from .painting import PipelinePainter
+    if pipeline is not None:
+        if "painter" not in session:
+            from .painting import PipelinePainter
 
-        session["painter"] = PipelinePainter(pipeline)
+            session["painter"] = PipelinePainter(pipeline)
+        if "performer" not in session and {ENCODER, DECODER} <= pipeline.networks.rows.keys():
+            session["performer"] = AnimatorNetworks(pipeline.networks)
     return AnimationSession(keyframe, **session)
 
 

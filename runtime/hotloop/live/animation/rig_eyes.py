@@ -261,8 +261,9 @@ class Front:
         """float32 like x."""
         limit, wide = _F(len(self._mask) - 1.001), len(self._mask)
         u, v = (np.clip(_F(self._x[k]) * x + _F(self._y[k]) * y + _F(self._origin[k]), _F(0), limit) for k in (0, 1))
-        i, j = u.astype(np.int32), v.astype(np.int32)
-        u, v, at, flat = u - i, v - j, j * np.int32(wide) + i, self._mask.reshape(-1)
+        i, j = np.floor(u), np.floor(v)
+        at, flat = (j * _F(wide) + i).astype(np.int32), self._mask.reshape(-1)
+        u, v = u - i, v - j
         a, b, c, d = (np.take(flat, at + np.int32(step)) for step in (0, 1, wide, wide + 1))
         upper, lower = a + u * (b - a), c + u * (d - c)
         made: np.ndarray = upper + v * (lower - upper)

@@ -37,6 +37,7 @@ class Lips:
         # Of a face that is not drawn as ours: wider, or further from the chin.
         self.tall = float(np.clip((geometry.chin - self._y) / 0.07, 0.8, 2.0))
         self._wide = float(np.clip(mouth.width / 0.04, 1.0, 1.3))
+        self._lift = 0.3 if geometry.brows is not None else 0.08  # of a round mouth's upper lip: below it may be a nose
         self._room = max(0.03, min(0.8 * mouth.width, 0.06))  # beside the corners, that a wider mouth pushes together
         reach = 1.25 * (mouth.width + 0.03 * self._wide) + 0.03
         self.reach = (mouth.x - reach, self._y - 0.055 * self.tall, mouth.x + reach, self._y + 0.12 * self.tall)
@@ -63,7 +64,7 @@ class Lips:
         if parted <= 0:
             return
         line = np.interp(np.clip(_T * (width / mouth.width), -1, 1), _T, self._line).astype(np.float32)
-        top = line + bent - _F(0.3 * lips.round * opening) * (1 - _T * _T)
+        top = line + bent - _F(self._lift * lips.round * opening) * (1 - _T * _T)
         low = top + _F(opening * (1 + 0.3 * lips.round)) * _BOW
         upper, lower, line_here = (np.take(curve, at) for curve in (top, low, line + bent))
         reveal_top, reveal_low = np.take(self._top, at), np.take(self._low, at)

@@ -63,5 +63,6 @@ function filter() {
   for (const one of all(".control")) one.hidden = !one.dataset.name.toLowerCase().includes(wanted);
 }
 $("#filter").addEventListener("input", filter);
+$("#held").addEventListener("change", ({ target }) => $("#table").classList.toggle("held", target.checked));
 
 wire.open();
