@@ -138,13 +138,12 @@ class Adapters:
     @cached_property
     def _weights(self) -> dict[str, Weights]:
         listed = self._base.bundle.manifest["weights"]
-        opened = {
-            name: Weights.open(self._base.bundle.file(listed[name]["path"]))
-            for name in LORA_COMPONENTS
-            if name in listed
-        }
-        self._base.bundle.check_in_place()
-        return opened
+        with self._base.bundle.in_place():
+            return {
+                name: Weights.open(self._base.bundle.file(listed[name]["path"]))
+                for name in LORA_COMPONENTS
+                if name in listed
+            }
 
     def _swap(self, change: Callable[[dict[str, Scaled]], None]) -> Swap:
         """All new engines are made and warm before the first is used."""
