@@ -82,6 +82,9 @@ class Adapters:
     def load(self, file: Path, scale: float | Mapping[str, float], name: str | None = None) -> Future[Swap]:
         """Add a LoRA under its name, by default its file's."""
 
+        if name is not None and (not isinstance(name, str) or not name):
+            raise InputError("lora", "name must be a text", name)
+
         def change(loras: dict[str, Scaled]) -> None:
             lora = Lora.open(file)
             chosen = name or lora.name
