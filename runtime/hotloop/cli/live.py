@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from hotloop_kernels import build_info
 
 from ..errors import InputError
 from ..files import read_file
@@ -111,4 +114,6 @@ def _token(token: str | None, file: Path | None) -> str | None:
 
 def _greet(address: str, config: Config) -> None:
     typer.echo(f"hotloop is live: {address}" + ("" if config.token is None else "#token=...  (your token)"))
+    if config.mode == "animate" and not build_info()["compiled"]:
+        warnings.warn("without compiled operators a frame takes a second (`hotloop doctor` says why)", stacklevel=2)
     typer.echo(f"for OBS: {address}view    every control: {address}monitor    Ctrl-C ends it")
