@@ -15,6 +15,7 @@ import hotloop
 from hotloop.bundle import Bundle, builtin, write_manifest
 from hotloop.errors import BundleError
 from hotloop.files import sha256
+from hotloop.weights import Weights, save
 
 ENTRY = {
     "kind": "onnx", "precision": "fp32", "storage": "fp16", "rewrites": [], "groups": [], "grid": 1, "target": "any",
@@ -200,3 +201,46 @@ def test_a_bundle_that_was_replaced_is_not_mixed_with_the_new_one(copy: Path) ->
     reseal(copy, "LICENSE")
     with pytest.raises(BundleError, match="replaced while in use"):
         pipe.networks["vae_encoder"]
+
+
+def test_a_bundle_that_went_and_came_back_meanwhile_is_noticed(copy: Path) -> None:
+    """What was opened in between may have been the other's."""
+    bundle, other = Bundle.open(copy), copy.with_name("other")
+    with bundle.in_place():
+        pass
+    with pytest.raises(BundleError, match="replaced while in use"), bundle.in_place():
+        copy.rename(other)
+        other.rename(copy)
+    link = copy.with_name("current")
+    link.symlink_to(copy)
+    linked = Bundle.open(link)
+    with pytest.raises(BundleError, match="replaced while in use"), linked.in_place():
+        link.unlink()
+        link.symlink_to(copy)
+
+
+def test_a_link_inside_a_bundle_is_refused(copy: Path) -> None:
+    elsewhere = copy.with_name("elsewhere")
+    (copy / "unet").rename(elsewhere)
+    (copy / "unet").symlink_to(elsewhere)
+    with pytest.raises(BundleError, match=r"must be no link.*got 'unet'"):
+        Bundle.open(copy)
+
+
+def weights_of_unet(copy: Path) -> Path:
+    return copy / str(Bundle.open(copy, verify=False).manifest["weights"]["unet"]["path"])
+
+
+@pytest.mark.parametrize("change", ["none", "moved"])
+def test_a_graph_that_names_bytes_that_are_no_tensors_is_refused(copy: Path, change: str) -> None:
+    """ONNX Runtime would read the file's header, or half of two tensors, as numbers."""
+    file = weights_of_unet(copy)
+    held = dict(Weights.open(file))
+    first = next(iter(held))
+    save(
+        {} if change == "none" else {first: np.ones(3, np.float32), **{k: v for k, v in held.items() if k != first}},
+        file,
+    )
+    reseal(copy, file.relative_to(copy).as_posix())
+    with pytest.raises(BundleError, match="must name whole tensors of"):
+        hotloop.load(copy, engine="onnx-fp32").networks["unet"]

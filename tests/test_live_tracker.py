@@ -183,6 +183,14 @@ def test_a_mirror_twice_is_no_mirror_and_every_value_is_a_control_in_its_range()
         assert all(table[name].low <= value <= table[name].high for name, value in told.items())
 
 
+@pytest.mark.parametrize("points", [np.zeros((468, 3)), np.eye(468, 3) * 1e6, template_face()[:, [2, 1, 0]]])
+def test_whatever_a_network_says_values_are_finite_and_in_their_ranges(points):
+    """No face at all, and a head seen from its side."""
+    table = {control.name: control for control in CONTROLS}
+    told = controls(Face(points.astype(np.float32), np.full((2, 2), 1e5, np.float32), 1.0), Neutral(), SIZE)
+    assert all(table[name].low <= value <= table[name].high for name, value in told.items()), told
+
+
 # Files.
 
 

@@ -677,6 +677,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "alpha": ({"lora_alpha": "8"}, "finite numbers as alpha"),
     "alpha nan": ({"lora_alpha": math.nan}, "finite numbers as alpha"),
     "patterns": ({"alpha_pattern": ["a"]}, "an object as alpha_pattern"),
+    "endless alpha": ({"lora_alpha": 10**400}, "finite numbers as alpha"),
     "pattern's alpha": ({"alpha_pattern": {"a": None}}, "finite numbers as alpha"),
     "slow pattern": ({"alpha_pattern": {"(a+)+$": 1}}, "simple patterns"),
     "repeats": ({"alpha_pattern": {"a*a*b": 1}}, "simple patterns"),

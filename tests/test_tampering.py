@@ -16,6 +16,7 @@ from hotloop.bundle import Bundle, builtin, write_manifest
 from hotloop.errors import BundleError, InputError
 from hotloop.evaluation import certificates as parity
 from hotloop.files import sha256
+from hotloop.pipeline import load
 from hotloop.selection import choose
 from hotloop.weights import Weights, save
 
@@ -124,6 +125,23 @@ def test_constants_that_are_not_the_graphs_are_one_line(copy: Path) -> None:
         parity.verify(Bundle.open(copy), engines=["onnx"])
 
 
+@pytest.mark.parametrize("name", ["time_width", "kv_width", "context_dim", "latent_channels", "vae_factor"])
+def test_a_constant_beyond_memory_is_refused_by_name(copy: Path, name: str) -> None:
+    edit(copy, put("constants", name, value=10**12))
+    with pytest.raises(BundleError, match=rf"{name} must be like .* whole numbers below 1048576"):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "native"])
+def test_a_vocabulary_beyond_the_token_table_is_one_line(copy: Path, engine: str) -> None:
+    file = copy / "tokenizer/vocab.json"
+    ids = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({word: i + 5000 if i > 300 else i for word, i in ids.items()}), "utf-8")
+    edit(copy, put("files", "tokenizer/vocab.json", value=sha256(file)))
+    with pytest.raises(BundleError, match="text_encoder does not run"):
+        load(copy, engine=engine).txt2img("a girl with pink hair", seed=1, num_inference_steps=1)
+
+
 def test_an_fp32_engine_is_held_to_fp32_whatever_its_weights_are_kept_in() -> None:
     entry = Bundle.open(builtin(), verify=False).entries[0]
     certificate = {"networks": {"unet": {"max_abs": 2e-4, "mean_abs": 1e-4, "cosine": 1.0}}, "psnr": [60.0]}
@@ -151,6 +169,6 @@ def test_an_engine_that_does_not_open_is_told_of_and_the_others_are_verified(cop
     edit(copy, put("files", graph.relative_to(copy).as_posix(), value=sha256(graph)))
     found = parity.verify(Bundle.open(copy))
     certificate, problem = found["onnx-fp32"]
-    assert certificate == {} and problem is not None and f"{graph.name} does not open" in problem
+    assert certificate == {} and problem is not None and f"{graph.name} must hold an ONNX graph" in problem
     certificate, problem = found["native-fp32"]
     assert certificate is not None and certificate["networks"] and problem is None

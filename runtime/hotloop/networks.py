@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .bundle import Bundle, Entry
 from .denoiser import LRUCache, UNetDenoiser
 from .engines import KINDS, Engine, open_engine
+from .engines.onnx_file import OnnxFile
 from .errors import BundleError
 from .process import Origin
 from .selection import Choice, runs_in
@@ -51,13 +52,14 @@ class Networks:
         with self._lock:
             if name not in self._open:
                 path = self.bundle.network_file(self.entry, name)
-                engine = open_engine(
-                    self.entry.kind, path, self.rows[name], device=self.device, threads=self._threads,
-                    precision=runs_in(self.entry, name, self.device), cache=self._cache,
-                    adapters=self._adapters and self.rows[name].component in LORA_COMPONENTS,
-                )  # fmt: skip
-                # Only now: bundles are replaced by one rename, so what was read before this holds was this bundle's.
-                self.bundle.check_in_place()
+                with self.bundle.in_place():
+                    if path.suffix == ".onnx":
+                        OnnxFile(path).check_weights(self.bundle.path)
+                    engine = open_engine(
+                        self.entry.kind, path, self.rows[name], device=self.device, threads=self._threads,
+                        precision=runs_in(self.entry, name, self.device), cache=self._cache,
+                        adapters=self._adapters and self.rows[name].component in LORA_COMPONENTS,
+                    )  # fmt: skip
                 self._open[name] = engine
             return self._open[name]
 

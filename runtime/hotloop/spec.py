@@ -401,6 +401,7 @@ class GeneratorFamily(Family):
 
 
 _TABLES = ("schedule", "faces")
+_LARGEST = 1 << 20  # of a constant: what is made of it has to fit into memory
 
 
 def _alike(place: str, row: Family | FaceConstants | ScheduleConstants, name: str, value: object) -> object:
@@ -417,12 +418,14 @@ def _alike(place: str, row: Family | FaceConstants | ScheduleConstants, name: st
     else:
         fits = _positive(value, int) or (isinstance(like, float) and _positive(value, float))
     if not fits:
-        raise InputError(place, f"{name} must be like {like!r}", value)
+        raise InputError(place, f"{name} must be like {like!r}, whole numbers below {_LARGEST}", value)
     return value
 
 
 def _positive(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and 0 < value < float("inf")  # type: ignore[operator]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    return 0 < value < (_LARGEST if kind is int else float("inf"))  # type: ignore[operator]
 
 
 def _ordered(what: str, names: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:

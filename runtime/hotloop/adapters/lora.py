@@ -431,7 +431,7 @@ class _Config:
 
 
 def _number(value: Any, place: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
         raise InputError("lora", f"{place} must have finite numbers as alpha", value)
     return float(value)
 

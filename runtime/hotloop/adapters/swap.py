@@ -82,6 +82,9 @@ class Adapters:
     def load(self, file: Path, scale: float | Mapping[str, float], name: str | None = None) -> Future[Swap]:
         """Add a LoRA under its name, by default its file's."""
 
+        if name is not None and (not isinstance(name, str) or not name):
+            raise InputError("lora", "name must be a text", name)
+
         def change(loras: dict[str, Scaled]) -> None:
             lora = Lora.open(file)
             chosen = name or lora.name
@@ -138,13 +141,12 @@ class Adapters:
     @cached_property
     def _weights(self) -> dict[str, Weights]:
         listed = self._base.bundle.manifest["weights"]
-        opened = {
-            name: Weights.open(self._base.bundle.file(listed[name]["path"]))
-            for name in LORA_COMPONENTS
-            if name in listed
-        }
-        self._base.bundle.check_in_place()
-        return opened
+        with self._base.bundle.in_place():
+            return {
+                name: Weights.open(self._base.bundle.file(listed[name]["path"]))
+                for name in LORA_COMPONENTS
+                if name in listed
+            }
 
     def _swap(self, change: Callable[[dict[str, Scaled]], None]) -> Swap:
         """All new engines are made and warm before the first is used."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ from .manifest import MANIFEST, read_manifest
 __all__ = ["Bundle", "Entry", "builtin"]
 
 _SCHEDULER = "scheduler/scheduler_config.json"
+_REPLACED = "bundle was replaced while in use; load it again"
 
 
 def builtin() -> Path:
@@ -117,6 +119,8 @@ class Bundle:
                 )
         for file in sorted(self.path.rglob("*")):
             name = file.relative_to(self.path).as_posix()
+            if file.is_symlink():
+                raise BundleError("bundle", "what lies in a bundle must be no link: the seal is of what is here", name)
             known = name in files or name == MANIFEST or file.suffix == ".md" or file.name.startswith(".")
             if not known and not file.is_dir():
                 raise BundleError("bundle", "every file must be sealed in manifest.json", name)
@@ -156,11 +160,23 @@ class Bundle:
             raise BundleError("bundle", f"networks of {entry.name} must be among {sorted(rows)}", unknown[0])
         return {name: rows[name] for name in entry.networks}
 
-    def check_in_place(self) -> None:
-        """Raises BundleError when another bundle has taken this one's place since it was opened and checked."""
-        manifest = self.path / MANIFEST  # a bundle that is being made has none
-        if manifest.exists() and read_json(manifest, place="bundle").get("files") != self.manifest["files"]:
-            raise BundleError("bundle", "bundle was replaced while in use; load it again", str(self.path))
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """What is read inside is this bundle's. Raises BundleError when another has taken its place since it was opened
+        and checked, be it that this one has come back since: a renamed folder keeps its inode and changes its times."""
+        before = self._place()
+        yield
+        if self._place() != before:
+            raise BundleError("bundle", _REPLACED, str(self.path))
+
+    def _place(self) -> tuple[int, ...]:
+        manifest = self.path / MANIFEST
+        if not manifest.exists():  # a bundle that is being made has none
+            return ()
+        if read_json(manifest, place="bundle").get("files") != self.manifest["files"]:
+            raise BundleError("bundle", _REPLACED, str(self.path))
+        found = (self.path.lstat(), self.path.stat(), manifest.stat())  # the path itself may be a link
+        return tuple(number for stat in found for number in (stat.st_dev, stat.st_ino, stat.st_ctime_ns))
 
     def network_file(self, entry: Entry, network: str) -> Path:
         """The file of one of an entry's networks. Raises BundleError when it has none."""

@@ -30,7 +30,7 @@ from torch import Tensor
 from hotloop_kernels import cfg_step, rgb
 
 from ..engines import Engine
-from ..engines.native import NativeEngine, settings
+from ..engines.native import NativeEngine, runs, settings
 from ..errors import DeviceMemoryError, InputError, NonFiniteError
 from ..nets.cuda_stream import stream_of
 from ..nets.tunings import operators_at_hand
@@ -146,7 +146,7 @@ class ResidentLoop(UNetDenoiser):
     @contextmanager
     def _timed(self) -> Iterator[None]:
         began = time.perf_counter()
-        with torch.inference_mode(), settings(self._engine.threads):
+        with torch.inference_mode(), settings(self._engine.threads), runs(self._engine.network.name):
             yield
         self.seconds += time.perf_counter() - began
 

@@ -16,7 +16,7 @@ import numpy as np
 
 import hotloop_kernels
 
-from ..errors import BundleError, InputError
+from ..errors import BundleError, HotloopError, InputError
 from ..process import Origin
 from ..spec import Network, resolve
 from . import ContextPool
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..nets.base import Net
     from ..nets.parts import Call
 
-__all__ = ["NativeContext", "NativeEngine", "default_tunings", "settings"]
+__all__ = ["NativeContext", "NativeEngine", "default_tunings", "runs", "settings"]
 
 _PLACE = "engine.native"
 _PRECISIONS = ["fp32", "bf16", "fp16"]
@@ -182,10 +182,23 @@ def _run(
 ) -> None:  # fmt: skip
     """Fill `outputs` from `inputs`, both by the spec's names."""
     torch = import_library()
-    with torch.inference_mode(), settings(threads):
+    with torch.inference_mode(), settings(threads), runs(network.name):
         given = (torch.from_numpy(inputs[tensor.name]).to(device) for tensor in network.inputs)
         for tensor, value in zip(network.outputs, call(*given), strict=True):
             torch.from_numpy(outputs[tensor.name]).copy_(value)
+
+
+@contextmanager
+def runs(name: str) -> Iterator[None]:
+    """Raises BundleError where a network does not run: its files are not of the manifest's constants, or of each other.
+    Out of device memory stays torch's own error, for whoever can free some."""
+    torch = import_library()
+    try:
+        yield
+    except (HotloopError, torch.cuda.OutOfMemoryError):
+        raise
+    except (RuntimeError, IndexError) as error:
+        raise BundleError(_PLACE, f"{name} does not run: {(str(error) or repr(error)).splitlines()[0]}") from error
 
 
 def _load(folder: Path, network: Network) -> tuple[type[Net], Call]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import BundleError
 from ..files import read_file
+from ..weights import Weights
 
 __all__ = ["Initializer", "OnnxFile"]
 
@@ -33,6 +34,8 @@ _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 class Initializer:
     """A weight of the graph: its shape, what it is stored as (None: not a float), the file and the place in it.
 
+    length: bytes that the graph claims of another file; None where it claims none.
+
     at: of the byte that states its dtype; begin, end: of its whole field in the graph.
     """
 
@@ -40,6 +43,7 @@ class Initializer:
     dtype: np.dtype | None
     file: str
     offset: int
+    length: int | None
     at: int
     begin: int
     end: int
@@ -56,7 +60,28 @@ class OnnxFile:
                                if field == _MODEL_GRAPH)  # fmt: skip
             self.initializers = dict(self._initializers())
         except (IndexError, KeyError, ValueError, StopIteration) as error:
-            raise BundleError("onnx", f"{path.name} must hold an ONNX graph", str(error)) from error
+            raise BundleError("onnx", f"{path.name} must hold an ONNX graph") from error
+
+    def check_weights(self, root: Path) -> None:
+        """What lies in other files is whole tensors of safetensors files below `root`, or inside a file of raw bytes
+        there: an engine library reads what a graph names, whatever it is. Raises BundleError naming the weight."""
+        spans: dict[str, set[tuple[int, int]] | None] = {}
+        sizes: dict[str, int] = {}
+        for name, found in self.initializers.items():
+            if not found.file:
+                continue
+            if found.file not in spans:
+                path = self.path.parent / found.file
+                if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
+                    raise BundleError("onnx", f"weights of {self.path.name} must lie in the bundle", found.file)
+                weights = Weights.open(path) if path.suffix == ".safetensors" else None
+                spans[found.file] = None if weights is None else {weights.span(key) for key in weights}
+                sizes[found.file] = path.stat().st_size
+            end, known = found.offset + (found.length or 0), spans[found.file]
+            whole = found.length is not None and (known is None or (found.offset, end) in known)
+            if not whole or not 0 <= found.offset <= end <= sizes[found.file]:
+                rule = f"{self.path.name} must name whole tensors of {found.file}: bytes {found.offset} and on are not"
+                raise BundleError("onnx", rule, name)
 
     def read(self, name: str) -> np.ndarray:
         """An initializer in float32."""
@@ -93,6 +118,7 @@ class OnnxFile:
             shape: list[int] = []
             dtype: np.dtype | None = None
             name, place, where, offset = "", 0, "", 0
+            length: int | None = None
             for inner, _, first, last in _fields(raw, begin, end):
                 if inner == _TENSOR_DIMS:
                     shape += _varints(raw, first, last)
@@ -108,7 +134,9 @@ class OnnxFile:
                         where = entry[_ENTRY_VALUE]
                     elif entry[_ENTRY_KEY] == "offset":
                         offset = int(entry[_ENTRY_VALUE])
-            yield name, Initializer(tuple(shape), dtype, where, offset, place, at, end)
+                    elif entry[_ENTRY_KEY] == "length":
+                        length = int(entry[_ENTRY_VALUE])
+            yield name, Initializer(tuple(shape), dtype, where, offset, length, place, at, end)
 
 
 def _fields(raw: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:

@@ -102,8 +102,10 @@ def nearby(rgba: np.ndarray, current: Keyframe) -> dict[str, tuple[float, float]
     told = {}
     for eye, name in zip(guess.eyes, ("Right", "Left"), strict=True):
         told[f"eye{name}"] = placed(eye.x, eye.iris[1])
-        told[f"lidUpper{name}"] = placed(eye.x, float(eye.top.min()))
-        told[f"lidLower{name}"] = placed(eye.x, float(eye.low.max()))
+        top, low = float(eye.top.min()), float(eye.low.max())
+        # Lids that cover a little more than an eye are better than ones that leave some of it.
+        told[f"lidUpper{name}"] = placed(eye.x, top - 0.05 * (low - top))
+        told[f"lidLower{name}"] = placed(eye.x, low + 0.1 * (low - top))
     told |= _mouth(rgba, guess, placed)
     told["chin"], told["headCentre"] = placed(guess.mouth.x, guess.chin), placed(*guess.centre)
     return {name: told[name] for name in POINTS}

@@ -8,6 +8,7 @@ it; else both move with their surroundings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -61,6 +62,7 @@ class Eyes:
         self._width = max(eye.width for eye in self.eyes)
         self._middle = (self.eyes[0].x + self.eyes[1].x) / 2
         self._browlines = [spread(brow.middle) for brow in self.brows or ()]
+        self._resting = self._edged([Lid(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0)] * 2)
         top = min(self._cy) - 1.65 * self._half - (0.0 if self.brows else 0.6 * self._half + 0.03)
         x0, x1 = (eye.x + side * 1.75 * eye.width for eye, side in zip(self.eyes, (-1, 1), strict=True))
         if self.brows is not None:
@@ -110,7 +112,12 @@ class Eyes:
 
     def _edges(self, m: Mimic) -> _Edges:
         """Where the lids' edges are, and where the reveal texture stands in for the keyframe."""
-        both = [self._lid(i, lid) for i, lid in enumerate(m.lids)]
+        if all(lid.opening == 1 and not lid.slant and not lid.squint for lid in m.lids):
+            return self._resting  # as most often
+        return self._edged(m.lids)
+
+    def _edged(self, lids: Sequence[Lid]) -> _Edges:
+        both = [self._lid(i, lid) for i, lid in enumerate(lids)]
         upper, lower, above, below = (np.concatenate(v).astype(np.float32) for v in list(zip(*both, strict=True))[:4])
         return _Edges(upper, lower, above, below, any(one[4] for one in both))
 

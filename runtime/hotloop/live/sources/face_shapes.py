@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...errors import InputError
+from ..controls import CONTROLS
 from .face_mesh import POINTS, Face
 from .face_template import RIGID, TEMPLATE
 
@@ -21,6 +22,7 @@ __all__ = ["CONTROLS_GIVEN", "Neutral", "Pose", "calibrated", "controls", "measu
 
 _PLACE = "tracker"
 _DISTANCE = 50.0  # cm from the camera to a neutral face: only its changes are told
+_ASIDE = 0.2  # of a face that looks away, the cosine at which its eyes are still reckoned with
 
 # What the geometry gives, of THE table.
 CONTROLS_GIVEN = (
@@ -29,6 +31,7 @@ CONTROLS_GIVEN = (
     "browDownLeft", "browDownRight", "browOuterUpLeft", "browOuterUpRight", "gazeX", "gazeY", "headYaw", "headPitch",
     "headRoll", "headX", "headY", "headZ",
 )  # fmt: skip
+_RANGES = {control.name: (control.low, control.high) for control in CONTROLS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ def _similarity(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, float, np.nda
     u, spectrum, vt = np.linalg.svd(y.T @ x)
     sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
     turn: np.ndarray = (u * sign) @ vt
-    scale = float((spectrum * sign).sum() / (x * x).sum())
+    scale = max(float((spectrum * sign).sum() / (x * x).sum()), 1e-6)
     return turn, scale, mean_b - scale * turn @ mean_a
 
 
@@ -95,7 +98,7 @@ def measures(back: np.ndarray, irises: np.ndarray) -> dict[str, float]:
         outer, inner, pairs = _EYES[side]
         a, b = back[outer], back[inner]
         width = float(np.linalg.norm(a - b))
-        told[f"lid{side}"] = float(np.mean([np.linalg.norm(back[i] - back[j]) for i, j in pairs])) / width
+        told[f"lid{side}"] = float(np.mean([np.linalg.norm(back[i] - back[j]) for i, j in pairs])) / max(width, 1e-6)
         middle = (a + b) / 2
         told[f"gaze{side}X"], told[f"gaze{side}Y"] = (irises[k, :2] - middle[:2]).tolist()
         line = middle[1]
@@ -153,7 +156,7 @@ def calibrated(faces: Sequence[Face]) -> Neutral:
 
 
 def controls(face: Face, neutral: Neutral, size: tuple[int, int]) -> dict[str, float]:
-    """Values of CONTROLS_GIVEN; size: of the picture, (width, height)."""
+    """Values of CONTROLS_GIVEN, held in their ranges; size: of the picture, (width, height)."""
     held, back = pose(face.points)
     now, rest = measures(back, _irises(face, held, back)), neutral.measured
     moved = {name: value - rest[name] for name, value in now.items()}
@@ -183,7 +186,7 @@ def controls(face: Face, neutral: Neutral, size: tuple[int, int]) -> dict[str, f
     x, y = neutral.place or (size[0] / 2, size[1] / 2)
     told["headX"], told["headY"] = (held.place[0] - x) / held.scale, (y - held.place[1]) / held.scale
     told["headZ"] = 0.0 if neutral.scale is None else _DISTANCE * (1 - neutral.scale / held.scale)
-    return told
+    return {name: min(max(value, _RANGES[name][0]), _RANGES[name][1]) for name, value in told.items()}
 
 
 def mirrored(told: dict[str, float]) -> dict[str, float]:
@@ -210,7 +213,7 @@ def _irises(face: Face, held: Pose, back: np.ndarray) -> np.ndarray:
         middle = (points[outer] + points[inner]) / 2
         x, y = face.irises[k].astype(np.float64) * (1, -1) - middle[:2]
         facing = held.turn[:, 2]
-        deep = -(facing[0] * x + facing[1] * y) / facing[2]
+        deep = -(facing[0] * x + facing[1] * y) / max(float(facing[2]), _ASIDE)
         turned.append((back[outer] + back[inner]) / 2 + np.array([x, y, deep]) @ held.turn / held.scale)
     return np.array(turned)
 
