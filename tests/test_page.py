@@ -339,15 +339,35 @@ def test_the_views_canvas_is_transparent_where_the_avatar_is_not(
     assert not shot[:, :50].any() and not shot[:8, 60:100].any() and (shot[120:136, 172:188, 3] == 255).all()
 
 
+# WCAG 2.2's contrast of two of the sheet's colours, as the theme has them.
+CONTRAST = """(pairs) => {
+  const light = (name) => {
+    const probe = document.body.appendChild(document.createElement("i"));
+    probe.style.color = `var(--${name})`;
+    const [r, g, b] = getComputedStyle(probe).color.match(/[0-9.]+/g).map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    probe.remove();
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+  };
+  return pairs.map(([a, b]) => light(a) / light(b)).map((ratio) => Math.max(ratio, 1 / ratio));
+}"""
+PAIRS = [
+    *((text, ground) for text in ("ink", "soft", "good", "warn", "bad") for ground in ("surface", "sunken")),
+    ("ink", "paper"), ("soft", "paper"), ("hot", "surface"), ("hot", "raised"), ("on-hot", "hot"),
+]  # fmt: skip
+
+
 def test_it_fits_a_phone_and_wears_light_and_dark(moved: Page) -> None:
     page = moved
     page.page.set_viewport_size({"width": 390, "height": 800})
     page.page.emulate_media(color_scheme="dark", reduced_motion="reduce")
     assert page.check("document.documentElement.scrollWidth") <= 390
     paper = "getComputedStyle(document.body).backgroundColor"
-    dark = page.check(paper)
+    dark, contrasts = page.check(paper), page.check(CONTRAST, PAIRS)
     page.page.click("#theme")
     light = page.check(paper)
+    contrasts += page.check(CONTRAST, PAIRS)
+    assert not {pair: ratio for pair, ratio in zip(PAIRS * 2, contrasts, strict=True) if ratio < 4.5}
     assert max(map(int, dark[4:-1].split(","))) < 60 and min(map(int, light[4:-1].split(","))) > 200
     for tab in ("face", "input", "look"):
         page.page.click(f"#tab-{tab}")

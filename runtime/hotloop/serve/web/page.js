@@ -74,6 +74,7 @@ wire.addEventListener("frame", async ({ detail: frame }) => {
   stage.classList.toggle("whole", !frame.transparent);
   strip.frame(wire.age(frame));
   hotloop.frame = { id: frame.id, version: frame.version, width: frame.width, height: frame.height };
+  settings.drawn(frame.version);
   ++hotloop.drawn;
 });
 
@@ -106,6 +107,7 @@ wire.addEventListener("welcome", ({ detail }) => {
   face.moves = detail.mode !== "restyle";
   able(detail.mode === "restyle", Object.keys(detail.settings ?? {}).length > 0);
   $("#obs-size").textContent = `${detail.width} × ${detail.height}`;
+  settings.seen = 0;
   settings.take(detail.settings ?? {}, detail.version ?? 0);
   strip.reset();
   if (begun) settings.again();
@@ -140,8 +142,6 @@ wire.addEventListener("notice", ({ detail }) => {
     $("#state span").textContent = back ? STATES.live : "Starting again";
   } else if (detail.event === "source" && detail.state === "lost" && source.follows) {
     toast("No new picture reaches the server: the last one stays.");
-  } else if (detail.event === "keyframe") {
-    $("#told").textContent = "The new look is there.";
   }
 });
 setInterval(() => wire.send({ stats: 1 }), 1000);

@@ -7,6 +7,7 @@ import { $, all, choice, fill, make, throttled, toast } from "./widgets.js";
 
 const WORDS = ["prompt", "negative_prompt"];
 const MOOD = /(,\s*|\b)(smiling|happy|angry|cold|sad|crying|surprised|neutral|calm)\b[ ]*/g;
+const DRAWING = "Drawing …";
 const EVERY = 60; // ms between two changes of a slider
 // What the page sets by itself, or what would pull the picture from under it.
 const HIDDEN = new Set([
@@ -22,7 +23,7 @@ const title = (name) => NAMES[name] ?? name.replaceAll("_", " ").replace(/^./, (
 
 export class Settings {
   constructor({ wire, sheet }) {
-    Object.assign(this, { wire, sheet, rest: {}, known: {}, asked: {}, pending: new Map(), version: 0, marks: new Map() });
+    Object.assign(this, { wire, sheet, rest: {}, known: {}, asked: {}, pending: new Map(), version: 0, seen: 0, marks: new Map() });
     const given = {};
     const soon = throttled(EVERY, () => this.#send(given));
     this.later = (name, value) => {
@@ -84,8 +85,16 @@ export class Settings {
       this.#ready();
     } else {
       this.take(settings, version);
-      told.textContent = `Version ${version} is on.`;
+      told.textContent = DRAWING;
+      this.drawn(this.seen);
     }
+  }
+
+  /** A frame of this version is shown. */
+  drawn(version) {
+    this.seen = version;
+    const told = $("#told");
+    if (told.textContent === DRAWING && version >= this.version && !this.pending.size) told.textContent = "It is there.";
   }
 
   /** Sends the words, if they are others. */
@@ -129,7 +138,7 @@ export class Settings {
     const id = this.wire.set(changes);
     if (!id) return; // asked again when the session is back
     this.pending.set(id, changes);
-    if (WORDS.some((name) => name in changes)) $("#told").textContent = "Drawing …";
+    if (WORDS.some((name) => name in changes)) $("#told").textContent = DRAWING;
   }
 
   #ready() {
