@@ -26,7 +26,8 @@ _LARGEST = 4096  # bytes of its file
 
 
 def live(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle [default: the built-in model].")] = None,
+    bundle: Annotated[Path | None, typer.Argument(
+        help="A bundle, or a built-in model's name [default: avatar-tiny].")] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0: a free one.")] = 8188,
     token: Annotated[str | None, typer.Option(
