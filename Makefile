@@ -30,10 +30,11 @@ test: lint browser     ## install everything the tests need into .venv-dev and r
 	$(PYTEST) $(ARGS)
 
 browser:               ## Chromium for the tests of the page: found, or Debian's installed where that can be done
-	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	@mkdir -p build; rm -f build/no-browser; for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
 	if [ "$$(id -u)" = 0 ] && [ -e /etc/debian_version ] && command -v apt-get >/dev/null; then \
-	  echo "installing chromium"; apt-get update -qq; apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
-	fi || true
+	  echo "installing chromium"; apt-get update -qq; \
+	  apt-get install -qq -y --no-install-recommends chromium >/dev/null || echo "apt-get failed" | tee build/no-browser; \
+	fi
 
 test-long: .venv-dev/installed  ## the full-size and slow tests
 	$(PYTEST) -m "long and not gpu" $(ARGS)
