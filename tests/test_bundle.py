@@ -13,7 +13,7 @@ import pytest
 
 import hotloop
 from hotloop.bundle import Bundle, builtin, write_manifest
-from hotloop.errors import BundleError
+from hotloop.errors import BundleError, InputError
 from hotloop.files import sha256
 from hotloop.weights import Weights, save
 
@@ -44,6 +44,16 @@ def test_the_built_in_bundle_is_whole() -> None:
     listed = set(bundle.manifest["files"]) | {"manifest.json"}
     present = {str(file.relative_to(builtin())) for file in builtin().rglob("*") if file.is_file()}
     assert {name for name in present if not name.endswith(".md")} <= listed
+
+
+def test_a_built_in_model_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hotloop.load("avatar-tiny").bundle.path == Bundle.open(Path("avatar-tiny")).path == builtin()
+    with pytest.raises(InputError, match="one of avatar-tiny, got 'avatar-large'"):
+        builtin("avatar-large")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "avatar-tiny").mkdir()  # a folder of that name is what a path says
+    with pytest.raises(BundleError, match=r"a bundle has a manifest\.json"):
+        hotloop.load("avatar-tiny")
 
 
 @pytest.mark.parametrize("name", sorted(json.loads((builtin() / "manifest.json").read_text())["files"]))

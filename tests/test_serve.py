@@ -34,7 +34,7 @@ pytest.importorskip("fastapi", reason="the extra [serve]")
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """Ends as a person would end it, and then there is nothing left of it."""
-    one = Server("--mode", "restyle", "--no-governor", "--steps", "1", "--threads", "1")
+    one = Server("avatar-tiny", "--mode", "restyle", "--no-governor", "--steps", "1", "--threads", "1")
     yield one
     port = int(one.address.rsplit(":", 1)[1].strip("/"))
     children = one.workers()

@@ -40,8 +40,9 @@ def load(
     bundle: str | Path | None = None, *, engine: str = "auto", device: str = "auto", threads: int | None = None,
     vae: str | None = None, adapters: bool = False,
 ) -> Pipeline:  # fmt: skip
-    """Open a bundle directory (the built-in model by default) and its engines.
+    """Open a bundle and its engines.
 
+    bundle   a folder, or a built-in model's name, such as "avatar-tiny"; by default the first of these
     engine   "auto": the fastest certified one that this machine can run; a kind of `hotloop.engines.KINDS`; or a kind
              with a precision, such as "openvino-bf16". `pipe.why` tells what was chosen and the reason.
     device   "auto", "cpu" or "cuda"

@@ -21,15 +21,20 @@ from ..spec import Family, GeneratorFamily, Network, family
 from ..weights import Weights, refuse_non_finite
 from .manifest import MANIFEST, read_manifest
 
-__all__ = ["Bundle", "Entry", "builtin"]
+__all__ = ["BUILTIN", "Bundle", "Entry", "builtin"]
+
+# The models that are installed with the package; the first is opened where none is named.
+BUILTIN = ("avatar-tiny",)
 
 _SCHEDULER = "scheduler/scheduler_config.json"
 _REPLACED = "bundle was replaced while in use; load it again"
 
 
-def builtin() -> Path:
-    """Where the built-in model, avatar-tiny, is installed."""
-    return Path(__file__).parents[1] / "assets" / "avatar-tiny"
+def builtin(name: str = BUILTIN[0]) -> Path:
+    """Where a built-in model is installed. Raises InputError for one that there is not."""
+    if name not in BUILTIN:
+        raise InputError("bundle", f"a built-in model is one of {', '.join(BUILTIN)}", name)
+    return Path(__file__).parents[1] / "assets" / name
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,13 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
-        """Read the manifest and check every file against it. Raises BundleError naming the file and the rule."""
+        """Read the manifest and check every file against it. Raises BundleError naming the file and the rule.
+
+        path: a folder, or the name of a built-in model where no folder is called so
+        """
         path = Path(path)
+        if str(path) in BUILTIN and not path.exists():
+            path = builtin(str(path))
         manifest = read_manifest(path)
         try:
             row = family(manifest["family"]).with_constants(manifest["constants"])

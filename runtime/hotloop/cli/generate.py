@@ -35,7 +35,8 @@ class Way:
     """How a command draws, whatever it draws: these are no fields of a request."""
 
     batches: Annotated[int, typer.Option(help="Batches, one after the other; seeds go on counting.")] = 1
-    model: Annotated[Path | None, typer.Option(help="Bundle directory [default: the built-in model].")] = None
+    model: Annotated[Path | None, typer.Option(
+        help="Bundle directory, or a built-in model's name [default: avatar-tiny].")] = None  # fmt: skip
     engine: Annotated[str, typer.Option(
         help="auto, a kind (openvino) or a kind and precision (openvino-bf16).")] = "auto"  # fmt: skip
     threads: Annotated[int | None, typer.Option(help="Engine threads [default: all usable cores].")] = None
@@ -139,14 +140,15 @@ def rerun(
     json_: Json = False,
 ) -> None:
     """Draw a picture again from the request stored in it, byte for byte."""
+    from ..bundle import BUILTIN
     from ..image.metadata import StoredRequest, source
 
     stored = StoredRequest.read(file)
     table.check_stored(stored)
 
     def found(path: str) -> Path:
-        # As it was typed then, or beside the picture.
-        return Path(path) if Path(path).exists() else file.parent / path
+        # As it was typed then, or beside the picture; a built-in model by its name.
+        return Path(path) if Path(path).exists() or path in BUILTIN else file.parent / path
 
     def the_same(what: str, entry: Mapping[str, Any]) -> Path:
         path = found(entry["path"])

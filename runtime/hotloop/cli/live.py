@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from hotloop_kernels import build_info
 
 from ..errors import InputError
 from ..files import read_file
@@ -23,7 +26,8 @@ _LARGEST = 4096  # bytes of its file
 
 
 def live(
-    bundle: Annotated[Path | None, typer.Argument(help="A bundle [default: the built-in model].")] = None,
+    bundle: Annotated[Path | None, typer.Argument(
+        help="A bundle, or a built-in model's name [default: avatar-tiny].")] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0: a free one.")] = 8188,
     token: Annotated[str | None, typer.Option(
@@ -111,4 +115,6 @@ def _token(token: str | None, file: Path | None) -> str | None:
 
 def _greet(address: str, config: Config) -> None:
     typer.echo(f"hotloop is live: {address}" + ("" if config.token is None else "#token=...  (your token)"))
+    if config.mode == "animate" and not build_info()["compiled"]:
+        warnings.warn("without compiled operators a frame takes a second (`hotloop doctor` says why)", stacklevel=2)
     typer.echo(f"for OBS: {address}view    every control: {address}monitor    Ctrl-C ends it")

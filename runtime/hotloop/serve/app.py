@@ -47,7 +47,7 @@ class House:
         self.config = config
         self.tokens = Tokens(config.token, config.limits.failures, time.monotonic)
         setup = {
-            "do": "config", "bundle": None if config.bundle is None else str(config.bundle.absolute()),
+            "do": "config", "bundle": None if config.bundle is None else str(config.bundle),
             "engine": config.engine, "threads": config.threads, "limits": config.limits.told(), "mode": config.mode,
             "avatar": {name: None if path is None else str(path.absolute()) for name, path in
                        (("picture", config.avatar), ("points", config.points), ("parts", config.parts))},
