@@ -156,6 +156,25 @@ def test_pictures_are_redrawn_and_each_has_one_end(server: Server) -> None:
         assert client.ask(stats=1)["stats"]["dreams"] is True
 
 
+def test_the_last_word_counts_while_pictures_are_still_being_taken(server: Server) -> None:
+    """Said right behind them, before the session has opened for pictures: it dreams in the end."""
+    with Client(server.address) as client:
+        client.frame()
+        for i in range(1, 4):
+            client.picture(picture(i), source=i)
+        client.say(source=False)
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            client.frame()
+        while not (stats := client.ask(stats=1)["stats"])["dreams"]:
+            assert time.monotonic() < end + 15, stats
+            with suppress(TimeoutError):
+                client.receive(0.2)
+        assert balanced(stats) and stats["source"]["in_flight"] == 0
+        client.frames.clear()
+        assert client.frame().number != client.frame().number  # and goes on
+
+
 def test_a_slow_viewer_gets_fewer_frames_but_never_older_ones(server: Server) -> None:
     with Client(server.address) as quick, Client(server.address, role="viewer", acks=False) as slow:
         fast = [quick.frame().number for _ in range(5)]

@@ -166,6 +166,9 @@ class Session:
     def rest(self) -> None:
         """No more pictures come."""
         self._camera = self._pushed = self._picture = None
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:  # else it would come after the last word
+            self.ended(waiting[0], "superseded")
         if self.open and self.mode == "restyle":
             self.worker.tell({"do": "rest", "s": self.name})
 

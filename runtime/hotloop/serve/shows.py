@@ -172,6 +172,7 @@ class Restyle:
         self._last: Incoming | None = None
         self._waiting: Incoming | None = None
         self._changing = self._closed = False
+        self._resting = True  # nobody says that pictures come
         self._base = opening.version  # the session's versions count from 1
         self._begin(self._open(source=False, values=opening.values))
 
@@ -198,6 +199,7 @@ class Restyle:
 
     def push(self, picture: Incoming) -> None:
         with self._lock:
+            self._resting = False
             if self._closed:
                 self._ended(picture.number, "superseded")
             elif self._session.source and not self._changing:
@@ -211,6 +213,10 @@ class Restyle:
     def rest(self) -> None:
         """No more pictures come: it dreams."""
         with self._lock:
+            waiting, self._waiting = self._waiting, None
+            if waiting is not None:
+                self._ended(waiting.number, "superseded")
+            self._resting = True
             if self._session.source:
                 self._change(source=False)
 
@@ -312,6 +318,8 @@ class Restyle:
             elif waiting is not None:
                 self._waiting = waiting
                 self._change(source=True)
+            elif made.source and self._resting:  # the last word came while it was being opened
+                self._change(source=False)
             if not made.source:
                 self._last = None
             before.close()

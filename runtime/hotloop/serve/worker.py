@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Worker:
         self.clock = time.monotonic
         self.background = ThreadPoolExecutor(1, "hotloop-live", initializer=step_back)
         self.decoding = ThreadPoolExecutor(2, "hotloop-decode")
+        self._taking: dict[str, Future[None]] = {}  # of each session the picture that is being decoded
         self.opens: dict[str, Callable[[Opening], Show]] = {"restyle": self._restyle, "animate": self._animate}
         self.limits: Told = {}
         self._avatar: Told = {}
@@ -146,6 +147,7 @@ class Worker:
     def _do_close(self, told: Told, body: bytes) -> None:
         show = self._show(told)
         self.shows = {name: one for name, one in self.shows.items() if name != show.name}
+        self._taking.pop(show.name, None)
         show.close()
 
     def _do_set(self, told: Told, body: bytes) -> None:
@@ -156,7 +158,8 @@ class Worker:
     def _do_picture(self, told: Told, body: bytes) -> None:
         """Decoded beside what else is received: a large picture delays nobody's controls. A session's next one comes
         when this one was taken, so they stay in order."""
-        self.decoding.submit(self._picture, self._show(told), told, body)
+        show = self._show(told)
+        self._taking[show.name] = self.decoding.submit(self._picture, show, told, body)
 
     def _picture(self, show: Show, told: Told, body: bytes) -> None:
         number = told["picture"]
@@ -170,7 +173,12 @@ class Worker:
             self._wake.set()
 
     def _do_rest(self, told: Told, body: bytes) -> None:
-        self._show(told).rest()
+        """Behind the picture that came before it."""
+        show = self._show(told)
+        if (taking := self._taking.pop(show.name, None)) is None:
+            show.rest()
+        else:
+            taking.add_done_callback(lambda _: show.rest())
 
     def _do_play(self, told: Told, body: bytes) -> None:
         self._show(told).play(told["name"])

@@ -124,8 +124,9 @@ export class Source {
     this.drawing.drawImage(picture, (width - cw) / 2, (height - ch) / 2, cw, ch, 0, 0, w, h);
     const { turn } = this;
     const blob = await new Promise((done) => this.canvas.toBlob(done, "image/jpeg", QUALITY));
+    const bytes = await blob?.arrayBuffer();
     if (turn !== this.turn) return; // it was stopped meanwhile: no picture comes after the last word
-    if (blob && this.wire.picture(await blob.arrayBuffer(), captured)) ++this.sent;
+    if (bytes && this.wire.picture(bytes, captured)) ++this.sent;
     else ++this.left;
   }
 }
