@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,25 @@ def psnr(a: Any, b: Any) -> float:
     """Of two pictures of 8 bits, in dB."""
     mse = float(np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2))
     return float("inf") if mse == 0 else 10 * np.log10(255**2 / mse)
+
+
+# The models' folders.
+
+
+@contextmanager
+def bare_modules(folder: Path) -> Iterator[None]:
+    """A folder's modules by their bare names, as its commands see them; another folder's of the same names come back
+    afterwards."""
+    own = {path.stem for path in folder.glob("*.py")}
+    others = {name: sys.modules.pop(name) for name in own if name in sys.modules}
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in own:
+            sys.modules.pop(name, None)
+        sys.modules.update(others)
 
 
 # The command line.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import bare_modules
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
@@ -66,13 +66,8 @@ def rigged() -> Performance:
 @pytest.fixture(scope="module")
 def models() -> Iterator[None]:
     """models/avatar's modules by their bare names, while they are needed."""
-    before, path = set(sys.modules), str(ROOT / "models" / "avatar")
-    sys.path.insert(0, path)
-    yield
-    sys.path.remove(path)
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and path in str(sys.modules[name].__file__):
-            del sys.modules[name]
+    with bare_modules(ROOT / "models" / "avatar"):
+        yield
 
 
 # The avatar that comes with hotloop.

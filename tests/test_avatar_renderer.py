@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import bare_modules
 
 pytest.importorskip("PIL")
 
@@ -19,17 +19,8 @@ HERE = MODELS / "avatar"
 
 
 def _load(*names: str):
-    """Modules of the folder by their bare names, as its commands see them; the first model has some of the same."""
-    own = {path.stem for path in HERE.glob("*.py")}
-    others = {name: sys.modules.pop(name) for name in own if name in sys.modules}
-    sys.path.insert(0, str(HERE))
-    try:
+    with bare_modules(HERE):
         return [importlib.import_module(name) for name in names]
-    finally:
-        sys.path.remove(str(HERE))
-        for name in own:
-            sys.modules.pop(name, None)
-        sys.modules.update(others)
 
 
 captions, controls, render = _load("captions", "controls", "render")

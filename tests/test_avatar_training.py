@@ -6,35 +6,28 @@ import ast
 import importlib
 import json
 import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import bare_modules
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
 HERE = Path(__file__).resolve().parents[1] / "models" / "avatar"
-OWN = {path.stem for path in HERE.glob("*.py")}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _modules():
-    """The folder's modules by their bare names, as its commands see them; the first model has some of the same."""
-    others = {name: sys.modules.pop(name) for name in OWN if name in sys.modules}
-    sys.path.insert(0, str(HERE))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with bare_modules(HERE):
+        yield
     torch.set_num_threads(threads)
-    sys.path.remove(str(HERE))
-    for name in OWN:
-        sys.modules.pop(name, None)
-    sys.modules.update(others)
 
 
 def the(name: str):

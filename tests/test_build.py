@@ -43,7 +43,12 @@ def test_the_wheel_holds_the_packages_the_built_in_model_with_its_judge_and_thei
     packages = {"hotloop", "hotloop_export", "hotloop_kernels"}
     assert {f"{package}/py.typed" for package in packages} <= held
     assert {file.split("/")[0] for file in held if ".dist-info/" not in file} == packages
-    assert {Path(file).suffix for file in held - model if ".dist-info/" not in file} == {".json", ".py", ".typed"}
+    avatar = {file for file in held if file.startswith("hotloop/assets/avatar-live/")}
+    page = {file for file in held if file.startswith("hotloop/serve/web/")}
+    assert {Path(file).suffix for file in avatar} == {".json", ".png", ".webp"}
+    assert {Path(file).suffix for file in page} == {".css", ".html", ".js", ".svg"}
+    others = {file for file in held - model - avatar - page if ".dist-info/" not in file}
+    assert {Path(file).suffix for file in others} == {".json", ".py", ".typed"}
 
 
 def build_and_use(folder: Path, **environment: str) -> dict:

@@ -336,6 +336,7 @@ def test_a_table_that_cannot_be_solved_is_one_line():
         samplers.build("unipc", schedule, 7)
 
 
+@pytest.mark.filterwarnings("ignore:`algorithm_types dpmsolver:FutureWarning")
 def test_a_solver_that_predicts_noise_cannot_end_at_sigma_0():
     schedule = Schedule.from_config({**SD15, "algorithm_type": "dpmsolver"})
     with pytest.raises(InputError, match=r"final_sigmas_type\] must be sigma_min with algorithm_type"):
