@@ -384,14 +384,12 @@ def test_a_killed_worker_comes_back_with_the_sessions_settings(server: Server) -
         for i in range(5):
             client.picture(picture(i), source=100 + i)
         (worker,) = server.workers()
-        fell = time.monotonic()
         os.kill(worker, signal.SIGKILL)
         assert client.until("event", event="worker", state="down")
         assert get(server.address, "healthz")[0] == 200  # the address never goes
         assert "again" in client.ask(set={"seed": 3})["error"]
         while (after := client.frame()).number <= before.number or after.version <= told["version"]:
             pass
-        took = time.monotonic() - fell
         assert client.until("event", event="worker", state="resumed")
         again = client.until("settings")
         assert again["settings"] == told["settings"] and again["version"] == after.version
@@ -400,7 +398,6 @@ def test_a_killed_worker_comes_back_with_the_sessions_settings(server: Server) -
         assert client.welcome["session"] == "main" and server.workers() != [worker]
         stats = client.ask(stats=1)["stats"]
         assert balanced(stats) and stats["worker"]["restarts"] == 1
-        assert took < 60 and stats["worker"]["cpu"] < 5, took  # processor time: the machine may have other things to do
         client.say(source=False)
 
 
