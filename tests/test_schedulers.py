@@ -278,6 +278,24 @@ def test_every_scheduler_class_of_stable_diffusion_has_a_sampler_or_a_stand_in()
     assert sampler_of("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver"})[0] == "dpmpp_2m_sde"
 
 
+def test_a_solver_of_noise_is_repaired_only_where_its_runs_cannot_end() -> None:
+    """Where diffusers refuses the file itself; a class or a file that says something else is left as it is."""
+    multistep = {"_class_name": "DPMSolverMultistepScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+                 "beta_schedule": "scaled_linear", "steps_offset": 1}  # fmt: skip
+    for algorithm, right, sampler in (("dpmsolver", "dpmsolver++", "dpmpp_2m"),
+                                      ("sde-dpmsolver", "sde-dpmsolver++", "dpmpp_2m_sde")):  # fmt: skip
+        config, said = schedulers.repair_scheduler({**multistep, "algorithm_type": algorithm})
+        assert config["algorithm_type"] == right
+        assert said == [f"scheduler: algorithm_type {algorithm} -> {right}, whose runs can end at sigma 0"]
+        told = {"algorithm_type": algorithm, "final_sigmas_type": "sigma_min"}
+        config, said = schedulers.repair_scheduler({**multistep, **told})
+        assert config["algorithm_type"] == algorithm and not said
+        assert sampler_of("DPMSolverMultistepScheduler", told) == (sampler, None)
+    for name, algorithm in (("DEISMultistepScheduler", "deis"), ("DPMSolverSinglestepScheduler", "dpmsolver++")):
+        config, said = schedulers.repair_scheduler({**multistep, "_class_name": name, "algorithm_type": algorithm})
+        assert config["algorithm_type"] == algorithm and not said
+
+
 def write(folder: Path, name: str, config: Mapping[str, Any]) -> Recipe:
     return Recipe(write_scheduler(copied(folder), name, config), targets=(Target("native", "fp32"),))
 

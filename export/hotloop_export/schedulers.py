@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hotloop import samplers
-from hotloop.samplers.schedulers import config_of, sampler_of
+from hotloop.samplers.schedulers import PREDICT_NOISE, config_of, sampler_of
 
 __all__ = ["Manner", "manner", "repair_scheduler", "repair_unet", "scheduler_for_name"]
 
@@ -74,7 +74,7 @@ def repair_scheduler(
     """
     named = config_of(scheduler)
     cls = cls or scheduler.get("_class_name") or "PNDMScheduler"
-    name, missed = sampler_of(cls, named)
+    name, _ = sampler_of(cls, named)
     own = samplers.options(name)
     said = []
 
@@ -90,7 +90,8 @@ def repair_scheduler(
     repair("clip_sample", False, clips is True, shown="clip_sample" in own)
     if cls == "PNDMScheduler" and inpaint:
         repair("skip_prk_steps", True, not named.get("skip_prk_steps", False), shown=True)
-    if missed and "algorithm_type" in named and "algorithm_type" in own:
+    ends_at_zero = named.get("final_sigmas_type", "zero") == "zero"
+    if "algorithm_type" in own and named.get("algorithm_type") in PREDICT_NOISE and ends_at_zero:
         # Stock itself refuses the form that predicts noise where the run ends at sigma 0.
         right = own["algorithm_type"]
         said.append(f"scheduler: algorithm_type {named['algorithm_type']} -> {right}, whose runs can end at sigma 0")

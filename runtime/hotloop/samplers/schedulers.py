@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["SAMPLERS", "STAND_INS", "config_of", "sampler_of"]
+__all__ = ["PREDICT_NOISE", "SAMPLERS", "STAND_INS", "config_of", "sampler_of"]
 
 # class -> the sampler that draws as it does. PNDM and the multistep DPM-Solver are two each: `sampler_of` tells which.
 SAMPLERS: Mapping[str, str] = {
@@ -22,8 +22,8 @@ STAND_INS: Mapping[str, str] = {
     "KDPM2AncestralDiscreteScheduler": "euler_a", "IPNDMScheduler": "plms",
 }  # fmt: skip
 _ELSE = "plms"
-# Which stock refuses, too, where the run is to end at sigma 0.
-_PREDICTS_NOISE = ("dpmsolver", "sde-dpmsolver")
+# Algorithms that stock refuses, too, where the run is to end at sigma 0.
+PREDICT_NOISE = ("dpmsolver", "sde-dpmsolver")
 _ALGORITHMS = {"dpmsolver++": "dpmpp_2m", "deis": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"}
 
 
@@ -38,7 +38,7 @@ def sampler_of(scheduler: str, config: Mapping[str, Any]) -> tuple[str, str | No
     if scheduler == "DPMSolverMultistepScheduler":
         algorithm = config.get("algorithm_type", "dpmsolver++")
         near = "dpmpp_2m_sde" if str(algorithm).startswith("sde") else "dpmpp_2m"
-        if algorithm in _PREDICTS_NOISE and config.get("final_sigmas_type") == "sigma_min":
+        if algorithm in PREDICT_NOISE and config.get("final_sigmas_type") == "sigma_min":
             return near, None
         if algorithm not in _ALGORITHMS:
             return near, f"{scheduler} with algorithm_type {algorithm}"
