@@ -7,6 +7,7 @@ from helpers import narrow_unet
 from hotloop import Pipeline, loop, samplers
 from hotloop.batch import BUCKETS, Batch
 from hotloop.bundle import Bundle, builtin
+from hotloop.call import Ran, finish
 from hotloop.denoiser import UNetDenoiser
 from hotloop.engines.native import NativeEngine
 from hotloop.errors import InputError
@@ -300,3 +301,44 @@ def test_on_every_cpu_engine_a_slot_of_the_built_in_model_is_its_run_alone(engin
             single = loop.run(denoiser, slot["table"], slot["x"], **rest)
         assert np.array_equal(made[name], single), name
         assert np.abs(single).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["txt2img", "img2img", "inpaint"])
+def test_a_call_whose_rows_a_batch_runs_is_that_call(pipe, name):
+    """Both passes of hires, and progress that counts them together."""
+    pixels = np.linspace(0, 255, 64 * 64 * 3).astype(np.uint8).reshape(64, 64, 3)
+    mask = np.zeros((64, 64), bool)
+    mask[20:50, 10:40] = True
+    given = {"seed": 4, "num_inference_steps": 3, "num_images_per_prompt": 2, "guidance_rescale": 0.0}
+    given |= {} if name == "txt2img" else {"image": pixels, "strength": 0.7}
+    given |= {"mask_image": mask} if name == "inpaint" else {"hires": 1.5, "hires_steps": 4, "hires_fidelity": 0.0}
+    told = []
+    expected = getattr(pipe, name)("a girl", callback=lambda p: told.append((p.row, p.rows)), **given)
+    drawing = pipe.drawing(name, "a girl", **given)
+    counted = 0
+    with Batch() as batch:
+        try:
+            run = next(drawing)
+            while True:
+                assert run.before[0] == counted
+                for i in range(len(run.x)):
+                    batch.admit(
+                        i, {key: value[i : i + 1] for key, value in run.cond.items()}, run.table, run.x[i : i + 1],
+                        weights=run.networks, guidance=float(run.guidance[i]),
+                        noise=None if run.noise is None else run.noise[:, i : i + 1],
+                        inpaint=None if run.inpaint is None else run.inpaint.of(i),
+                    )  # fmt: skip
+                while len(batch.step()) < len(run.x):
+                    counted += 1
+                counted += 1
+                latents = np.concatenate([batch.latents(i) for i in range(len(run.x))])
+                for i in range(len(run.x)):
+                    batch.retire(i)
+                run = drawing.send(Ran(latents))
+        except StopIteration as ended:
+            result = ended.value
+    assert told == [(row, counted) for row in range(counted)] and run.whole[0] == counted
+    for ours, theirs in zip(result.images, expected.images, strict=True):
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+    again = finish(pipe.drawing(name, "a girl", **given))
+    assert np.array_equal(np.asarray(again.images[1]), np.asarray(expected.images[1]))

@@ -26,6 +26,7 @@ from hotloop.serve.channel import Channel, pack, receive
 from hotloop.serve.config import Config
 from hotloop.serve.encoding import encode, open_picture
 from hotloop.serve.limits import Limits, settable
+from hotloop.serve.live import Live
 from hotloop.serve.mirror import Mirror, replay
 from hotloop.serve.ring import Ring, memory
 from hotloop.serve.supervisor import Supervisor
@@ -88,7 +89,7 @@ def test_a_worker_that_falls_again_and_again_is_left_alone(capfd):
 
     async def fall() -> float:
         command = (sys.executable, "-S", "-c", "import sys; sys.exit(3)")
-        one = Supervisor({"do": "config"}, 8, heard=print, changed=states.append, command=command)
+        one = Supervisor({"do": "config"}, Ring, 2, 64, heard=print, changed=states.append, command=command)
         with pytest.raises(InputError, match="must start"):
             await asyncio.wait_for(one.start(), 60)
         return one.restarts
@@ -115,7 +116,7 @@ def test_a_worker_that_falls_or_sticks_is_started_again(sleep, falls, capfd, mon
     async def live() -> tuple[list[str], Supervisor]:
         states: list[str] = []
         command = (sys.executable, "-c", FAKE.replace("SLEEP", sleep))
-        one = Supervisor({"do": "config", "say": "ü"}, 8, heard=print, changed=states.append, command=command)
+        one = Supervisor({"do": "config", "say": "ü"}, Ring, 2, 64, heard=print, changed=states.append, command=command)
         await asyncio.wait_for(one.start(), 60)
         assert one.facts["echo"] == "ü" and one.facts["body"] == b"bytes"
         while states.count("down") < min(falls, 4) or (falls == 5 and one.state != "stopped"):
@@ -310,6 +311,9 @@ def test_an_open_address_takes_a_token_or_the_word_that_it_needs_none():
     assert [Config(host=host).host for host in ("127.0.0.1", "::1", "localhost", "127.0.0.9")]
 
 
+FREE = ("/healthz", "/readyz", *Live.pages)
+
+
 def through_guard(config, path="/api/live", kind="http", address="10.0.0.9", tokens=None, **headers):
     """Status that the guard answers with; 0 where it lets a request through."""
     passed, sent = [], []
@@ -328,7 +332,7 @@ def through_guard(config, path="/api/live", kind="http", address="10.0.0.9", tok
         "type": kind, "path": path, "client": (address, 1), "extensions": {"websocket.http.response": {}},
         "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
     }  # fmt: skip
-    asyncio.run(Guard(app, config, tokens)(scope, receive, send))
+    asyncio.run(Guard(app, config, tokens, FREE)(scope, receive, send))
     return 0 if passed else sent[0]["status"]
 
 

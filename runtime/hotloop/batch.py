@@ -276,6 +276,10 @@ class Batch:
         """How many rows a slot has taken."""
         return self._runs[slot][0].row
 
+    def latents(self, slot: Hashable) -> F32:
+        """f32 [1, C, h, w] as they are now, a view that is valid until the next step; copy it to keep it."""
+        return self._runs[slot][0].state[0]
+
     def step(self) -> list[Hashable]:
         """One row for every slot of the group whose turn it is -> the slots that have ended with it."""
         self._steps += 1

@@ -1,11 +1,16 @@
-"""One call of a pipeline from its request to its result: conditions, noise, loop, decoder, and their seconds."""
+"""One call of a pipeline from its request to its result: conditions, noise, loop, decoder, and their seconds.
+
+A call does not run the loop. It is a generator of what the loop is to run, is sent what came of it, and ends with the
+pictures: whoever drives it may run one after the other (`finish`), or a row of many calls at a time (`Batch`).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +19,7 @@ from . import loop, upscaling
 from .autoencoder import Autoencoder
 from .checks import check_finite
 from .conditioning import Cond, Conditioning
-from .denoiser import Denoiser, DeviceDenoiser, Inpaint, Rescaled
+from .denoiser import Denoiser, DeviceDenoiser, Inpaint, Rescaled, UNetDenoiser
 from .errors import InputError
 from .image import enlarge
 from .image.canvas import Frame
@@ -28,7 +33,7 @@ from .samplers import StepTable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Call", "Result"]
+__all__ = ["Call", "Drawing", "Ran", "Result", "Run", "finish"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,78 @@ class Result:
     timings: dict[str, float]
     settings: dict[str, Any]
     latents: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a call has the loop do: the arguments of `loop.run`, a row of x per image.
+
+    networks       the engines of the call; decoder, scaling: as for `Networks.denoiser`
+    rescale        how far guided outputs are brought back (`Rescaled`), 0: not at all
+    before, whole  (rows, steps) of the call's earlier runs, and of all of them
+    """
+
+    networks: Networks
+    decoder: str
+    scaling: float
+    table: StepTable
+    x: np.ndarray
+    cond: Cond
+    guidance: np.ndarray
+    noise: np.ndarray | None
+    inpaint: Inpaint | None
+    rescale: float
+    before: tuple[int, int]
+    whole: tuple[int, int]
+
+    @contextmanager
+    def denoiser(self) -> Iterator[tuple[Denoiser, UNetDenoiser]]:
+        """What the loop holds, and the one of the engine inside it."""
+        with self.networks.denoiser(decoder=self.decoder, scaling=self.scaling) as own:
+            yield (Rescaled(own, self.guidance, self.rescale) if self.rescale else own), own
+
+    def rows(self, denoiser: Denoiser) -> Iterator[Progress]:
+        """`loop.denoise`, whose progress is that of the whole call."""
+        (row, step), (rows, steps) = self.before, self.whole
+        for one in loop.denoise(denoiser, self.table, self.x, **self._given()):
+            yield replace(one, row=row + one.row, rows=rows, step=step + one.step, steps=steps)
+
+    def alone(self, callback: Callback | None = None) -> Ran:
+        """Run it by itself."""
+        with self.denoiser() as (denoiser, own):
+            if callback is None:
+                latents = loop.run(denoiser, self.table, self.x, **self._given())
+            else:
+                for progress in self.rows(denoiser):
+                    callback(progress)
+                latents = progress.latents.copy()
+            return Ran(latents, own.pixels if isinstance(own, DeviceDenoiser) else None, own.seconds)
+
+    def _given(self) -> dict[str, Any]:
+        return dict(cond=self.cond, guidance=self.guidance, noise=self.noise, inpaint=self.inpaint)
+
+
+class Ran(NamedTuple):
+    """What came of a run: latents f32 [N, C, h, w]; pixels uint8 [N, H, W, 3] where decoding was part of it; seconds
+    inside the UNet engine."""
+
+    latents: np.ndarray
+    pixels: np.ndarray | None = None
+    seconds: float = 0.0
+
+
+Drawing = Generator[Run, Ran, Result]
+
+
+def finish(drawing: Drawing, callback: Callback | None = None) -> Result:
+    """Run what a call asks for, one after the other, to its result."""
+    try:
+        run = next(drawing)
+        while True:
+            run = drawing.send(run.alone(callback))
+    except StopIteration as ended:
+        result: Result = ended.value
+        return result
 
 
 class _Clock:
@@ -132,17 +209,16 @@ class Call:
     def draw(
         self, passes: Sequence[Pass], x: np.ndarray, cond: Cond, inpaint: Inpaint | None = None,
         paste: Callable[[Image], Image] | None = None,
-    ) -> Result:  # fmt: skip
+    ) -> Drawing:  # fmt: skip
         """Draw every pass, the first from x f32 [N, C, h, w], the next from the one before made larger, and finish the
         pictures: paste, upscale, alpha.
 
         paste: what puts a drawing in its place. Raises NonFiniteError instead of giving a broken picture.
         """
         request, tables = self.request, [one.table for one in passes]
-        told = _Told(request["callback"], tables) if request["callback"] else None
-        latents, pixels = self._run(tables[0], x, cond, inpaint, told)
-        for larger in passes[1:]:
-            latents, pixels = self._redrawn(larger, latents, pixels, cond, told)
+        latents, pixels = yield from self._run(tables, 0, x, cond, inpaint)
+        for i, larger in enumerate(passes[1:], 1):
+            latents, pixels = yield from self._redrawn(larger, tables, i, latents, pixels, cond)
         made = images.from_array(pixels)
         if paste:
             made = [paste(one) for one in made]
@@ -153,8 +229,8 @@ class Call:
         return Result(made, request.seeds, self.clock.timings, request.settings(passes[0].size), latents)
 
     def _redrawn(
-        self, larger: Pass, latents: np.ndarray, pixels: np.ndarray, cond: Cond, told: Callback | None
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, larger: Pass, tables: Sequence[StepTable], i: int, latents: np.ndarray, pixels: np.ndarray, cond: Cond
+    ) -> Generator[Run, Ran, tuple[np.ndarray, np.ndarray]]:
         """A pass over what another one gave, held to it as far as hires_fidelity says.
 
         After every row the latents are mixed with the first pass's at that row's noise (skip residual: Du et al. 2024,
@@ -175,55 +251,39 @@ class Call:
         if fidelity:
             mask = np.full((len(known), 1, *known.shape[2:]), 1 - fidelity / 4, np.float32)
             held = Inpaint(mask=mask, known=known, eps=eps)
-        latents, drawn = self._run(larger.table, _noised(larger.table, known, eps), cond, held, told)
+        latents, drawn = yield from self._run(tables, i, _noised(larger.table, known, eps), cond, held)
         if fidelity:
             drawn = enlarge.back_projected(drawn, pixels, fidelity)
             self.clock.lap("vae")
         return latents, drawn
 
     def _run(
-        self, table: StepTable, x: np.ndarray, cond: Cond, inpaint: Inpaint | None, told: Callback | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the steps' noise, run the loop, decode: latents f32 [N, C, h, w] and pixels uint8 [N, H, W, 3]."""
-        request, clock, vae = self.request, self.clock, self.autoencoder
+        self, tables: Sequence[StepTable], i: int, x: np.ndarray, cond: Cond, inpaint: Inpaint | None
+    ) -> Generator[Run, Ran, tuple[np.ndarray, np.ndarray]]:
+        """Draw the steps' noise of pass i, have the loop run, decode: latents f32 [N, C, h, w] and pixels uint8
+        [N, H, W, 3]."""
+        request, clock, vae, table = self.request, self.clock, self.autoencoder, tables[i]
         # All noise of a run is made before the loop starts.
         draws = table.noises
         noise = np.stack([self.seeded.normal(x.shape[1:]) for _ in range(draws)]) if draws else None
         guidance = np.full(len(x), request["guidance_scale"], np.float32)
-        given: dict[str, Any] = dict(cond=cond, guidance=guidance, noise=noise, inpaint=inpaint)
         clock.lap("prepare")
-        with self.networks.denoiser(decoder=vae.decoder, scaling=float(vae.scaling)) as denoiser:
-            phi = request["guidance_rescale"]
-            held: Denoiser = Rescaled(denoiser, guidance, phi) if phi else denoiser
-            if told is None:
-                latents = loop.run(held, table, x, **given)
-            else:
-                for progress in loop.denoise(held, table, x, **given):
-                    told(progress)
-                latents = progress.latents.copy()
-            clock.lap("loop")
-            clock.timings["engine"] = clock.timings.get("engine", 0.0) + denoiser.seconds
+        latents, pixels, seconds = yield Run(
+            self.networks, vae.decoder, float(vae.scaling), table, x, cond, guidance, noise, inpaint,
+            request["guidance_rescale"], _length(tables[:i]), _length(tables),
+        )  # fmt: skip
+        clock.lap("loop")
+        clock.timings["engine"] = clock.timings.get("engine", 0.0) + seconds
         check_finite(request.place, "latents", latents)
-        pixels = denoiser.pixels if isinstance(denoiser, DeviceDenoiser) else None
         if pixels is None:
             pixels = vae.decode(self.networks, latents)
         clock.lap("vae")
         return latents, pixels
 
 
-class _Told:
-    """A caller's callback, told the rows and steps of all passes together."""
-
-    def __init__(self, callback: Callback, tables: Sequence[StepTable]) -> None:
-        self._callback = callback
-        self._rows, self._steps = sum(map(len, tables)), sum(int(table.steps[-1]) + 1 for table in tables)
-        self._row = self._step = 0  # of the passes before
-
-    def __call__(self, of_pass: Progress) -> None:
-        row, step = self._row + of_pass.row, self._step + of_pass.step
-        self._callback(replace(of_pass, row=row, rows=self._rows, step=step, steps=self._steps))
-        if of_pass.row + 1 == of_pass.rows:
-            self._row, self._step = row + 1, step + 1
+def _length(tables: Sequence[StepTable]) -> tuple[int, int]:
+    """Rows and steps."""
+    return sum(map(len, tables)), sum(int(table.steps[-1]) + 1 for table in tables)
 
 
 def _noised(table: StepTable, known: np.ndarray, eps: np.ndarray) -> np.ndarray:

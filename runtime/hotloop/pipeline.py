@@ -14,7 +14,7 @@ from . import image as images
 from .adapters import Adapters, Swap
 from .autoencoder import Autoencoder
 from .bundle import Bundle, Entry, builtin
-from .call import Call, Result
+from .call import Call, Drawing, Result, finish
 from .checks import check_integer
 from .conditioning import Conditioning, TextEncoder
 from .denoiser import guidance_embedding
@@ -118,12 +118,7 @@ class Pipeline:
 
         Raises InputError for an argument out of range, NonFiniteError instead of returning a broken image.
         """
-        call = self._begin("txt2img", prompt, negative_prompt, given)
-        self._refuse_inpainting_network(call.request)
-        passes = self._passes.of(call.request)
-        cond = call.condition(self.conditioning)
-        noise = call.given_noise(passes[0].size)
-        return call.draw(passes, noise * np.float32(passes[0].table.init_scale), cond)
+        return finish(self.drawing("txt2img", prompt, negative_prompt, **given), given.get("callback"))
 
     @documented("img2img")
     def img2img(
@@ -133,14 +128,7 @@ class Pipeline:
 
         Raises InputError and NonFiniteError as `txt2img` does.
         """
-        call = self._begin("img2img", prompt, negative_prompt, given)
-        request = call.request
-        self._refuse_inpainting_network(request)
-        source = images.open_image(request["image"])
-        passes = self._passes.of(request, source.size)
-        cond = call.condition(self.conditioning)
-        known = images.to_float(RESIZE_MODES[request["resize_mode"]](source, passes[0].size))
-        return call.draw(passes, call.noised(passes[0].table, call.encode(known)), cond)
+        return finish(self.drawing("img2img", prompt, negative_prompt, **given), given.get("callback"))
 
     @documented("inpaint")
     def inpaint(
@@ -152,7 +140,38 @@ class Pipeline:
         With a 4-channel UNet the known latents are blended in after every row; a 9-channel one sees them as input.
         Raises InputError and NonFiniteError as `txt2img` does.
         """
-        call = self._begin("inpaint", prompt, negative_prompt, given)
+        return finish(self.drawing("inpaint", prompt, negative_prompt, **given), given.get("callback"))
+
+    def drawing(
+        self, pipeline: str, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None = None, *,
+        networks: Networks | None = None, **given: Any,
+    ) -> Drawing:  # fmt: skip
+        """A call of that name that does not run the loop itself: a generator of what the loop is to run, for whoever
+        runs rows of several calls together. Its arguments are checked here, the rest is done by its first `next`.
+
+        networks: the engines that it draws with, by default those of the next call. Raises as the call itself does.
+        """
+        call = self._begin(pipeline, prompt, negative_prompt, given, networks)
+        draw = {"txt2img": self._txt2img, "img2img": self._img2img, "inpaint": self._inpaint}[pipeline]
+        return draw(call)
+
+    def _txt2img(self, call: Call) -> Drawing:
+        self._refuse_inpainting_network(call.request)
+        passes = self._passes.of(call.request)
+        cond = call.condition(self.conditioning)
+        noise = call.given_noise(passes[0].size)
+        return (yield from call.draw(passes, noise * np.float32(passes[0].table.init_scale), cond))
+
+    def _img2img(self, call: Call) -> Drawing:
+        request = call.request
+        self._refuse_inpainting_network(request)
+        source = images.open_image(request["image"])
+        passes = self._passes.of(request, source.size)
+        cond = call.condition(self.conditioning)
+        known = images.to_float(RESIZE_MODES[request["resize_mode"]](source, passes[0].size))
+        return (yield from call.draw(passes, call.noised(passes[0].table, call.encode(known)), cond))
+
+    def _inpaint(self, call: Call) -> Drawing:
         request = call.request
         original = images.open_image(request["image"])
         passes = self._passes.of(request, original.size if request["padding_mask_crop"] is None else None)
@@ -160,7 +179,7 @@ class Pipeline:
         cond = call.condition(self.conditioning)
         frame = canvas.frame(request.place, passes[0].size, self.family.vae_factor)
         x, blend = call.repainted(frame, passes[0].table, cond)
-        return call.draw(passes, x, cond, blend, paste=canvas.put_back if request["paste"] else None)
+        return (yield from call.draw(passes, x, cond, blend, paste=canvas.put_back if request["paste"] else None))
 
     def live(self, **given: Any) -> Any:
         """A live session: `push` pictures, `set` settings, take `frames`; arguments as for `hotloop.live.Stage.open`.
@@ -250,10 +269,11 @@ class Pipeline:
     # Steps the pipelines share.
 
     def _begin(
-        self, place: str, prompt: str | Sequence[str], negative: str | Sequence[str] | None, given: Mapping[str, Any]
-    ) -> Call:
+        self, place: str, prompt: str | Sequence[str], negative: str | Sequence[str] | None, given: Mapping[str, Any],
+        networks: Networks | None = None,
+    ) -> Call:  # fmt: skip
         words = {"prompt": prompt, "negative_prompt": negative}
-        defaults, networks = self.bundle.defaults, self.networks
+        defaults, networks = self.bundle.defaults, networks or self.networks
         if place == "inpaint" and defaults.get("sampler") == "pndm":
             defaults = {**defaults, "sampler": "plms"}  # as stock pipelines, which repaint without Runge-Kutta steps
         request = Request.checked(place, {**words, **given}, defaults)

@@ -27,6 +27,11 @@ class Inpaint:
     known: F32
     eps: F32
 
+    def of(self, image: int) -> Inpaint:
+        """That image's own."""
+        one = slice(image, image + 1)
+        return Inpaint(self.mask[one], self.known[one], self.eps[one])
+
 
 class Denoiser(Protocol):
     """begin() once per run, then step() once per table row."""

@@ -12,23 +12,22 @@ import binascii
 import hmac
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from ..live.sources.datagrams import Bucket
-from .config import Config, is_loopback
+from .config import Access, is_loopback
 
 __all__ = ["Guard", "Tokens"]
 
-_OPEN = ("/healthz", "/readyz")
-_PAGES = ("/", "/view", "/monitor")
 _MOST_ADDRESSES = 256
 _LEAVING = 0.05  # seconds: until its connection has gone, uvicorn 0.54 logs a refused handshake as a fault
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Said = Callable[[str, int, str], tuple[str, bytes]]
 
 
 class Tokens:
@@ -62,12 +61,20 @@ class Tokens:
 
 
 class Guard:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application.
 
-    def __init__(self, app: Any, config: Config, tokens: Tokens) -> None:
-        self._app, self._config, self._tokens = app, config, tokens
-        self._hosts = {name.lower() for name in (*config.allow_hosts, config.host) if name}
-        self._origins = {one.lower().rstrip("/") for one in config.allow_origins}
+    free  paths that need no token, beginning with these where they end in a slash
+    said  path, status and line -> the content type and body of a refusal: clients of a protocol expect its own
+    """
+
+    def __init__(
+        self, app: Any, access: Access, tokens: Tokens, free: Sequence[str], said: Said | None = None
+    ) -> None:  # fmt: skip
+        self._app, self._access, self._tokens, self._said = app, access, tokens, said or plain_line
+        self._free = frozenset(free)
+        self._below = tuple(path for path in free if path.endswith("/") and path != "/")
+        self._hosts = {name.lower() for name in (*access.allow_hosts, access.host) if name}
+        self._origins = {one.lower().rstrip("/") for one in access.allow_origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -78,11 +85,11 @@ class Guard:
         if not line:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await _respond(send, "http.response", status, line)
+            await _respond(send, "http.response", status, *self._said(scope["path"], status, line))
         else:
             await receive()  # websocket.connect
             if "websocket.http.response" in scope.get("extensions", {}):
-                await _respond(send, "websocket.http.response", status, line)
+                await _respond(send, "websocket.http.response", status, *plain_line("", status, line))
                 await asyncio.sleep(_LEAVING)
             else:
                 await send({"type": "websocket.close", "code": 1008})
@@ -95,10 +102,10 @@ class Guard:
         if origin is not None and not self._same(origin, host):
             return 403, "[serve] Origin must be this server (--allow-origin)"
         path = scope["path"]
-        if scope["type"] == "websocket" or path in _OPEN:
-            return 0, ""  # a WebSocket's token comes in its first message
-        if path in _PAGES or path.startswith("/static/"):
-            return 0, ""  # the same for everyone, and a browser cannot say a token before it has the page
+        if scope["type"] == "websocket":
+            return 0, ""  # its token comes in its first message
+        if path in self._free or path.startswith(self._below):
+            return 0, ""
         if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site") and origin is None:
             return 403, "[serve] other pages may not embed this (--allow-origin)"
         if not self._tokens.needed:
@@ -118,7 +125,7 @@ class Guard:
             return False
         if name in self._hosts or is_loopback(name):
             return True
-        if is_loopback(self._config.host):
+        if is_loopback(self._access.host):
             return False
         try:  # an address cannot be pointed elsewhere as a name can
             ipaddress.ip_address(name)
@@ -152,11 +159,15 @@ def _token(authorization: str) -> str | None:
     return None
 
 
-async def _respond(send: Send, kind: str, status: int, line: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+def plain_line(path: str, status: int, line: str) -> tuple[str, bytes]:
+    return "text/plain; charset=utf-8", f"{line}\n".encode()
+
+
+async def _respond(send: Send, kind: str, status: int, content: str, body: bytes) -> None:
+    headers = [(b"content-type", content.encode())]
     if status == 401:
         headers.append((b"www-authenticate", b'Basic realm="hotloop"'))
     if status == 429:
         headers.append((b"retry-after", b"60"))
     await send({"type": f"{kind}.start", "status": status, "headers": headers})
-    await send({"type": f"{kind}.body", "body": f"{line}\n".encode()})
+    await send({"type": f"{kind}.body", "body": body})

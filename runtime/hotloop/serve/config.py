@@ -12,25 +12,20 @@ from ..checks import check_integer, check_number
 from ..errors import InputError
 from .limits import Limits
 
-__all__ = ["LEAST_TOKEN", "MODES", "Config", "is_loopback"]
+__all__ = ["LEAST_TOKEN", "MODES", "Access", "Config", "is_loopback"]
 
 PLACE = "serve"
 LEAST_TOKEN = 32
 MODES = ("animate", "restyle")
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Access:
     """host, port      where it listens; port 0: a free one
     token           what every client must say, 32 characters at least; needed on any address but loopback, unless
                     `insecure`
     allow_hosts     further names that the server is called by; allow_origins: further pages that may connect
-    bundle          None: the built-in model; engine, threads: as for `hotloop.load`
-    avatar, points, parts  of mode animate, as for `hotloop.live.animation.open_avatar`; None: the one that is here
-    mode, size, fps of the sessions; settings: what they begin with; governed: hold the rate by a ladder of cheaper
-                    frames
-    osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone, camera: what shows the face to
-                    track; None: off
+    failures        wrong tokens a minute, of one address
 
     Raises InputError.
     """
@@ -41,6 +36,31 @@ class Config:
     insecure: bool = False
     allow_hosts: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
+    failures: int = 10
+
+    def __post_init__(self) -> None:
+        check_integer(PLACE, "port", self.port, 0, 65535)
+        check_integer(PLACE, "failures", self.failures, 1, 1_000_000)
+        if self.token is not None and (len(self.token) < LEAST_TOKEN or not self.token.isprintable()):
+            rule = f"a token must have at least {LEAST_TOKEN} printable characters"
+            raise InputError(PLACE, rule, f"{len(self.token)} characters")
+        if not is_loopback(self.host) and self.token is None and not self.insecure:
+            rule = "an address other than loopback needs a token (--token-file, HOTLOOP_TOKEN), or --insecure-no-auth"
+            raise InputError(PLACE, rule, self.host)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Access):
+    """A live server's.
+
+    bundle          None: the built-in model; engine, threads: as for `hotloop.load`
+    avatar, points, parts  of mode animate, as for `hotloop.live.animation.open_avatar`; None: the one that is here
+    mode, size, fps of the sessions; settings: what they begin with; governed: hold the rate by a ladder of cheaper
+                    frames
+    osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone, camera: what shows the face to
+                    track; None: off
+    """
+
     bundle: Path | None = None
     engine: str = "auto"
     threads: int | None = None
@@ -60,7 +80,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        check_integer(PLACE, "port", self.port, 0, 65535)
+        super().__post_init__()
         check_number(PLACE, "fps", self.fps, 1, self.limits.fps)
         if self.size is not None:
             check_integer(PLACE, "size", self.size, 8, self.limits.side)
@@ -71,12 +91,6 @@ class Config:
         for name in ("osc", "vmc", "vts"):
             if (port := getattr(self, name)) is not None:
                 check_integer(PLACE, name, port, 0, 65535)
-        if self.token is not None and (len(self.token) < LEAST_TOKEN or not self.token.isprintable()):
-            rule = f"a token must have at least {LEAST_TOKEN} printable characters"
-            raise InputError(PLACE, rule, f"{len(self.token)} characters")
-        if not is_loopback(self.host) and self.token is None and not self.insecure:
-            rule = "an address other than loopback needs a token (--token-file, HOTLOOP_TOKEN), or --insecure-no-auth"
-            raise InputError(PLACE, rule, self.host)
         self.limits.settings(self.settings)
 
 

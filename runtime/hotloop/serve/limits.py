@@ -25,7 +25,6 @@ class Limits:
     sessions, connections
     hello       seconds until a connection has said who it is
     idle        seconds that a session waits for its client to come back
-    failures    wrong tokens a minute, of one address
     """
 
     picture_bytes: int = 2_000_000
@@ -42,7 +41,6 @@ class Limits:
     connections: int = 32
     hello: float = 5.0
     idle: float = 15.0
-    failures: int = 10
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """A client's settings under the table's own names. Raises InputError for names that no client may set, and

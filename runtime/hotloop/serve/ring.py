@@ -11,7 +11,7 @@ import os
 import struct
 import tempfile
 
-__all__ = ["Ring", "memory"]
+__all__ = ["Ring", "frame_bytes", "memory"]
 
 _HEAD = struct.Struct("<QQ")  # the number of the writing, odd while it goes on; bytes
 
@@ -25,6 +25,11 @@ def memory(size: int) -> int:
             fd = os.dup(file.fileno())
     os.ftruncate(fd, size)
     return fd
+
+
+def frame_bytes(side: int) -> int:
+    """What a slot needs for a frame of at most side x side pixels: RGBA that LZ4 could not make smaller."""
+    return side * side * 4 + side * side // 200 + 4096
 
 
 class Ring:

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..live.ledgers import SourceLedger
 from .config import Config
 from .mirror import Mirror
+from .ring import Ring
 from .supervisor import Supervisor, gone
 from .viewer import Finished, Viewer, plain
 from .wire import Picture
@@ -36,7 +37,7 @@ Told = dict[str, Any]
 class Session:
     """One session, whoever draws it. open: whether the worker has it. All on the event loop's thread."""
 
-    def __init__(self, name: str, config: Config, worker: Supervisor) -> None:
+    def __init__(self, name: str, config: Config, worker: Supervisor[Ring]) -> None:
         self.name, self.mode, self.config, self.worker = name, config.mode, config, worker
         self.values: Told = ({"prompt": _PROMPT} if config.mode == "restyle" else {}) | dict(config.settings)
         self.version = self.frame = 0
@@ -206,8 +207,8 @@ class Session:
 
     def finished(self, told: Told, now: float) -> None:
         """A frame lies in the ring."""
-        assert self.worker.ring is not None
-        data = self.worker.ring.read(told["slot"], told["writing"])
+        assert self.worker.memory is not None
+        data = self.worker.memory.read(told["slot"], told["writing"])
         self.size = told["size"][0], told["size"][1]
         if told["frame"] != self.frame:
             self._count(now)
@@ -252,7 +253,7 @@ class Session:
 class Sessions:
     """All sessions. `main` is there as long as the server; others go when nobody has been there for a while."""
 
-    def __init__(self, config: Config, worker: Supervisor) -> None:
+    def __init__(self, config: Config, worker: Supervisor[Ring]) -> None:
         self.config, self.worker = config, worker
         self.all: dict[str, Session] = {}
         self.ending = False

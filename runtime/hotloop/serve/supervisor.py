@@ -1,6 +1,7 @@
-"""Keeps the worker process: starts it, hears it, starts it again when it is gone, and gives up when that does not help.
+"""Keeps a worker process: starts it, hears it, starts it again when it is gone, and leaves it when that does not help.
 
-The worker is spawned, never forked: it has nothing of this process but its end of a socket and the frames' memory.
+The worker is spawned, never forked: it has nothing of this process but its end of a socket and the memory that pictures
+are left in. What is kept from there (`mapped`) and what is said is its owner's.
 """
 
 from __future__ import annotations
@@ -14,16 +15,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ..errors import InputError
 from .channel import pack, receive
-from .ring import Ring, memory
+from .ring import memory
 
 __all__ = ["WORKER", "Supervisor", "gone"]
 
 WORKER = (sys.executable, "-P", "-m", "hotloop.serve.worker")
-SLOTS = 32
 MOST, WITHIN = 5, 60.0  # crashes, seconds
 _STILL = 20.0  # seconds without a sign of life after which a worker counts as stuck
 _LEAVE = 3.0  # seconds that it has to end by itself
@@ -32,23 +32,29 @@ _BACKLOG = 1 << 20  # bytes that wait to be written to the worker, above which w
 Told = dict[str, Any]
 
 
-class Supervisor:
-    """setup    the worker's first message; side: pixels of its largest frame
+Mapped = TypeVar("Mapped")
+
+
+class Supervisor(Generic[Mapped]):
+    """setup    the worker's first message
+    mapped   called with a descriptor, a number of slots and their size: this process's side of a new worker's memory
     heard    called with every message that is no answer
     changed  called with "ready", "down" and "stopped"
+    again    seconds after which a worker that fell too often is tried once more; None: never
 
     state    "starting", "ready", "down" (starting again), "stopped" (it fell too often) or "ended"
     """
 
     def __init__(
-        self, setup: Told, side: int, *, heard: Callable[[Told, bytes], object], changed: Callable[[str], object],
-        command: Sequence[str] = WORKER,
+        self, setup: Told, mapped: Callable[[int, int, int], Mapped], slots: int, size: int, *,
+        heard: Callable[[Told, bytes], object], changed: Callable[[str], object], command: Sequence[str] = WORKER,
+        again: float | None = None,
     ) -> None:  # fmt: skip
         self.state, self.restarts, self.pid, self.facts = "starting", -1, 0, Told()
         self.beat: Told = {}
-        self.ring: Ring | None = None
+        self.memory: Mapped | None = None
         self._setup, self._heard, self._changed, self._command = setup, heard, changed, tuple(command)
-        self._slot = side * side * 4 + side * side // 200 + 4096  # LZ4's worst case
+        self._mapped, self._slots, self._size, self._again = mapped, slots, size, again
         self._crashes: deque[float] = deque(maxlen=MOST)
         self._ids = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Told]] = {}
@@ -128,16 +134,19 @@ class Supervisor:
                 if not first.done():
                     first.set_exception(InputError("serve", "the worker must start; its log says why it does not"))
             self._changed(self.state)
-            if often:
+            if often and (self._again is None or not first.done() or first.exception() is not None):
                 return
+            if often and self._again is not None:
+                self._crashes.clear()
+                await asyncio.sleep(self._again)
 
     async def _run(self, first: asyncio.Future[None]) -> None:
         """One worker's life."""
         ours, theirs = socket.socketpair()
-        fd = memory(SLOTS * self._slot)
+        fd = memory(self._slots * self._size)
         try:
-            self.ring = Ring(fd, SLOTS, self._slot)
-            arguments = (str(theirs.fileno()), str(fd), str(SLOTS), str(self._slot))
+            self.memory = self._mapped(fd, self._slots, self._size)
+            arguments = (str(theirs.fileno()), str(fd), str(self._slots), str(self._size))
             self._process = subprocess.Popen(
                 (*self._command, *arguments), pass_fds=(theirs.fileno(), fd), stdin=subprocess.DEVNULL,
                 start_new_session=True,
@@ -196,6 +205,10 @@ class Supervisor:
             if self.state == "ready" and time.monotonic() - self._alive > _STILL:
                 print(f"hotloop: the worker gave no sign of life for {_STILL:g} s", file=sys.stderr, flush=True)
                 self._kill()
+
+    def kill(self) -> None:
+        """A worker that does not do what it is told: it is started again."""
+        self._kill()
 
     def _kill(self) -> None:
         if self._process is not None and self._process.poll() is None:

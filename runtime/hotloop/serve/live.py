@@ -1,0 +1,202 @@
+"""The part of the application that live sessions are: their routes and pages, and what they need as long as it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket
+
+from .. import __version__
+from ..errors import InputError
+from ..live.controls import CONTROLS, EXPRESSIONS
+from ..request import schema
+from .auth import Tokens
+from .config import Config
+from .connection import Connections
+from .limits import settable
+from .listeners import Listeners
+from .ring import Ring, frame_bytes
+from .sessions import MAIN, Sessions
+from .supervisor import WORKER, Supervisor
+from .viewer import Viewer
+from .wire import FORMATS, FRAME
+
+__all__ = ["Live"]
+
+WEB = Path(__file__).parent / "web"
+PAGES = ("/", "/view", "/monitor")  # the same for everyone: a browser cannot say a token before it has them
+SLOTS = 32
+_GRACE = 1.0  # seconds that viewers have to hear of the end
+_BOUNDARY = "hotloop-frame"
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "object-src 'none'; base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache",
+}  # fmt: skip
+
+
+class Live:
+    """A `parts.Part`. worker: the command that starts the worker process, before its arguments."""
+
+    pages: Sequence[str] = (*PAGES, "/static/")
+
+    def __init__(self, config: Config, tokens: Tokens, worker: Sequence[str] = WORKER) -> None:
+        self.config, self.tokens = config, tokens
+        setup = {
+            "do": "config", "bundle": None if config.bundle is None else str(config.bundle),
+            "engine": config.engine, "threads": config.threads, "limits": config.limits.told(), "mode": config.mode,
+            "avatar": {name: None if path is None else str(path.absolute()) for name, path in
+                       (("picture", config.avatar), ("points", config.points), ("parts", config.parts))},
+        }  # fmt: skip
+        self.worker: Supervisor[Ring] = Supervisor(
+            setup, Ring, SLOTS, frame_bytes(config.limits.side),
+            heard=lambda told, body: self.sessions.heard(told, body),
+            changed=lambda state: self.sessions.changed(state), command=worker,
+        )  # fmt: skip
+        self.sessions = Sessions(config, self.worker)
+        self.connections = Connections(self.sessions, self.tokens, config.limits)
+        self.listeners = Listeners(config)
+
+    @property
+    def ready(self) -> bool:
+        main = self.sessions.all.get(MAIN)
+        return self.worker.state == "ready" and main is not None and main.open and not self.sessions.ending
+
+    def routes(self, app: FastAPI) -> None:
+        _routes(app, self)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Raises InputError where it cannot start as it was told to."""
+        await self.worker.start()
+        sweeping: asyncio.Task[None] | None = None
+        try:
+            await self.listeners.start(await self.sessions.main())
+            sweeping = asyncio.create_task(self._sweep())
+            yield
+        finally:
+            if sweeping is not None:
+                sweeping.cancel()
+            self.listeners.close()
+            self.sessions.end()
+            await self.worker.close()
+
+    async def drain(self, force: asyncio.Event) -> None:
+        """Viewers hear of the end, and the worker ends while the address still answers."""
+        self.sessions.end()
+        for _ in range(round(_GRACE / 0.05)):
+            if not self.connections.open or force.is_set():
+                break
+            await asyncio.sleep(0.05)
+        await self.worker.close()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            self.sessions.sweep(time.monotonic())
+
+
+def _routes(app: FastAPI, house: Live) -> None:
+    config = house.config
+
+    @app.get("/api/live")
+    async def live() -> Response:
+        return JSONResponse(_facts(house))
+
+    @app.get("/mjpeg")
+    async def mjpeg(request: Request, session: str | None = None, fps: float = 60.0) -> Response:
+        if not 0.1 <= fps <= 1000:
+            return PlainTextResponse("[live] fps must be a number in 0.1..1000\n", 400)
+        if house.sessions.ending or sum(house.sessions.counts.values()) >= config.limits.connections:
+            return PlainTextResponse("[live] no more connections\n", 503, {"Retry-After": "5"})
+        if session == "new":
+            return PlainTextResponse("[live] a stream shows a session that is there\n", 400)
+        try:
+            found = await house.sessions.find(session)
+        except InputError as error:
+            return PlainTextResponse(f"{error}\n", 404)
+        return StreamingResponse(
+            _parts(house, found, Viewer("viewer", FORMATS["jpeg"], fps)),
+            media_type=f"multipart/x-mixed-replace; boundary={_BOUNDARY}",
+            headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+        )  # fmt: skip
+
+    @app.get("/api/live/scene")
+    async def scene(session: str, number: int) -> Response:
+        try:
+            if session not in house.sessions.all:
+                raise InputError("live", "there is no such session")
+            data = await house.sessions.all[session].scene(number)
+        except InputError as error:
+            return PlainTextResponse(f"{error}\n", 404)
+        return Response(data, media_type="application/octet-stream", headers={"Cache-Control": "no-store"})
+
+    @app.websocket("/api/live/ws")
+    async def stream(socket: WebSocket) -> None:
+        await house.connections.serve(socket)
+
+    def page(path: str, name: str) -> None:
+        @app.get(path)
+        async def show() -> Response:
+            file = WEB / name
+            return FileResponse(file if file.exists() else WEB / "index.html", headers=_HEADERS)
+
+    for path, name in zip(PAGES, ("index.html", "view.html", "monitor.html"), strict=True):
+        page(path, name)
+    app.mount("/static", StaticFiles(directory=WEB))
+
+
+def _facts(house: Live) -> dict[str, Any]:
+    """What a client wants to know before it connects."""
+    config, table = house.config, schema("live")
+    table["properties"] = {name: row for name, row in table["properties"].items() if name in settable()}
+    return {
+        "version": __version__, "modes": house.worker.facts.get("modes", []), "mode": config.mode, "fps": config.fps,
+        "model": house.worker.facts.get("model"), "engine": house.worker.facts.get("engine"),
+        "controls": [
+            {"name": one.name, "min": one.low, "max": one.high, "default": 0.0, "group": group_of(one.name),
+             "unit": one.unit} for one in CONTROLS
+        ],
+        "expressions": list(EXPRESSIONS), "motions": list(house.worker.facts.get("motions", ())),
+        "settings": table, "limits": config.limits.told(), "token_needed": house.tokens.needed,
+        "formats": list(FORMATS), "sessions": house.sessions.counts, "listening": house.listeners.ports,
+    }  # fmt: skip
+
+
+def group_of(name: str) -> str:
+    """Where a page shows a control."""
+    if name in EXPRESSIONS:
+        return "expression"
+    for group in ("mouth", "jaw", "eye", "gaze", "brow", "head", "cheek"):
+        if name.startswith(group):
+            return {"jaw": "mouth", "gaze": "eye"}.get(group, group)
+    return "other"
+
+
+async def _parts(house: Live, session: Any, viewer: Viewer) -> AsyncIterator[bytes]:
+    """A frame a part. One is acknowledged when it has been written."""
+    session.join(viewer)
+    try:
+        while not house.sessions.ending:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(viewer.wake.wait(), 1)
+            viewer.wake.clear()
+            viewer.texts()
+            if (frame := viewer.frame()) is None:
+                continue
+            colour = frame.data[FRAME.size :]
+            head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(colour)}\r\n\r\n"
+            yield head.encode() + colour + b"\r\n"
+            viewer.sent(frame, now := time.monotonic())
+            viewer.acknowledge(frame.number & 0xFFFFFFFF, None, now)
+    finally:
+        session.leave(viewer, time.monotonic())
