@@ -1,7 +1,7 @@
 # Environments: .venv holds the runtime as a user gets it, .venv-dev everything the tests compare with, .venv-bench the
 # peers of the benchmarks.
 .DEFAULT_GOAL := help
-.PHONY: help demo live test browser test-long lint bench bench-env bench-check report docs gpu-check format clean
+.PHONY: help demo live test browser serve-env test-long lint bench bench-env bench-check report docs gpu-check format clean
 
 SUITABLE := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
@@ -26,7 +26,7 @@ demo: .venv/installed  ## install hotloop into .venv (no torch) and draw faces w
 live: .venv/live       ## install hotloop with its live server into .venv, start it, print the address
 	.venv/bin/hotloop live $(ARGS)
 
-test: lint browser     ## install everything the tests need into .venv-dev and run the everyday suite
+test: lint browser serve-env  ## install everything the tests need into .venv-dev and run the everyday suite
 	$(PYTEST) $(ARGS)
 
 browser:               ## Chromium for the tests of the page: found, or Debian's installed where that can be done
@@ -35,6 +35,8 @@ browser:               ## Chromium for the tests of the page: found, or Debian's
 	  echo "installing chromium"; apt-get update -qq; \
 	  apt-get install -qq -y --no-install-recommends chromium >/dev/null || echo "apt-get failed" | tee build/no-browser; \
 	fi
+
+serve-env: build/serve-env/installed  ## the clients that `hotloop serve` is tested with, in an environment of their own
 
 test-long: .venv-dev/installed  ## the full-size and slow tests
 	$(PYTEST) -m "long and not gpu" $(ARGS)
@@ -83,6 +85,14 @@ clean:                 ## remove the environments, build folders and caches
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) '.[live]'
 	@touch .venv/installed $@
+
+# By their wire alone: nothing of hotloop is in there.
+build/serve-env/installed: Makefile
+	@$(call need-python)
+	$(PYTHON) -m venv build/serve-env
+	build/serve-env/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  'openai~=3.52' 'webuiapi~=0.9' 'schemathesis~=4.32' 'huggingface_hub~=2.4' 'pillow>=13'
+	@touch $@
 
 # Editable: a changed .py file is seen without installing again; changed build files and C++ sources rebuild.
 .venv-dev/installed: $(BUILD)

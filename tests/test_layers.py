@@ -36,6 +36,7 @@ OPTIONAL = {
     "hotloop/live/sources/video.py": {"av"},
     "hotloop/live/sources/vtube_server.py": {"websockets"},
     "hotloop/serve/": {"fastapi", "starlette", "uvicorn"},
+    "hotloop/serve/images/": {"prometheus_client"},
     "hotloop/serve/encoding.py": {"lz4", "simplejpeg"},
     "hotloop/serve/fields.py": {"lz4"},
     "hotloop/engines/tensorrt.py": {"tensorrt", "tensorrt_rtx", "cuda"},

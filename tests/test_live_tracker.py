@@ -444,9 +444,9 @@ def test_a_clip_can_come_as_a_camera_does_in_its_own_time():
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("print('{\"at\": 5.0, \"controls\": {\"jawOpen\": 0.5}}\\n{\"at\": 5.1, \"controls\": null}')", None),
+        ('print(\'{"at": 5.0, "controls": {"jawOpen": 0.5}}\\n{"at": 5.1, "controls": null}\')', None),
         ("import sys; sys.exit('hotloop: [live.source] must be a file')", r"\[live.source\] must be a file"),
-        ("while True: print('{\"at\": 5.0, \"controls\": {}}', flush=True)", "cancelled"),
+        ('while True: print(\'{"at": 5.0, "controls": {}}\', flush=True)', "cancelled"),
     ],
 )
 def test_a_tracker_in_a_process_of_its_own_feeds_the_bus_and_ends_with_its_reader(script, message):

@@ -114,8 +114,7 @@ def test_a_run_reads_and_writes_the_same_arrays(unet: OpenVinoEngine, oracle: di
 
 def test_contexts_of_one_engine_run_side_by_side(unet: OpenVinoEngine) -> None:
     contexts = [
-        fill(unet.context(**unet.network.pick(DIMS)), random_inputs(unet.network, DIMS, seed=seed))
-        for seed in range(4)
+        fill(unet.context(**unet.network.pick(DIMS)), random_inputs(unet.network, DIMS, seed=seed)) for seed in range(4)
     ]
     expected = [outputs(unet, seed=seed)["out"] for seed in range(4)]
     failures: list[int] = []

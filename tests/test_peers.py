@@ -27,6 +27,7 @@ from hotloop.noise import SeededNoise
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 
+
 # Draws its noise as grey; the prompt says what else to do.
 @pytest.fixture
 def fake(tmp_path: Path) -> Peer:

@@ -28,6 +28,7 @@ SCHEMA = jsonschema.Draft202012Validator(
     json.loads((Path(harness.__file__).parent / "result.schema.json").read_text())
 )  # fmt: skip
 
+
 @pytest.fixture
 def painter(tmp_path: Path):
     file = shutil.copy(Path(__file__).parent / "doubles/painter_peer.py", tmp_path)

@@ -79,6 +79,11 @@ class Run:
     before: tuple[int, int]
     whole: tuple[int, int]
 
+    @property
+    def joins(self) -> bool:
+        """Whether its images can be slots of a `Batch`, each with its networks as the weights."""
+        return not self.rescale and not self.networks.resident
+
     @contextmanager
     def denoiser(self) -> Iterator[tuple[Denoiser, UNetDenoiser]]:
         """What the loop holds, and the one of the engine inside it."""

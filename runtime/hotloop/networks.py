@@ -90,6 +90,12 @@ class Networks:
         """Whether the UNet takes its guidance as an input, in place of a second half."""
         return "timestep_cond" in self.entry.groups
 
+    @property
+    def resident(self) -> bool:
+        """Whether the denoiser keeps the loop's state on its device."""
+        kind = KINDS.get(self["unet"].kind)
+        return bool(kind and kind.denoiser)
+
     def denoiser(self, *, decoder: str | None = None, scaling: float = 1.0) -> UNetDenoiser:
         """What the loop holds: the UNet with the networks that were split from it.
 

@@ -11,6 +11,7 @@ from peers.work import Found
 def prepare(setup, **settings):
     (setup.cache / "made").write_text(str(os.getpid()))
 
+
 class Adapter:
     def __init__(self, setup, **settings):
         if settings.get("broken"):

@@ -18,7 +18,7 @@ from .shell import fail
 if TYPE_CHECKING:
     from ..serve.config import Config
 
-__all__ = ["live"]
+__all__ = ["live", "token_of"]
 
 _PLACE = "live"
 _TOKEN = "HOTLOOP_TOKEN"
@@ -85,7 +85,7 @@ def live(
         return
     run, config_of = _serve()
     config = config_of(
-        host=host, port=port, token=_token(token, token_file), insecure=insecure_no_auth,
+        host=host, port=port, token=token_of(token, token_file), insecure=insecure_no_auth,
         allow_hosts=tuple(allow_host or ()), allow_origins=tuple(allow_origin or ()), bundle=bundle, engine=engine,
         threads=threads, mode=mode, size=size, avatar=avatar, points=points, parts=parts,
         fps=(60.0 if mode == "animate" else 30.0) if fps is None else fps, governed=governor,
@@ -104,7 +104,7 @@ def _serve() -> tuple[Any, Any]:
     return run, Config
 
 
-def _token(token: str | None, file: Path | None) -> str | None:
+def token_of(token: str | None, file: Path | None) -> str | None:
     if file is None or token:
         return token or None
     try:

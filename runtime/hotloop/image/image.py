@@ -346,15 +346,19 @@ def paste(original: Image.Image, generated: Image.Image, mask: Image.Image, *, b
 # --- Out ---
 
 
-def encode(image: Image.Image, kind: str, *, text: Mapping[str, str] | None = None) -> bytes:
+def encode(
+    image: Image.Image, kind: str, *, text: Mapping[str, str] | None = None, quality: int | None = None
+) -> bytes:
     """The bytes of a file of `kind` (PNG, JPEG or WEBP); the same picture and text give the same bytes.
 
-    text: PNG text chunks by keyword; the other kinds have none and leave it out. Raises InputError for a picture with
-    alpha as JPEG, which has none.
+    text: PNG text chunks by keyword; the other kinds have none and leave it out. quality: 0..100, of those other kinds,
+    95 by default. Raises InputError for a picture with alpha as JPEG, which has none.
     """
     if kind == "JPEG" and image.mode == "RGBA":
         raise InputError("save", "a picture with alpha must be written as PNG or WebP", "JPEG")
     options: dict[str, object] = dict(_OPTIONS[kind])
+    if quality is not None and kind != "PNG":
+        options["quality"] = quality
     if kind == "PNG" and text:
         info = PngInfo()
         for key, value in text.items():

@@ -73,11 +73,11 @@ class Supervisor(Generic[Mapped]):
             await self.close()
             raise
 
-    async def close(self) -> None:
-        """The worker ends, by itself or not."""
+    async def close(self, leave: float | None = None) -> None:
+        """The worker ends, by itself or, after `leave` seconds, not."""
         self.state = "ended"
         self.tell({"do": "bye"})
-        until = time.monotonic() + _LEAVE
+        until = time.monotonic() + (_LEAVE if leave is None else leave)
         while self._process is not None and self._process.poll() is None and time.monotonic() < until:
             await asyncio.sleep(0.02)
         self._kill()

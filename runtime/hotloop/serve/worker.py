@@ -26,7 +26,7 @@ from ..live.motions import CLIPS
 from ..live.stage import Stage
 from ..pipeline import Pipeline, load
 from .animating import Animate, unpacked
-from .channel import Channel
+from .channel import Channel, resident
 from .encoding import encode, open_picture
 from .ring import Ring
 from .shows import Incoming, Made, Opening, Restyle, Show
@@ -225,7 +225,7 @@ class Worker:
             now = self.clock()
             if now - beaten >= _BEAT:
                 beaten = now
-                self.channel.offer({"do": "beat", "cpu": time.process_time(), "rss": _resident()})
+                self.channel.offer({"do": "beat", "cpu": time.process_time(), "rss": resident()})
             until = min([*due, beaten + _BEAT])
             if not worked and now - swept > _SWEEP and until - now > 0.01:
                 swept = now
@@ -276,14 +276,6 @@ def _plain(pipeline: Pipeline) -> Pipeline | None:
         return None
     entry = next((one for one in pipeline.bundle.entries if one.name == f"{one.kind}-fp32"), None)
     return Pipeline(pipeline.bundle, engine=entry.name, device="cpu") if entry else None
-
-
-def _resident() -> int:
-    """Bytes of memory in use; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def main(arguments: list[str], made: Callable[[Channel, Ring], Worker] = Worker) -> None:
