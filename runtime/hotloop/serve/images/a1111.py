@@ -70,7 +70,8 @@ class A1111:
                 ERRORS, body=documents.ANY, answer=ANSWER, draws=True, codes=("unknown_model",)))  # fmt: skip
 
         async def get_options(request: Request) -> Response:
-            return JSONResponse(self.options)
+            chosen = lists.bundle_of(part, self.options["sd_model_checkpoint"])
+            return JSONResponse({**self.options, "sd_model_checkpoint": lists.title(part, chosen)})
 
         async def set_options(request: Request) -> Response:
             self._set(part, await read_json(request, limits))

@@ -186,7 +186,7 @@ def _hires(given: Mapping[str, Any], told: Translated) -> None:
             raise _wrong("hr_resize_x", "of the picture's shape, with width and height given")
         scale = x / width if x else y / height
     upscaler = given.get("hr_upscaler") or "Latent"
-    if upscaler not in UPSCALERS:
+    if not isinstance(upscaler, str) or upscaler not in UPSCALERS:
         raise _wrong("hr_upscaler", f"one of {', '.join(UPSCALERS)}")
     told.values |= {
         "hires": scale, "hires_steps": _number(given, "hr_second_pass_steps", 0) or None,

@@ -117,7 +117,8 @@ async def resized(part: Images, given: Mapping[str, Any], file: Any) -> str:
     """extra-single-image: a picture made larger by a filter, PNG in base64. Raises Refusal."""
     limits = part.settings.limits
     name = given.get("upscaler_1") or "None"
-    if name not in _RESIZERS or given.get("upscaler_2", "None") not in ("None", None, "", name):
+    second = given.get("upscaler_2", "None")
+    if not isinstance(name, str) or name not in _RESIZERS or second not in ("None", None, "", name):
         raise Refusal("invalid_value", f"upscaler_1 must be one of {', '.join(_RESIZERS)}", param="upscaler_1")
     picture = base64_picture(file, limits, "image")
     if given.get("resize_mode", 0) == 1:
@@ -150,5 +151,5 @@ def _resize(data: bytes, size: Any, resample: Any) -> bytes:
 def texts_of(data: bytes) -> dict[str, str]:
     """Of a PNG: keyword -> text, within bounds."""
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
-        texts = {name: value for name, value in image.info.items() if isinstance(name, str) and isinstance(value, str)}
-    return {name[:80]: value[:65_536] for name, value in list(texts.items())[:64]}
+        texts = [(str(name), value) for name, value in image.info.items() if isinstance(value, str)]
+    return {name[:80]: value[:65_536] for name, value in texts[:64]}

@@ -44,8 +44,8 @@ class Arena:
         at = slot * self.size + offset
         return self._map[at : at + size]
 
-    def free(self, slot: int) -> None:
-        """Its memory goes back to the system, where the system takes it."""
-        if hasattr(mmap, "MADV_REMOVE"):
+    def free(self, slot: int, used: int) -> None:
+        """Its memory goes back to the system, where the system takes it; used: bytes that were written at most."""
+        if used and hasattr(mmap, "MADV_REMOVE"):
             with contextlib.suppress(OSError):
-                self._map.madvise(mmap.MADV_REMOVE, slot * self.size, self.size)
+                self._map.madvise(mmap.MADV_REMOVE, slot * self.size, min(-(-used // _PAGE) * _PAGE, self.size))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .refusals import REFUSALS
+from .settings import LONGEST
 
 __all__ = ["ANY", "described"]
 
@@ -37,12 +38,12 @@ def described(
     ]
     if draws:
         parameters.append({"name": "x-request-timeout-seconds", "in": "header", "required": False,
-                           "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 86_400}})  # fmt: skip
+                           "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST}})  # fmt: skip
     if parameters:
         extra["parameters"] = parameters
     good: dict[str, Any] = {"description": "done"}
     if not nothing:
-        good["content"] = {answers: {"schema": answer or ANY}}
+        good["content"] = {answers: {"schema": ANY if answer is None else answer}}
     responses: dict[int | str, dict[str, Any]] = {status: good}
     for code in (*(_DRAWING if draws else _PLAIN), *codes):
         number = REFUSALS[code].status

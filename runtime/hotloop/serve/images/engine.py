@@ -196,7 +196,11 @@ class Engine:
             used = {id(one.run.networks) for one in self.jobs.values() if one.run is not None}
             model.evicted = [networks for networks in model.evicted if id(networks) in used]
         if job.waiting.done():
-            networks, job.waiting = job.waiting.result(), None
+            try:
+                networks, job.waiting = job.waiting.result(), None
+            except HotloopError as error:
+                self._fail(job, "invalid_lora", error)
+                return
             job.drawing = model.drawing(told["pipeline"], told["values"], job.pictures, networks)
             self._go_on(job, None)
 
@@ -321,8 +325,8 @@ class Engine:
             if thing is not None:
                 thing.close()
         told: Told = {"do": "failed", "job": job.number, "code": code}
-        if isinstance(error, InputError):
-            told["rule"] = error.rule
+        if isinstance(error, HotloopError):
+            told["rule"] = error.rule if isinstance(error, InputError) else ""
         elif error is not None:
             fault(f"job {job.number}", error)
         self.channel.send(told)

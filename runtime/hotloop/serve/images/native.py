@@ -190,7 +190,7 @@ class Native:
         limits = part.settings.limits
         given = await read_json(request, limits)
         pipeline = given.get("pipeline", "txt2img")
-        if pipeline not in PIPELINES or not isinstance(pipeline, str):
+        if not isinstance(pipeline, str) or pipeline not in PIPELINES:
             raise Refusal("invalid_value", f"pipeline must be one of {', '.join(PIPELINES)}", param="pipeline")
         known = {*_OWN, *carried(pipeline), *ALIASES}
         told, warnings = without_unknown(given, known, strict=True)

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 from ..app import House, assemble
 from ..auth import Said
@@ -26,7 +27,7 @@ from .ledger import Drawn, Ledger, Ticket
 from .metrics import Metrics
 from .pool import ENGINE, Pool
 from .refusals import Refusal
-from .settings import Settings, names_of
+from .settings import LONGEST, Settings, names_of
 
 __all__ = ["Family", "Images", "create_app"]
 
@@ -120,14 +121,19 @@ class Images:
         @app.get("/v2/health/ready", response_class=PlainTextResponse, responses={503: {"description": "not ready"}})
         async def ready() -> Response:
             """KServe's name for /readyz."""
-            return Response(status_code=200 if app.state.house.ready else 503)
+            ready = app.state.house.ready
+            return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
 
         for family in self.families:
             family.add(self, app)
 
         @app.exception_handler(HTTPException)
         async def missed(request: Request, error: HTTPException) -> Response:
-            return self.refused(self.family_of(request.url.path), Refusal(_CODES.get(error.status_code, "not_found")))
+            path = request.url.path
+            response = self.refused(self.family_of(path), Refusal(_CODES.get(error.status_code, "not_found")))
+            if response.status_code == 405:
+                response.headers["Allow"] = ", ".join(sorted(_methods(app, path)))
+            return response
 
     # What routes have in common.
 
@@ -234,6 +240,14 @@ class Images:
             log.ended(ticket, status, now)
 
 
+def _methods(app: FastAPI, path: str) -> set[str]:
+    """Those that a path has."""
+    return {
+        method for route in app.routes
+        if isinstance(route, Route) and route.path_regex.match(path) for method in route.methods or ()
+    }  # fmt: skip
+
+
 async def _gone(request: Request) -> None:
     with suppress(RuntimeError):  # it was told before
         while (await request.receive())["type"] != "http.disconnect":
@@ -248,8 +262,8 @@ def _timeout(request: Request) -> float:
         seconds = float(said)
     except ValueError:
         seconds = -1.0
-    if not 0 < seconds < math.inf:
-        raise Refusal("invalid_value", f"{TIMEOUT} must be a number of seconds above 0")
+    if not 0 < seconds <= LONGEST:
+        raise Refusal("invalid_value", f"{TIMEOUT} must be a number of seconds, above 0 and at most {LONGEST:g}")
     return seconds
 
 
@@ -259,7 +273,9 @@ def create_app(settings: Settings, *, command: Sequence[str] = ENGINE) -> FastAP
     said: Said = part.said
     house = House(settings, open_ready=False, said=said)
     house.parts.append(part)
-    told: Mapping[str, Any] = {"openapi_url": "/openapi.json" if settings.docs else None}
+    told: Mapping[str, Any] = {
+        "openapi_url": "/openapi.json" if settings.docs else None, "redirect_slashes": False,
+    }  # fmt: skip
     return assemble(house, **told, generate_unique_id_function=partial(_operation))
 
 

@@ -130,7 +130,9 @@ class Worker:
         del self.running[number]
         if (timer := self._leaving.pop(number, None)) is not None:
             timer.cancel()
-        arena.free(slot)
+        sent = sum(len(one.data) for one in ticket.asked.pictures.values()) if ticket.asked else 0
+        came = max((at + size for *_, at, size in told.get("pictures", ())), default=0)
+        arena.free(slot, max(sent, came))
         self._slots.append(slot)
         self.go_on()
 

@@ -25,6 +25,7 @@ REFUSALS: dict[str, _Row] = {
     "url_refused": _Row(422, "pictures must come with the request, in base64: no address is opened", "invalid"),
     "unknown_model": _Row(404, "there is no model of this name; the list of models tells them", "invalid"),
     "unknown_lora": _Row(404, "there is no LoRA of this name; the capabilities tell them", "invalid"),
+    "invalid_lora": _Row(422, "a LoRA must be one that fits this model and its engine", "invalid"),
     "unknown_job": _Row(404, "there is no such job, or no longer", "invalid"),
     "not_found": _Row(404, "there is nothing here", "invalid"),
     "method_not_allowed": _Row(405, "this route has other methods", "invalid"),

@@ -22,11 +22,12 @@ from ...files import read_file
 from ..config import Access
 from .limits import Limits
 
-__all__ = ["NAME", "PREFIX", "Settings", "gathered", "names_of", "shown"]
+__all__ = ["LONGEST", "NAME", "PREFIX", "Settings", "gathered", "names_of", "shown"]
 
 PLACE = "serve"
 PREFIX = "HOTLOOP_SERVE_"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,127}")
+LONGEST = 86_400.0  # seconds of a request
 _LARGEST = 1 << 20
 
 
@@ -68,7 +69,7 @@ class Settings(Access):
         super().__post_init__()
         for name, least, most in (("workers", 1, 64), ("lanes", 1, 64), ("queue", 1, 10_000)):
             check_integer(PLACE, name, getattr(self, name), least, most)
-        for name, lowest, highest in (("timeout", 0.001, 86_400), ("drain", 0, 86_400), ("linger", 0, 600)):
+        for name, lowest, highest in (("timeout", 0.001, LONGEST), ("drain", 0, 86_400), ("linger", 0, 600)):
             check_number(PLACE, name, getattr(self, name), lowest, highest)
         if self.threads is not None:
             check_integer(PLACE, "threads", self.threads, 1, 1024)
