@@ -51,6 +51,7 @@ NOT_RUN = {
     "docs/live.md": ["needs a clip of a face, and the tracker's networks"],
     "docs/live-controls.md": ["needs a camera, and fetches networks"],
     "docs/live-server.md": ["it serves until it is told to end"],
+    "docs/serve.md": ["it serves until it is told to end"],
     "docs/native.md": ["needs a GPU"],
     "docs/upscaling.md": ["needs a bundle with an upscaler and a segmenter"] * 2,
     "docs/quickstart.md": ["the suite has its own environment", "installs packages"],

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -16,7 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 from serve_client import Server
+
+from hotloop.bundle import builtin
+from hotloop.weights import Weights
 
 pytest.importorskip("fastapi", reason="the extra [serve]")
 
@@ -139,6 +144,55 @@ def test_a_job_is_told_of_and_kept_until_it_is_forgotten(stub: Server) -> None:
     assert cancelled["status"] == "cancelled" and cancelled["error"]["code"] == "cancelled"
     after = stub.balanced()
     assert after["completed"] == before["completed"] + 1 and after["cancelled"] == before["cancelled"] + 1
+
+
+def test_loras_and_models_are_named_and_those_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
+    """F6: sets of LoRAs come and go between requests of the same moment; each is the pipeline's own with that set."""
+    import hotloop
+
+    for name, seed in (("hat", 1), ("hair", 2)):
+        lora(tmp_path / "loras" / f"{name}.safetensors", seed)
+    (tmp_path / "loras" / "broken.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    shutil.copytree(builtin(), tmp_path / "models" / "second")
+    given = {"prompt": "a girl", "seed": 3, "num_inference_steps": 3}
+    sets: list[list[tuple[str, float]]] = [[], [("hat", 1.0)], [("hat", 0.5), ("hair", -1.0)], []]
+    own = []
+    for loras in sets:
+        pipe = hotloop.load(adapters=True)
+        for name, scale in loras:
+            pipe.load_lora(tmp_path / "loras" / f"{name}.safetensors", scale)
+        own.append(np.asarray(pipe.txt2img(**given).images[0]))
+    assert not np.array_equal(own[0], own[1]) and not np.array_equal(own[1], own[2])
+    with Server(tmp_path, row=None, lanes=4, bundles=["avatar-tiny", str(tmp_path / "models")],
+                loras=[str(tmp_path / "loras")]) as server:  # fmt: skip
+        assert [one["id"] for one in server.get("/v1/models").json["data"]] == ["avatar-tiny", "second"]
+        told = [[{"name": name, "scale": scale} for name, scale in loras] for loras in sets]
+        asked = [*told, [{"name": "broken"}]]
+        answers = many(*(lambda loras=loras: server.draw(**given, loras=loras, model="second") for loras in asked))
+        for answer, picture in zip(answers, own, strict=False):
+            assert np.array_equal(pixels(answer.json["data"][0]["b64_json"]), picture)
+        assert answers[-1].status == 400 and answers[-1].json["error"]["code"] == "invalid_lora"
+        words = server.post("/sdapi/v1/txt2img", {"prompt": "a girl<lora:hat:1>", "seed": 3, "steps": 3})
+        assert np.array_equal(pixels(words.json["images"][0]), own[1])
+        after = server.post("/v1/images/generations", given)
+        assert np.array_equal(pixels(after.json["data"][0]["b64_json"]), own[0])
+        server.balanced()
+
+
+def lora(path: Path, seed: int) -> None:
+    """Kohya's keys, on every query of the built-in model's attention."""
+    weights = Weights.open(builtin() / "unet" / "diffusion_pytorch_model.safetensors")
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for key in weights:
+        if key.endswith("to_q.weight"):
+            out, into = weights.shape(key)
+            name = "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
+            tensors[f"{name}.lora_down.weight"] = random.normal(0, 0.2, (4, into)).astype(np.float32)
+            tensors[f"{name}.lora_up.weight"] = random.normal(0, 0.2, (out, 4)).astype(np.float32)
+            tensors[f"{name}.alpha"] = np.array(4.0, np.float32)
+    path.parent.mkdir(exist_ok=True)
+    save_file(tensors, path)
 
 
 # Queue, deadlines, cancellation.
@@ -273,6 +327,34 @@ def test_what_the_model_cannot_do_has_an_answer_of_the_table(stub: Server) -> No
         assert (answer.status, answer.json["error"]["code"]) == (status, code)
         assert b"secret" not in answer.body and b"0x" not in answer.body
     assert stub.post("/v1/images/generations", {"prompt": "next"}).status == 200
+
+
+def test_two_workers_draw_twice_as_much_and_each_keeps_what_it_knows(tmp_path: Path) -> None:
+    """S46: rows of a known time, so that the machine's cores do not count; a fall of one is not the other's."""
+
+    def seconds(workers: int) -> float:
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        with Server(folder, row=0.02, queue=20, workers=workers) as server:
+            seeds = list(range(12))
+            began = time.monotonic()
+            answers = many(*(lambda seed=seed: server.draw(f"s{seed} ", seed=seed) for seed in seeds))
+            took = time.monotonic() - began
+            reds = [pixels(one.json["data"][0]["b64_json"])[9, 9, 0] for one in answers]
+            assert reds == seeds and all(one.status == 200 for one in answers)
+            if workers == 2:
+                times = [(at, name) for name, _, at in server.rows()]
+                assert len({pid for pid in server.workers()}) == 2 and times == sorted(times)
+                victim = asyncio.run(one_falls(server))
+                assert [one.status for one in victim] == [503, 200]
+            return took
+
+    async def one_falls(server: Server) -> list[Any]:
+        falls = asyncio.create_task(server.draw("exit "))
+        await asyncio.sleep(0.02)
+        return [await falls, await server.draw("stays ")]
+
+    assert 1.6 < seconds(1) / seconds(2) < 2.3
 
 
 # The end.

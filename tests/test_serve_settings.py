@@ -162,8 +162,8 @@ def test_a1111s_fields_become_the_tables_own() -> None:
     assert one.bundle == "other" and one.seeds == [5, 6, 7, 8] and one.loras == (("hat", 0.5),)
     assert one.values["prompt"] == "a " and one.settled["sampler"] == "dpmpp_2m" and one.settled["clip_skip"] == 1
     assert one.settled["sampler_options"] == {"sigmas": "karras"} and told.warnings == ["subseed is without effect"]
-    _, large = asked(enable_hr=True, hr_resize_x=128, width=64, height=64, hr_second_pass_steps=3, hr_upscaler="Lanczos",
-                     denoising_strength=0.5)  # fmt: skip
+    _, large = asked(enable_hr=True, hr_resize_x=128, width=64, height=64, hr_second_pass_steps=3,
+                     hr_upscaler="Lanczos", denoising_strength=0.5)  # fmt: skip
     assert (large.settled["hires"], large.settled["hires_steps"], large.settled["hires_fidelity"]) == (2.0, 3, 0.0)
     assert large.settled["hires_strength"] == 0.5 and large.settled["hires_upscaler"] == "lanczos"
 

@@ -2,7 +2,7 @@
 
 Each worker has a queue of its own, in this process, so that a worker's fall costs what it was drawing and nothing else.
 A request goes where its bundle and LoRAs were before (rendezvous hashing, Thaler and Ravishankar 1998), unless there is
-none free there and one free elsewhere.
+no lane free there and one elsewhere; a worker that has nothing to do takes the oldest that waits for another.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Worker:
 
     def go_on(self) -> None:
         """What waits is handed over where there is a lane for it."""
-        while self.queue and self._slots and self.state == "ready":
+        while self._slots and self.state == "ready" and (self.queue or self.pool.give(self)):
             ticket = self.queue.popleft()
             if time.monotonic() >= ticket.deadline:
                 ticket.fail(Refusal("expired"))
@@ -203,15 +203,23 @@ class Pool:
         if not there:
             raise Refusal("unavailable", retry=10)
         liked = sorted(there, key=lambda worker: _weight(ticket.asked, worker.number), reverse=True)
-        worker = next((one for one in liked if one.free), None) or next(
-            (one for one in liked if len(one.queue) < self.settings.queue), None
-        )
-        if worker is None:
+        worker = next((one for one in liked if one.free), None) or min(liked, key=lambda one: len(one.queue))
+        if len(worker.queue) >= self.settings.queue:
             raise Refusal("overloaded", retry=self.retry)
         if ticket.timer is None:
             left = ticket.deadline - time.monotonic()
             ticket.timer = asyncio.get_running_loop().call_later(left, self._expire, ticket)
         worker.enter(ticket)
+
+    def give(self, idle: Worker) -> bool:
+        """The oldest request that waits for another worker is put before this one, where there is any."""
+        waiting = [(worker.queue[0].times["queued"], worker.number) for worker in self.workers if worker.queue]
+        if not waiting:
+            return False
+        ticket = self.workers[min(waiting)[1]].queue.popleft()
+        ticket.worker = idle
+        idle.queue.append(ticket)
+        return True
 
     def leave(self, ticket: Ticket, refusal: Refusal) -> None:
         """It ends here, and its worker stops drawing it."""
