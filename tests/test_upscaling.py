@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from doubles.network import Computed
-from helpers import hotloop, psnr, randomise
+from commands import hotloop
+from helpers import psnr, randomise
 from PIL import Image
 
 from hotloop import upscaling
