@@ -11,7 +11,7 @@ import commands
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Narrow networks are traced in a fifth less time so, to the same graphs but for names of sizes; SD's own in a tenth more.
+# Narrow networks are traced in a fifth less time so, to the same graphs but for the names of sizes.
 os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
 
 # hotloop's sampler -> diffusers' scheduler and what from_config is told beyond the bundle's own configuration.

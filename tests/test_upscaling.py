@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from doubles.network import Computed
 from commands import hotloop
+from doubles.network import Computed
 from helpers import psnr, randomise
 from PIL import Image
 
