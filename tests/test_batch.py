@@ -288,7 +288,7 @@ def test_on_every_cpu_engine_a_slot_of_the_built_in_model_is_its_run_alone(engin
         call = pipeline._begin(
             "txt2img", prompt, negative, {"guidance_scale": guidance, "sampler": sampler, "seed": seed}
         )
-        cond, stream = call.condition(pipeline.conditioning), SeededNoise([seed])
+        cond, stream = call.condition(pipeline.conditioning, []), SeededNoise([seed])
         shape = pipeline.autoencoder.latent_shape(64, 64)
         x = stream.normal(shape) * np.float32(table.init_scale)
         noise = np.stack([stream.normal(shape) for _ in range(table.noises)]) if table.noises else None

@@ -52,7 +52,7 @@ FLOORS = (
     ("errors", "telemetry"),
     ("checks", "files", "process"),
     ("spec", "tokenizer", "noise", "weights"),
-    ("nets", "samplers", "image", "bundle"),
+    ("nets", "samplers", "image", "bundle", "prompts"),
     ("engines",),
     ("selection", "denoiser"),
     ("networks", "loop", "batch", "fields"),

@@ -18,8 +18,8 @@ from . import image as images
 from . import loop, upscaling
 from .autoencoder import Autoencoder
 from .checks import check_finite
-from .conditioning import Cond, Conditioning
-from .denoiser import Denoiser, DeviceDenoiser, Inpaint, Rescaled, UNetDenoiser
+from .conditioning import Cond, Conditioning, composed
+from .denoiser import Composed, Composition, Denoiser, DeviceDenoiser, Inpaint, Rescaled, UNetDenoiser
 from .errors import InputError
 from .image import enlarge
 from .image.canvas import Frame
@@ -62,6 +62,7 @@ class Run:
     """What a call has the loop do: the arguments of `loop.run`, a row of x per image.
 
     networks       the engines of the call; decoder, scaling: as for `Networks.denoiser`
+    words          what the rows are told where that is more than cond holds (`Composed`)
     rescale        how far guided outputs are brought back (`Rescaled`), 0: not at all
     before, whole  (rows, steps) of the call's earlier runs, and of all of them
     """
@@ -75,6 +76,7 @@ class Run:
     guidance: np.ndarray
     noise: np.ndarray | None
     inpaint: Inpaint | None
+    words: Composition | None
     rescale: float
     before: tuple[int, int]
     whole: tuple[int, int]
@@ -82,13 +84,14 @@ class Run:
     @property
     def joins(self) -> bool:
         """Whether its images can be slots of a `Batch`, each with its networks as the weights."""
-        return not self.rescale and not self.networks.resident
+        return not self.rescale and self.words is None and not self.networks.resident
 
     @contextmanager
     def denoiser(self) -> Iterator[tuple[Denoiser, UNetDenoiser]]:
         """What the loop holds, and the one of the engine inside it."""
         with self.networks.denoiser(decoder=self.decoder, scaling=self.scaling) as own:
-            yield (Rescaled(own, self.guidance, self.rescale) if self.rescale else own), own
+            told = own if self.words is None else Composed(own, self.words)
+            yield (Rescaled(told, self.guidance, self.rescale) if self.rescale else told), own
 
     def rows(self, denoiser: Denoiser) -> Iterator[Progress]:
         """`loop.denoise`, whose progress is that of the whole call."""
@@ -156,9 +159,13 @@ class Call:
         upscaling.check(networks, request)
         self.request, self.networks, self.autoencoder = request, networks, autoencoder
         self.seeded = SeededNoise(request.seeds, request["rng"])
+        self.words: list[Composition] = []  # of every pass, where cond cannot hold them
 
-    def condition(self, conditioning: Conditioning) -> Cond:
-        cond = conditioning.encode(self.networks, self.request)
+    def condition(self, conditioning: Conditioning, passes: Sequence[Pass]) -> Cond:
+        if composed(self.request):
+            cond, self.words = conditioning.compose(self.networks, self.request, [one.table for one in passes])
+        else:
+            cond = conditioning.encode(self.networks, self.request)
         self.clock.lap("text")
         return cond
 
@@ -275,7 +282,7 @@ class Call:
         clock.lap("prepare")
         latents, pixels, seconds = yield Run(
             self.networks, vae.decoder, float(vae.scaling), table, x, cond, guidance, noise, inpaint,
-            request["guidance_rescale"], _length(tables[:i]), _length(tables),
+            self.words[i] if self.words else None, request["guidance_rescale"], _length(tables[:i]), _length(tables),
         )  # fmt: skip
         clock.lap("loop")
         clock.timings["engine"] = clock.timings.get("engine", 0.0) + seconds

@@ -6,23 +6,30 @@ one; what a request says beside them (an identity, a control image, sizes) is an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from .bundle import Bundle
 from .checks import check_finite
-from .denoiser import guidance_embedding
-from .errors import InputError
+from .denoiser import Composition, Words, guidance_embedding
+from .errors import InputError, TruncationWarning
 from .networks import Networks
+from .prompts import Prompt, composes, parts
 from .request import Request
+from .samplers import StepTable
 from .tokenizer import Tokenizer, apply_weights
 
-__all__ = ["Cond", "Conditioning", "TextEncoder"]
+__all__ = ["MAX_TEXTS", "Cond", "Conditioning", "TextEncoder", "composed"]
 
 Cond = dict[str, np.ndarray]
+
+# Texts that a call may come to over all of its steps: each is encoded, and its keys are kept.
+MAX_TEXTS = 256
 
 # clip_skip -> the output of the text encoder that the UNet is given
 _OUTPUTS = ("last_hidden_state", "penultimate_hidden_state")
@@ -64,12 +71,19 @@ class TextEncoder:
         """The tokenizer of these engines: with the words that were added to theirs."""
         return networks.tokenizers.get(self.network, self.tokenizer)
 
-    def refuse_mixed_chunks(self, networks: Networks, request: Request) -> None:
-        """A batch shares one number of windows; a shorter prompt padded to it would not be its single run."""
-        pairs = set(zip(request.prompts, request.negatives or request.prompts, strict=True))
-        encode = partial(self.reads(networks).encode, syntax=request["prompt_syntax"], long_prompt="chunk")
-        if len(counts := {encode(list(pair)).ids.shape[1] for pair in pairs}) > 1:
-            rule = "long_prompt='chunk' needs prompts of one number of 75-token windows per call"
+    def refuse_mixed_chunks(self, networks: Networks, request: Request, images: Sequence[Sequence[str]]) -> None:
+        """Of each image all of its texts. A batch shares one number of windows; a shorter prompt padded to it would not
+        be its single run."""
+        syntax, long = request["prompt_syntax"], request["long_prompt"]
+        encode = self.reads(networks).encode
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # it is said when they are encoded
+            counts = {
+                encode(list(texts), syntax=syntax, long_prompt=long).ids.shape[1]
+                for texts in dict.fromkeys(map(tuple, images))
+            }
+        if len(counts) > 1:
+            rule = "long_prompt='chunk' and BREAK need prompts of one number of 75-token windows per call"
             raise InputError(request.place, rule, sorted(counts))
 
 
@@ -81,11 +95,70 @@ class Conditioning:
         self.parts: list[Callable[[Networks, Request], Cond]] = [partial(_words, encoders), _guidance]
 
     def encode(self, networks: Networks, request: Request) -> Cond:
-        """Name -> f32 [N, ...], as the denoiser takes them."""
+        """Name -> f32 [N, ...], as the denoiser takes them. Raises InputError for prompts that `compose` is for."""
+        if composed(request):
+            rule = "prompt editing, alternating words and AND are for calls, not for streams"
+            raise InputError(request.place, rule, request.prompts[0])
         cond: Cond = {}
         for part in self.parts:
             cond |= part(networks, request)
         return cond
+
+    def compose(
+        self, networks: Networks, request: Request, tables: Sequence[StepTable]
+    ) -> tuple[Cond, list[Composition]]:
+        """What is beside the words, and the words of every row of every pass. Raises InputError for prompts that come
+        to more than MAX_TEXTS texts."""
+        cond: Cond = {}
+        for part in self.parts[1:]:
+            cond |= part(networks, request)
+        told = _Told(request)
+        rows = [told.rows(table, tables[:i]) for i, table in enumerate(tables)]
+        texts = list(told.numbers)
+        states = _encoded(self.encoders, networks, request, texts, [[texts[u] for u in seen] for seen in told.images])
+        return cond, [Composition(states, one) for one in rows]
+
+
+def composed(request: Request) -> bool:
+    """Whether the words of a request change from step to step, or are several prompts at once."""
+    if request["prompt_syntax"] == "plain":
+        return False
+    negatives = request.negatives or []
+    return any(map(composes, dict.fromkeys(request.prompts))) or any(Prompt(one).changes for one in set(negatives))
+
+
+class _Told:
+    """The texts of a request's images at every step, each with a number."""
+
+    def __init__(self, request: Request) -> None:
+        self._prompts = [[(Prompt(part.text), part.weight) for part in parts(text)] for text in request.prompts]
+        self._negatives = None if request.negatives is None else [Prompt(text) for text in request.negatives]
+        self._place = request.place
+        self.numbers: dict[str, int] = {"": 0} if request.negatives is None else {}
+        self.images: list[set[int]] = [set(self.numbers.values()) for _ in request.prompts]
+
+    def rows(self, table: StepTable, before: Sequence[StepTable]) -> tuple[Words, ...]:
+        """What each row of a pass is told; before: the tables of the passes before it."""
+        done = int(before[0].steps[-1]) + 1 if before else None
+        steps = int(table.steps[-1]) + 1
+        each = [self._words(step, steps, done) for step in range(1, steps + 1)]
+        return tuple(each[step] for step in table.steps)
+
+    def _words(self, *at: Any) -> Words:
+        prompts = tuple(
+            tuple((self._number(i, one.at(*at)), weight) for one, weight in prompt)
+            for i, prompt in enumerate(self._prompts)
+        )
+        if self._negatives is None:
+            return Words(prompts, None)
+        return Words(prompts, tuple(self._number(i, one.at(*at)) for i, one in enumerate(self._negatives)))
+
+    def _number(self, image: int, text: str) -> int:
+        number = self.numbers.setdefault(text, len(self.numbers))
+        if len(self.numbers) > MAX_TEXTS:
+            raise InputError(self._place, f"prompts must come to at most {MAX_TEXTS} texts over all steps", text)
+        self.images[image].add(number)
+        return number
 
 
 def _guidance(networks: Networks, request: Request) -> Cond:
@@ -101,11 +174,18 @@ def _words(encoders: list[TextEncoder], networks: Networks, request: Request) ->
     texts = request.prompts if request.negatives is None else request.negatives + request.prompts
     # Each text is encoded once, however many images share it.
     unique = list(dict.fromkeys(texts))
-    if request["long_prompt"] == "chunk":
-        for encoder in encoders:
-            encoder.refuse_mixed_chunks(networks, request)
-    each = [encoder.encode(networks, request, unique) for encoder in encoders]
-    states = each[0] if len(each) == 1 else np.concatenate(each, axis=-1)
+    images = list(zip(request.prompts, request.negatives or request.prompts, strict=True))
+    states = _encoded(encoders, networks, request, unique, images)
     rows = states[[unique.index(text) for text in texts]]
     n = len(request.prompts)
     return {"context": rows} if request.negatives is None else {"negative_context": rows[:n], "context": rows[n:]}
+
+
+def _encoded(
+    encoders: list[TextEncoder], networks: Networks, request: Request, texts: list[str], images: Sequence[Sequence[str]]
+) -> np.ndarray:
+    """Texts [U] -> hidden states [U, chunks * T, C]; images: of each image all of its texts."""
+    for encoder in encoders:
+        encoder.refuse_mixed_chunks(networks, request, images)
+    each = [encoder.encode(networks, request, texts) for encoder in encoders]
+    return each[0] if len(each) == 1 else np.concatenate(each, axis=-1)

@@ -158,7 +158,7 @@ class Pipeline:
     def _txt2img(self, call: Call) -> Drawing:
         self._refuse_inpainting_network(call.request)
         passes = self._passes.of(call.request)
-        cond = call.condition(self.conditioning)
+        cond = call.condition(self.conditioning, passes)
         noise = call.given_noise(passes[0].size)
         return (yield from call.draw(passes, noise * np.float32(passes[0].table.init_scale), cond))
 
@@ -167,7 +167,7 @@ class Pipeline:
         self._refuse_inpainting_network(request)
         source = images.open_image(request["image"])
         passes = self._passes.of(request, source.size)
-        cond = call.condition(self.conditioning)
+        cond = call.condition(self.conditioning, passes)
         known = images.to_float(RESIZE_MODES[request["resize_mode"]](source, passes[0].size))
         return (yield from call.draw(passes, call.noised(passes[0].table, call.encode(known)), cond))
 
@@ -176,7 +176,7 @@ class Pipeline:
         original = images.open_image(request["image"])
         passes = self._passes.of(request, original.size if request["padding_mask_crop"] is None else None)
         canvas = _canvas(request, original, passes[0].size)
-        cond = call.condition(self.conditioning)
+        cond = call.condition(self.conditioning, passes)
         frame = canvas.frame(request.place, passes[0].size, self.family.vae_factor)
         x, blend = call.repainted(frame, passes[0].table, cond)
         return (yield from call.draw(passes, x, cond, blend, paste=canvas.put_back if request["paste"] else None))

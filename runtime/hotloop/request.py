@@ -90,7 +90,8 @@ class Common(TypedDict, total=False):
         Choice(tuple(RNGS)), "torch: the baseline's noise; philox: counter-based, the same on every device", "torch",
         flag="--rng")]
     prompt_syntax: Annotated[str | None, Field(
-        Choice(SYNTAXES), "a1111 reads (word:1.3), ((word)), [word]; plain takes the text as it is", "a1111", "plain",
+        Choice(SYNTAXES), "a1111 reads (word:1.3), [word], [from:to:when], [a|b], AND, BREAK; plain takes the text as "
+        "it is", "a1111", "plain",
         flag="--prompt-syntax")]
     long_prompt: Annotated[str | None, Field(
         Choice(LONG_PROMPTS), "truncate warns and cuts at 75 tokens; chunk reads up to 32 windows of 75, and all "

@@ -46,6 +46,7 @@ _NAMED = {
 }  # fmt: skip
 
 F32 = npt.NDArray[np.float32]
+_Window = tuple[list[int], list[float]]  # ids and weights, without begin and end
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,10 @@ class Tokenizer:
     def encode(self, text: str | Sequence[str], *, syntax: str = "a1111", long_prompt: str = "truncate") -> Tokens:
         """Prompts -> Tokens; ids and weights [B, chunks, 77].
 
-        syntax: "a1111" reads weights, `(word:1.3)`, `((word))`, `[word]` (see parse_weights); "plain" takes the text as
-        it is. long_prompt: "truncate" keeps the first 75 tokens and warns (TruncationWarning) with the words that were
-        dropped; "chunk" makes windows of 75 tokens, as many for every prompt as the longest needs, at most MAX_WINDOWS.
+        syntax: "a1111" reads weights, `(word:1.3)`, `((word))`, `[word]` (see parse_weights), and BREAK, behind which a
+        window of 75 tokens begins; "plain" takes the text as it is. long_prompt: "truncate" keeps the first 75 tokens
+        (of what stands between BREAKs) and warns (TruncationWarning) with the words that were dropped; "chunk" makes as
+        many windows as it needs. Every prompt gets as many as the longest, at most MAX_WINDOWS.
         Raises InputError for what is no text, is longer than that or than MAX_CHARACTERS, or breaks a rule of
         parse_weights.
         """
@@ -144,33 +146,33 @@ class Tokenizer:
                 raise InputError("prompt", f"{name} must be one of " + ", ".join(known), value)
         texts = [text] if isinstance(text, str) else list(text)
         window = self.length - 2
-        rows = [self._tokens(one, syntax, window if long_prompt == "truncate" else None) for one in texts]
-        chunks = max((-(-len(ids) // window) for ids, _ in rows), default=1) or 1
+        rows = [self._windows(one, syntax, window if long_prompt == "truncate" else None) for one in texts]
+        chunks = max(map(len, rows), default=1)
         if chunks > MAX_WINDOWS:
-            rule = f"long_prompt='chunk' reads at most {MAX_WINDOWS} windows of {window} tokens"
+            rule = f"long_prompt='chunk' and BREAK read at most {MAX_WINDOWS} windows of {window} tokens"
             raise InputError("prompt", rule, f"{chunks} windows")
         ids = np.full((len(rows), chunks, self.length), self.pad, np.int32)
         weights = np.ones(ids.shape, np.float32)
-        ids[:, :, 0] = self.begin
-        for b, (row, row_weights) in enumerate(rows):
-            for c in range(chunks):
-                part = row[c * window : (c + 1) * window]
+        ids[:, :, 0], ids[:, :, 1] = self.begin, self.end
+        for b, row in enumerate(rows):
+            for c, (part, part_weights) in enumerate(row):
                 ids[b, c, 1 : len(part) + 1] = part
                 ids[b, c, len(part) + 1] = self.end
-                weights[b, c, 1 : len(part) + 1] = row_weights[c * window : (c + 1) * window]
+                weights[b, c, 1 : len(part) + 1] = part_weights
         return Tokens(ids, weights)
 
-    def _tokens(self, text: str, syntax: str, keep: int | None) -> tuple[list[int], list[float]]:
-        """One prompt's ids and weights, without begin and end; at most `keep` of them."""
-        if not isinstance(text, str):
-            raise InputError("prompt", "prompt must be text", text)
-        if len(text) > MAX_CHARACTERS:
-            raise InputError("prompt", f"prompt must have at most {MAX_CHARACTERS} characters", len(text))
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InputError("prompt", "prompt must be valid Unicode, without lone surrogates", text) from None
-        segments = [(text, 1.0)] if syntax == "plain" else parse_weights(text)
+    def _windows(self, text: str, syntax: str, keep: int | None) -> list[_Window]:
+        """One prompt's windows, at least one; keep: of each part between BREAKs at most so many tokens."""
+        _check(text)
+        window, found = self.length - 2, []
+        for part in [[(text, 1.0)]] if syntax == "plain" else _between_breaks(parse_weights(text)):
+            ids, weights = self._tokens(part, keep)
+            for first in range(0, max(len(ids), 1), window):
+                found.append((ids[first : first + window], weights[first : first + window]))
+        return found
+
+    def _tokens(self, segments: Sequence[tuple[str, float]], keep: int | None) -> _Window:
+        """At most `keep` tokens of the segments."""
         ids: list[int] = []
         weights: list[float] = []
         dropped = ""
@@ -189,7 +191,7 @@ class Tokenizer:
             warnings.warn(
                 f"[prompt] only the first {keep} tokens are used; dropped: {shown} (long_prompt='chunk' keeps them)",
                 TruncationWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return ids, weights
 
@@ -203,6 +205,17 @@ class Tokenizer:
             ids += parts
             offsets += [begin] * len(parts)
         return ids, offsets
+
+
+def _check(text: str) -> None:
+    if not isinstance(text, str):
+        raise InputError("prompt", "prompt must be text", text)
+    if len(text) > MAX_CHARACTERS:
+        raise InputError("prompt", f"prompt must have at most {MAX_CHARACTERS} characters", len(text))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("prompt", "prompt must be valid Unicode, without lone surrogates", text) from None
 
 
 # --- Files ---
@@ -304,8 +317,20 @@ def _clip_backend(vocab: dict[str, int], merges: list[tuple[str, str]], unk_toke
 
 # --- Weights ---
 
+_BREAK = re.compile(r"\bBREAK\b")
 # An escaped bracket or backslash; a bracket; ": number )"; text; a lone colon.
 _PIECE = re.compile(r"\\[()\[\]\\]|\\|\(|\[|:\s*([+-]?[.\d]+)\s*\)|\)|\]|[^\\()\[\]:]+|:")
+
+
+def _between_breaks(segments: Sequence[tuple[str, float]]) -> list[list[tuple[str, float]]]:
+    """What stands between BREAKs, which need not be there; behind a last one nothing begins."""
+    parts: list[list[tuple[str, float]]] = [[]]
+    for text, weight in segments:
+        first, *others = _BREAK.split(text)
+        parts[-1].append((first.rstrip() if others else first, weight))
+        for i, piece in enumerate(others, 1):
+            parts.append([(piece.strip() if i < len(others) else piece.lstrip(), weight)])
+    return parts if len(parts) == 1 or any(text for text, _ in parts[-1]) else parts[:-1]
 
 
 def parse_weights(text: str) -> list[tuple[str, float]]:

@@ -49,7 +49,7 @@ class UNetDenoiser:
         self._shared = unet.network.inputs[0].shape[0] == "N"
         self._context: Context | None = None
         self._dims: dict[str, int] = {}
-        self.seconds = 0.0  # spent inside the engines since begin()
+        self.seconds = 0.0  # spent inside the engines
 
     @property
     def small(self) -> bool:
@@ -73,7 +73,6 @@ class UNetDenoiser:
             "Ti": cond["identity_kv"].shape[1] if "identity_kv" in cond else 1,
         })  # fmt: skip
         self._context = self._unet.contexts.acquire(**self._dims)
-        self.seconds = 0.0
         self._c_in = table.c_in
         inputs = self._context.inputs
         rows = context if negative is None else np.concatenate([negative, context])
