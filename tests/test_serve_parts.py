@@ -98,6 +98,30 @@ def test_a_worker_that_falls_again_and_again_is_left_alone(capfd):
     assert "left alone" in capfd.readouterr().err
 
 
+def test_a_worker_that_was_left_alone_is_tried_once_more_where_that_is_wanted(tmp_path, capfd):
+    """It falls five times, and after that no more: whoever waits a while has a worker again."""
+    states, count = [], tmp_path / "count"
+    code = (
+        "import socket, sys, time\nfrom pathlib import Path\nfrom hotloop.serve.channel import Channel\n"
+        "channel = Channel(socket.socket(fileno=int(sys.argv[1])))\ntold, _ = channel.receive()\n"
+        "channel.send({'do': 'answer', 'id': told['id']})\n"
+        f"file = Path({str(count)!r})\nfile.write_text(file.read_text() + 'x' if file.exists() else 'x')\n"
+        "time.sleep(0 if len(file.read_text()) <= 5 else 1000)\n"
+    )
+
+    async def live() -> None:
+        command = (sys.executable, "-c", code)
+        one = Supervisor({"do": "config"}, Ring, 2, 64, heard=print, changed=states.append, command=command, again=0.3)
+        await asyncio.wait_for(one.start(), 60)
+        async with asyncio.timeout(60):
+            while states[-2:] != ["stopped", "ready"]:
+                await asyncio.sleep(0.02)
+        await one.close(0.0)
+
+    asyncio.run(live())
+    assert states.count("ready") == 6 and states.count("stopped") == 1 and "left alone" in capfd.readouterr().err
+
+
 # Answers that it is ready, and what it was told first; then ends, or (SLEEP) gives no more sign of life.
 FAKE = """
 import socket, sys, time
