@@ -60,14 +60,18 @@ def many(*work: Any) -> list[Any]:
 
 def test_a_picture_is_the_pipelines_own_whoever_is_drawn_beside_it(real: Server, pipe: Any) -> None:
     """Requests join a running batch between two rows; each picture is that of its seed alone, bit for bit."""
-    asked = [{"prompt": f"a girl {i}", "seed": 10 + i, "num_inference_steps": 4 + i} for i in range(4)]
-    answers = many(*(lambda one=one: real.draw(**one, n=2 if one["seed"] == 11 else 1) for one in asked))
+    others: list[dict[str, Any]] = [
+        {}, {"num_images_per_prompt": 2}, {"guidance_rescale": 0.7}, {"hires": 1.5, "sampler": "euler_a"},
+    ]  # fmt: skip
+    asked = [{"prompt": f"a girl {i}", "seed": 10 + i, "num_inference_steps": 4 + i, **one}
+             for i, one in enumerate(others)]  # fmt: skip
+    answers = many(*(lambda one=one: real.draw(**one) for one in asked))
     for one, answer in zip(asked, answers, strict=True):
         assert answer.status == 200, answer.body
-        drawn = pipe.txt2img(one["prompt"], seed=one["seed"], num_inference_steps=one["num_inference_steps"])
         for i, picture in enumerate(answer.json["data"]):
-            own = drawn if i == 0 else pipe.txt2img(one["prompt"], seed=12, num_inference_steps=5)
+            own = pipe.txt2img(**{**one, "seed": one["seed"] + i, "num_images_per_prompt": 1})
             assert np.array_equal(pixels(picture["b64_json"]), np.asarray(own.images[0]))
+        assert len(answer.json["data"]) == one.get("num_images_per_prompt", 1)
 
 
 def test_edits_are_the_pipelines_own_and_each_routes_mask_has_its_polarity(real: Server, pipe: Any) -> None:
