@@ -308,6 +308,23 @@ def test_a_worker_that_falls_takes_only_what_it_drew(tmp_path: Path) -> None:
         assert "secret" not in server.err.read_text()
 
 
+def test_a_worker_that_does_not_let_go_is_killed(tmp_path: Path) -> None:
+    """A row that does not end: its request is answered in time, and the next one is drawn by another worker."""
+    prelude = "import hotloop.serve.images.pool as pool\npool.STUCK = 0.5\n"
+    with Server(tmp_path, row=0.001, prelude=prelude) as server:
+
+        async def ask() -> list[Any]:
+            hangs = asyncio.create_task(server.draw("hang", timeout=0.5))
+            await asyncio.sleep(0.2)
+            return [await server.draw("waits"), await hangs]
+
+        waits, late = asyncio.run(ask())
+        assert late.status == 504 and late.seconds < 0.9
+        assert waits.status == 200 and server.metrics()['hotloop_worker_restarts_total{worker="0"}'] == 1
+        told = server.balanced()
+        assert (told["expired"], told["completed"]) == (1, 1)
+
+
 def test_after_too_many_falls_the_circuit_is_open(tmp_path: Path) -> None:
     with Server(tmp_path, row=0.001) as server:
         for _ in range(5):
