@@ -38,6 +38,9 @@ OPTIONAL = {
     "hotloop/serve/": {"fastapi", "starlette", "uvicorn"},
     "hotloop/serve/encoding.py": {"lz4", "simplejpeg"},
     "hotloop/serve/fields.py": {"lz4"},
+    "hotloop/serve/webrtc/incoming.py": {"aiortc", "av", "simplejpeg"},
+    "hotloop/serve/webrtc/outgoing.py": {"aiortc", "av", "lz4"},
+    "hotloop/serve/webrtc/peers.py": {"aiortc"},
     "hotloop/engines/tensorrt.py": {"tensorrt", "tensorrt_rtx", "cuda"},
 }
 ENGINE_LIBRARIES = {"onnxruntime": "hotloop/engines/onnx.py"}

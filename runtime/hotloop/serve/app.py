@@ -27,6 +27,8 @@ from .listeners import Listeners
 from .sessions import MAIN, Sessions
 from .supervisor import WORKER, Supervisor
 from .viewer import Viewer
+from .webrtc.peers import Peers
+from .webrtc.routes import add_webrtc
 from .wire import FORMATS, FRAME
 
 __all__ = ["create_app"]
@@ -59,6 +61,7 @@ class House:
         self.sessions = Sessions(config, self.worker)
         self.connections = Connections(self.sessions, self.tokens, config.limits)
         self.listeners = Listeners(config)
+        self.peers = Peers(self.sessions, config)
 
     @property
     def ready(self) -> bool:
@@ -79,6 +82,7 @@ class House:
                 sweeping.cancel()
             self.listeners.close()
             self.sessions.end()
+            await self.peers.end()
             await self.worker.close()
 
     async def _sweep(self) -> None:
@@ -152,6 +156,7 @@ def create_app(config: Config | None = None, *, worker: Sequence[str] = WORKER) 
             file = WEB / name
             return FileResponse(file if file.exists() else WEB / "index.html", headers=_HEADERS)
 
+    add_webrtc(app, house.peers, config)
     for path, name in (("/", "index.html"), ("/view", "view.html"), ("/monitor", "monitor.html")):
         page(path, name)
     app.mount("/static", StaticFiles(directory=WEB))

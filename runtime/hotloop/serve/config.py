@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = ["LEAST_TOKEN", "MODES", "Config", "is_loopback"]
 PLACE = "serve"
 LEAST_TOKEN = 32
 MODES = ("animate", "restyle")
+_STUN = re.compile(r"stuns?:([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Config:
                     frames
     osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone, camera: what shows the face to
                     track; None: off
+    ice_servers     stun:HOST:PORT, asked by WebRTC peers and by us; none: nothing outside is asked
 
     Raises InputError.
     """
@@ -57,6 +60,7 @@ class Config:
     vts: int | None = None
     ifm: str | None = None
     camera: str | None = None
+    ice_servers: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -71,6 +75,9 @@ class Config:
         for name in ("osc", "vmc", "vts"):
             if (port := getattr(self, name)) is not None:
                 check_integer(PLACE, name, port, 0, 65535)
+        for one in self.ice_servers:
+            if not _STUN.fullmatch(one):
+                raise InputError(PLACE, "ice-server must be stun:HOST or stun:HOST:PORT", one)
         if self.token is not None and (len(self.token) < LEAST_TOKEN or not self.token.isprintable()):
             rule = f"a token must have at least {LEAST_TOKEN} printable characters"
             raise InputError(PLACE, rule, f"{len(self.token)} characters")
