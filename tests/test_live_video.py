@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from doubles.live_pipeline import PipelineDouble
 from hotloop.errors import InputError
 from hotloop.live.headless import run
 from hotloop.live.sinks import open_sink
+from hotloop.live.sinks.camera import VirtualCamera
 from hotloop.live.sources.video import Follower, Video
 
 av = pytest.importorskip("av", reason="the test extra brings it: make test")
@@ -255,6 +258,65 @@ def test_frames_that_a_video_cannot_hold_are_refused(tmp_path, fault):
     assert not list(tmp_path.iterdir())
 
 
+class PyVirtualCam:
+    """A double of the package: a device that takes frames of one size."""
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault, self.opened, self.shown = fault, [], []
+
+    def Camera(self, **given):
+        if self.fault:
+            raise RuntimeError(self.fault)
+        self.opened.append(given)
+        return SimpleNamespace(**given, send=self._send, close=lambda: self.opened.append("closed"))
+
+    def _send(self, frame):
+        given = self.opened[-1]
+        assert frame.dtype == np.uint8 and frame.shape == (given["height"], given["width"], 3)
+        self.shown.append(frame.copy())
+
+
+def test_a_virtual_camera_shows_every_frame_when_its_time_has_come(monkeypatch):
+    package, clock = PyVirtualCam(), SimpleNamespace(now=50.0)
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", package)
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        clock.now += seconds
+
+    sink = VirtualCamera("/dev/video10", rate=25, clock=lambda: clock.now, sleep=sleep)
+    assert not package.opened  # with the first frame
+    for k, size in enumerate((SIDE, SIDE, 2 * SIDE)):
+        clock.now += 0.01
+        sink.write(picture(k, size), 3 + k * 0.5)
+    sink.close()
+    assert package.opened == [{"width": SIDE, "height": SIDE, "fps": 25, "device": "/dev/video10"}, "closed"]
+    assert slept == pytest.approx([0.49, 0.49]) and sink.frames == 3
+    np.testing.assert_array_equal(package.shown[1], picture(1))
+    assert np.abs(package.shown[2].astype(int) - picture(2)).mean() < 8  # brought to the camera's size
+
+
+@pytest.mark.parametrize("package", [None, PyVirtualCam("'v4l2loopback' backend: No device\nmore")])
+def test_without_package_or_device_a_virtual_camera_is_one_line(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", package)
+    with pytest.raises(InputError, match="No device" if package else r"\.\[camera\]") as caught:
+        run(PipelineDouble(), None, "virtual-camera", **SETTINGS)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_dream_goes_on_in_a_virtual_camera_until_it_is_ended(monkeypatch):
+    package = PyVirtualCam()
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", package)
+
+    def say(frames):
+        if frames == 4:
+            raise KeyboardInterrupt
+
+    outcome = run(PipelineDouble(), None, "virtual-camera", rate=200, say=say, **SETTINGS)
+    assert outcome.frames == 4 == len(package.shown) and package.opened[-1] == "closed"
+
+
 # Source to sink.
 
 SETTINGS = {"prompt": "a face", "steps": 2, "strength": 0.5, "seed": 3, "size": SIDE}
@@ -262,6 +324,8 @@ SETTINGS = {"prompt": "a face", "steps": 2, "strength": 0.5, "seed": 3, "size": 
 
 class Kept:
     """A sink that keeps its frames."""
+
+    endless = False
 
     def __init__(self) -> None:
         self.frames, self.pixels, self.times, self.state = 0, [], [], "open"

@@ -31,10 +31,11 @@ from hotloop.live.sources.tracking import PictureTracker, given_pictures
 from hotloop.live.stamps import Stamp
 from hotloop.serve.auth import Guard, Tokens
 from hotloop.serve.config import Config
+from hotloop.serve.encoding import over
 from hotloop.serve.viewer import Finished, Viewer
 from hotloop.serve.webrtc.incoming import follow, packed
 from hotloop.serve.webrtc.offers import fragment, offer
-from hotloop.serve.webrtc.outgoing import AvatarTrack, over
+from hotloop.serve.webrtc.outgoing import AvatarTrack
 from hotloop.serve.webrtc.peers import Peer
 from hotloop.serve.webrtc.routes import add_webrtc
 from hotloop.serve.wire import FORMATS, frame_header

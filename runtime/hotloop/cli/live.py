@@ -63,13 +63,15 @@ def live(
     ifm: Annotated[str | None, typer.Option(help="Ask iFacialMocap on the phone of this address.")] = None,
     camera: Annotated[str | None, typer.Option(
         help="Track the face in a device (/dev/video0), an address or a clip; needs '.[track]'.")] = None,
+    virtual_camera: Annotated[str | None, typer.Option(
+        help="Be a camera of this machine: its device, or auto; needs '.[camera]'.")] = None,
     ice_server: Annotated[list[str] | None, typer.Option(
         help="A STUN server that WebRTC may ask, such as stun:example.org:3478. Repeatable [default: none].")] = None,
     source: Annotated[str | None, typer.Option(
         help="Without a server: redraw this clip, address or device into --sink.")] = None,
     sink: Annotated[str | None, typer.Option(
-        help="Without a server: out.mp4, out.webp, folder/*.png or folder/*.webp. Of --source; of --camera: the avatar "
-        "that it moves; else a dream.")] = None,
+        help="Without a server: out.mp4, out.webp, folder/*.png, folder/*.webp or virtual-camera. Of --source; of "
+        "--camera: the avatar that it moves; else a dream.")] = None,
     frames: Annotated[int | None, typer.Option(help="Of the sink, at most.")] = None,
 ) -> None:  # fmt: skip
     """Serve live sessions and their page, or redraw a clip into a file; Ctrl-C ends it."""
@@ -92,7 +94,8 @@ def live(
         threads=threads, mode=mode, size=size, avatar=avatar, points=points, parts=parts,
         fps=(60.0 if mode == "animate" else 30.0) if fps is None else fps, governed=governor,
         settings={name: value for name, value in settings.items() if value is not None},
-        osc=osc, vmc=vmc, vts=vts, ifm=ifm, camera=camera, ice_servers=tuple(ice_server or ()),
+        osc=osc, vmc=vmc, vts=vts, ifm=ifm, camera=camera, virtual_camera=virtual_camera,
+        ice_servers=tuple(ice_server or ()),
     )  # fmt: skip
     run(config, started=lambda address: _greet(address, config))
 

@@ -22,7 +22,7 @@ from ..pipeline import Pipeline
 from .animation import AnimationSession
 from .ledgers import ENDS
 from .session import Frame, Session
-from .sinks import Sink, open_sink
+from .sinks import CAMERA, Sink, open_sink
 from .sources.camera import Tracker
 from .sources.video import Follower, Shot, Video
 from .stage import Stage
@@ -64,7 +64,7 @@ def run(
     """
     if frames is not None:
         check_integer(_PLACE, "frames", frames, 1, 10**9)
-    elif source is None:
+    elif source is None and not (str(sink).startswith(CAMERA) or getattr(sink, "endless", False)):
         raise InputError(_PLACE, "a dream does not end: frames must say how many")
     video = None if source is None else Video(source)
     try:
@@ -125,7 +125,7 @@ def _fill(
     out: Sink, pairs: Iterator[tuple[np.ndarray, float]], most: int | None, say: Callable[[int], object], *,
     endless: bool,
 ) -> None:  # fmt: skip
-    """endless: Ctrl-C is the end of what has none, and what there is stays."""
+    """endless: Ctrl-C is the end of what has none, and what there is stays. So it is of a camera."""
     try:
         for pixels, at in pairs:
             out.write(pixels, at)
@@ -133,7 +133,7 @@ def _fill(
             if out.frames == most:
                 return
     except KeyboardInterrupt:
-        if not endless:
+        if not (endless or out.endless):
             raise
 
 

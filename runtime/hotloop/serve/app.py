@@ -22,6 +22,7 @@ from ..request import schema
 from .auth import Guard, Tokens
 from .config import Config
 from .connection import Connections
+from .filming import Filming
 from .limits import settable
 from .listeners import Listeners
 from .sessions import MAIN, Sessions
@@ -73,13 +74,21 @@ class House:
         """Raises InputError where it cannot start as it was told to."""
         await self.worker.start()
         sweeping: asyncio.Task[None] | None = None
+        filming: Filming | None = None
         try:
-            await self.listeners.start(await self.sessions.main())
+            main = await self.sessions.main()
+            await self.listeners.start(main)
+            if self.config.virtual_camera is not None:
+                device = None if self.config.virtual_camera == "auto" else self.config.virtual_camera
+                filming = Filming(main, device, self.config.ground)
+                await filming.start()
             sweeping = asyncio.create_task(self._sweep())
             yield
         finally:
             if sweeping is not None:
                 sweeping.cancel()
+            if filming is not None:
+                filming.close()
             self.listeners.close()
             self.sessions.end()
             await self.peers.end()

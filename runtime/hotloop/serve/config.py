@@ -33,6 +33,7 @@ class Config:
                     frames
     osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone, camera: what shows the face to
                     track; None: off
+    virtual_camera  its device, "auto": the first that there is; the main session is shown by it, over `ground`
     ice_servers     stun:HOST:PORT, asked by WebRTC peers and by us; none: nothing outside is asked
 
     Raises InputError.
@@ -60,6 +61,8 @@ class Config:
     vts: int | None = None
     ifm: str | None = None
     camera: str | None = None
+    virtual_camera: str | None = None
+    ground: tuple[int, int, int] = (0, 0, 0)
     ice_servers: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 

@@ -6,21 +6,19 @@ aiortc encodes on a thread: H.264 in the baseline profile, which has no B-frames
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from fractions import Fraction
 
-import lz4.block
 import numpy as np
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from av import VideoFrame
 
+from ..encoding import over
 from ..viewer import Finished, Viewer
-from ..wire import FRAME
 
-__all__ = ["FPS", "AvatarTrack", "over"]
+__all__ = ["FPS", "AvatarTrack"]
 
 FPS = 30  # aiortc's encoders count in thirtieths of a second
 _CLOCK = 90_000
@@ -72,17 +70,3 @@ class AvatarTrack(MediaStreamTrack):
         made = VideoFrame.from_ndarray(pixels, format="rgb24")
         made.pts, made.time_base = self._beat * _CLOCK // FPS, Fraction(1, _CLOCK)
         return made
-
-
-def over(data: bytes, ground: Ground) -> tuple[float, np.ndarray]:
-    """A frame of format rgba-lz4 -> when it was begun (seconds), and uint8 [H, W, 3], even sides, over the ground."""
-    width, height = struct.unpack_from("<HH", data, 20)
-    (taken,) = struct.unpack_from("<Q", data, 40)
-    raw = lz4.block.decompress(data[FRAME.size :], uncompressed_size=4 * width * height)
-    rgba = np.frombuffer(raw, np.uint8).reshape(height, width, 4)[: height // 2 * 2, : width // 2 * 2]
-    made = np.ascontiguousarray(rgba[..., :3])
-    clear = 255 - np.arange(256)
-    for channel, level in enumerate(ground):
-        if level:  # colours are premultiplied: the sum stays below 256
-            made[..., channel] += ((clear * level + 127) // 255).astype(np.uint8)[rgba[..., 3]]
-    return taken / 1e6, made
