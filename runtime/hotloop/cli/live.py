@@ -54,6 +54,9 @@ def live(
     guidance: Annotated[float | None, typer.Option(help="At or below 1 guidance is off [default].")] = None,
     strength: Annotated[float | None, typer.Option(help="How far pictures are redrawn [default: 0.5].")] = None,
     seed: Annotated[int | None, typer.Option(help="-1: a fresh one [default: 0].")] = None,
+    lora: Annotated[list[str] | None, typer.Option(
+        help="NAME=FILE: a LoRA that clients may draw with. Repeatable.")] = None,
+    lora_dir: Annotated[Path | None, typer.Option(help="A folder of such files, named by their names.")] = None,
     governor: Annotated[bool, typer.Option(help="Draw smaller or less often where the rate cannot be held.")] = True,
     engine: Annotated[str, typer.Option(help="auto, a kind (openvino) or a kind and precision.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Engine threads [default: all usable cores].")] = None,
@@ -87,6 +90,8 @@ def live(
                         rate=30.0 if fps is None else fps,
                         settings={name: value for name, value in settings.items() if value is not None})  # fmt: skip
         return
+    from ..adapters import scanned
+
     run, config_of = _serve()
     config = config_of(
         host=host, port=port, token=_token(token, token_file), insecure=insecure_no_auth,
@@ -94,8 +99,8 @@ def live(
         threads=threads, mode=mode, size=size, avatar=avatar, points=points, parts=parts,
         fps=(60.0 if mode == "animate" else 30.0) if fps is None else fps, governed=governor,
         settings={name: value for name, value in settings.items() if value is not None},
-        osc=osc, vmc=vmc, vts=vts, ifm=ifm, camera=camera, virtual_camera=virtual_camera,
-        ice_servers=tuple(ice_server or ()),
+        loras=scanned(lora_dir, lora or ()), osc=osc, vmc=vmc, vts=vts, ifm=ifm, camera=camera,
+        virtual_camera=virtual_camera, ice_servers=tuple(ice_server or ()),
     )  # fmt: skip
     run(config, started=lambda address: _greet(address, config))
 

@@ -52,6 +52,7 @@ class House:
         setup = {
             "do": "config", "bundle": None if config.bundle is None else str(config.bundle),
             "engine": config.engine, "threads": config.threads, "limits": config.limits.told(), "mode": config.mode,
+            "loras": {name: str(file.absolute()) for name, file in config.loras.items()},
             "avatar": {name: None if path is None else str(path.absolute()) for name, path in
                        (("picture", config.avatar), ("points", config.points), ("parts", config.parts))},
         }  # fmt: skip
@@ -176,6 +177,10 @@ def _facts(house: House) -> dict[str, Any]:
     """What a client wants to know before it connects."""
     config, table = house.config, schema("live")
     table["properties"] = {name: row for name, row in table["properties"].items() if name in settable()}
+    if config.loras:
+        table["properties"]["lora"]["items"]["properties"]["name"]["enum"] = sorted(config.loras)
+    else:
+        table["properties"].pop("lora")
     return {
         "version": __version__, "modes": house.worker.facts.get("modes", []), "mode": config.mode, "fps": config.fps,
         "model": house.worker.facts.get("model"), "engine": house.worker.facts.get("engine"),

@@ -31,6 +31,7 @@ class Config:
     avatar, points, parts  of mode animate, as for `hotloop.live.animation.open_avatar`; None: the one that is here
     mode, size, fps of the sessions; settings: what they begin with; governed: hold the rate by a ladder of cheaper
                     frames
+    loras           name -> file, which clients may draw with, by name
     osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone, camera: what shows the face to
                     track; None: off
     virtual_camera  its device, "auto": the first that there is; the main session is shown by it, over `ground`
@@ -56,6 +57,7 @@ class Config:
     fps: float = 60.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     governed: bool = True
+    loras: Mapping[str, Path] = field(default_factory=dict)
     osc: int | None = None
     vmc: int | None = None
     vts: int | None = None

@@ -89,7 +89,16 @@ class Worker:
     def _do_config(self, told: Told, body: bytes) -> None:
         self.limits, self._avatar = told["limits"], told["avatar"]
         bundle = told["bundle"]
-        self._pipeline = load(None if bundle is None else Path(bundle), engine=told["engine"], threads=told["threads"])
+        loras = told["loras"]
+        self._pipeline = load(
+            None if bundle is None else Path(bundle), engine=told["engine"], threads=told["threads"],
+            adapters=bool(loras),
+        )  # fmt: skip
+        shelf = self._pipeline.adapters.shelf
+        for name, file in loras.items():
+            shelf.put(name, Path(file))
+        if loras:  # an engine that takes none says so now, and one that does is ready for it
+            shelf.networks([(name, 1.0) for name in list(loras)[:1]])
         family = self._pipeline.family
         animate = told["mode"] == "animate"
         self._answer(
