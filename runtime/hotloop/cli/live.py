@@ -57,6 +57,8 @@ def live(
     lora: Annotated[list[str] | None, typer.Option(
         help="NAME=FILE: a LoRA that clients may draw with. Repeatable.")] = None,
     lora_dir: Annotated[Path | None, typer.Option(help="A folder of such files, named by their names.")] = None,
+    record: Annotated[Path | None, typer.Option(
+        help="Keep everything that is shown, and what it was made of (camera pictures too), in this folder.")] = None,
     governor: Annotated[bool, typer.Option(help="Draw smaller or less often where the rate cannot be held.")] = True,
     engine: Annotated[str, typer.Option(help="auto, a kind (openvino) or a kind and precision.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Engine threads [default: all usable cores].")] = None,
@@ -99,7 +101,7 @@ def live(
         threads=threads, mode=mode, size=size, avatar=avatar, points=points, parts=parts,
         fps=(60.0 if mode == "animate" else 30.0) if fps is None else fps, governed=governor,
         settings={name: value for name, value in settings.items() if value is not None},
-        loras=scanned(lora_dir, lora or ()), osc=osc, vmc=vmc, vts=vts, ifm=ifm, camera=camera,
+        loras=scanned(lora_dir, lora or ()), record=record, osc=osc, vmc=vmc, vts=vts, ifm=ifm, camera=camera,
         virtual_camera=virtual_camera, ice_servers=tuple(ice_server or ()),
     )  # fmt: skip
     run(config, started=lambda address: _greet(address, config))
@@ -127,4 +129,6 @@ def _greet(address: str, config: Config) -> None:
     typer.echo(f"hotloop is live: {address}" + ("" if config.token is None else "#token=...  (your token)"))
     if config.mode == "animate" and not build_info()["compiled"]:
         warnings.warn("without compiled operators a frame takes a second (`hotloop doctor` says why)", stacklevel=2)
+    if config.record is not None:
+        typer.echo(f"everything is recorded in {config.record}, what cameras show too")
     typer.echo(f"for OBS: {address}view    every control: {address}monitor    Ctrl-C ends it")

@@ -52,6 +52,7 @@ class House:
         setup = {
             "do": "config", "bundle": None if config.bundle is None else str(config.bundle),
             "engine": config.engine, "threads": config.threads, "limits": config.limits.told(), "mode": config.mode,
+            "record": None if config.record is None else str(config.record.absolute()),
             "loras": {name: str(file.absolute()) for name, file in config.loras.items()},
             "avatar": {name: None if path is None else str(path.absolute()) for name, path in
                        (("picture", config.avatar), ("points", config.points), ("parts", config.parts))},
@@ -190,6 +191,7 @@ def _facts(house: House) -> dict[str, Any]:
         ],
         "expressions": list(EXPRESSIONS), "motions": list(house.worker.facts.get("motions", ())),
         "settings": table, "limits": config.limits.told(), "token_needed": house.tokens.needed,
+        "recording": config.record is not None,
         "formats": list(FORMATS), "sessions": house.sessions.counts, "listening": house.listeners.ports,
     }  # fmt: skip
 

@@ -32,6 +32,7 @@ class Config:
     mode, size, fps of the sessions; settings: what they begin with; governed: hold the rate by a ladder of cheaper
                     frames
     loras           name -> file, which clients may draw with, by name
+    record          a folder for everything that is shown and what it was made of; None: nothing is kept
     osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone, camera: what shows the face to
                     track; None: off
     virtual_camera  its device, "auto": the first that there is; the main session is shown by it, over `ground`
@@ -58,6 +59,7 @@ class Config:
     settings: Mapping[str, Any] = field(default_factory=dict)
     governed: bool = True
     loras: Mapping[str, Path] = field(default_factory=dict)
+    record: Path | None = None
     osc: int | None = None
     vmc: int | None = None
     vts: int | None = None
