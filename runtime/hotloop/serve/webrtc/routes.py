@@ -84,9 +84,9 @@ def _add(app: FastAPI, peers: Peers, config: Config, kind: str) -> None:
             peer = _found(peers, kind, name)
             text = await _body(request, _FRAGMENT)
             match = request.headers.get("if-match")
-            if match is None:
+            if match is None and kind == "whip":
                 raise _Refused(428, "[webrtc] If-Match must name the ICE session")
-            if match not in ("*", peer.etag):
+            if match not in (None, "*", peer.etag):  # of WHEP's clients not all say it
                 raise _Refused(412, "[webrtc] If-Match names another ICE session")
             try:
                 told = fragment(text)
