@@ -38,6 +38,7 @@ OPTIONAL = {
     "hotloop/serve/": {"fastapi", "starlette", "uvicorn"},
     "hotloop/serve/encoding.py": {"lz4", "simplejpeg"},
     "hotloop/serve/fields.py": {"lz4"},
+    "hotloop/serve/webrtc/encoder.py": {"av"},
     "hotloop/serve/webrtc/incoming.py": {"aiortc", "av", "simplejpeg"},
     "hotloop/serve/webrtc/outgoing.py": {"aiortc", "av"},
     "hotloop/serve/webrtc/peers.py": {"aiortc"},

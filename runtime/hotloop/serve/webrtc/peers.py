@@ -105,7 +105,7 @@ class Peers:
         receives = kind == "whep"
         from .outgoing import FPS
 
-        fps = min(float(FPS), session.config.fps)
+        fps = min(FPS, session.config.fps)
         viewer = Viewer("viewer" if receives else "owner", FORMATS["rgba-lz4" if receives else "none"], fps,
                         "" if receives else f"whip {next(self._numbers)}")  # fmt: skip
         peer = Peer(kind, session, viewer, connection)
@@ -121,12 +121,15 @@ class Peers:
         return peer, connection.localDescription.sdp
 
     async def _agree(self, peer: Peer, given: Any, ground: tuple[int, int, int]) -> None:
-        connection, receives = peer.connection, peer.kind == "whep"
-        if receives:
+        connection, track = peer.connection, None
+        if peer.kind == "whep":
             from .outgoing import AvatarTrack
 
             track = AvatarTrack(peer.viewer, ground, self._threads, lambda: self.sessions.ending)
-            _prefer(connection.addTransceiver(track, direction="sendonly"), "H264", "VP8")
+            sending = connection.addTransceiver(track, direction="sendonly")
+            sender: Any = sending.sender
+            sender._send_keyframe = track.refresh  # aiortc asks its own encoder, which is not used
+            _prefer(sending, "H264", "VP8")
         await connection.setRemoteDescription(given)
         video = None
         for transceiver in connection.getTransceivers():
@@ -136,7 +139,7 @@ class Peers:
                 transceiver.direction = "inactive"
             self._confine(transceiver.receiver.transport.transport.iceGatherer)
         assert video is not None
-        if not receives:
+        if track is None:
             video.direction = "recvonly"
             await self._receive(peer, video.receiver.track)
         answer = await connection.createAnswer()
@@ -145,6 +148,8 @@ class Peers:
         await connection.setLocalDescription(answer)
         if not video._codecs:
             raise InputError(PLACE, "the offer must hold H.264 or VP8")
+        if track is not None:
+            track.agree(video._codecs[0].name)
         remote = connection.remoteDescription.sdp
         peer.ufrag = next((line[12:] for line in remote.split("\r\n") if line.startswith("a=ice-ufrag:")), None)
 
@@ -231,9 +236,6 @@ class Peers:
         """With the first peer: threads that pack, draw and encode, all of which yield to the frame loop."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(2, "hotloop-webrtc", initializer=step_back)
-            # aiortc encodes on the loop's own threads, and x264's inherit what these have.
-            own = ThreadPoolExecutor(2, "hotloop-encode", initializer=step_back)
-            asyncio.get_running_loop().set_default_executor(own)
             self._sweeping = asyncio.create_task(self._sweep())
 
     async def _sweep(self) -> None:
