@@ -310,6 +310,15 @@ def call(app: Any, method: str, path: str, body: bytes = b"", **headers: str) ->
     return said[0]["status"], {name.decode(): value.decode() for name, value in said[0]["headers"]}
 
 
+def test_without_aiortc_the_answer_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    from fastapi import FastAPI
+
+    monkeypatch.setattr("hotloop.serve.webrtc.routes.find_spec", lambda name: None)
+    app: Any = FastAPI()
+    add_webrtc(app, Listed(), Config())  # type: ignore[arg-type]
+    assert call(app, "POST", "/whep", SDP.encode(), content_type="application/sdp")[0] == 501
+
+
 def test_allowed_pages_may_ask_and_are_told_of_ice_servers():
     from fastapi import FastAPI
 

@@ -102,8 +102,8 @@ class Worker:
         shelf = self._pipeline.adapters.shelf
         for name, file in loras.items():
             shelf.put(name, Path(file))
-        if loras:  # an engine that takes none says so now, and one that does is ready for it
-            shelf.networks([(name, 1.0) for name in list(loras)[:1]])
+        if loras:  # an engine that takes none says so now, and one that does is ready for all that these change
+            shelf.networks([(name, 1.0) for name in loras])
         family = self._pipeline.family
         animate = told["mode"] == "animate"
         self._answer(

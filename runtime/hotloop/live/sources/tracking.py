@@ -108,6 +108,7 @@ class PictureTracker:
             self._hand()
             if told["controls"] is not None:
                 self._put(told["at"], told["controls"])
+        print(f"hotloop: [{_PLACE}] the tracker's process has ended", file=sys.stderr, flush=True)
 
 
 def given_pictures(stream: BinaryIO) -> Iterator[tuple[float, np.ndarray]]:
