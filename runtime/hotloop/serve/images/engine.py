@@ -191,6 +191,7 @@ class Engine:
         told, model = job.told, self.models[job.told["bundle"]]
         if job.waiting is None:
             job.waiting = model.networks(tuple((name, scale) for name, scale in told["loras"]))
+            job.waiting.add_done_callback(lambda _: self._wake.set())
             for networks in model.evicted:
                 self.batch.forget(networks)
             used = {id(one.run.networks) for one in self.jobs.values() if one.run is not None}
