@@ -121,7 +121,7 @@ def main() -> None:
         for server in (four, one):
             together(server, options.steps, 1, 3)
         alone = median(asyncio.run(four.draw(options.steps))[1] for _ in range(9))
-        turns = [[together(server, options.steps, 4, 4) for server in (four, one)] for _ in range(options.rounds)]
+        turns = [[together(server, options.steps, 4, 2) for server in (four, one)] for _ in range(options.rounds)]
         ratios = [both / single for both, single in turns]
         C = median(both for both, _ in turns)
         single = median(each for _, each in turns)

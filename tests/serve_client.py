@@ -28,7 +28,7 @@ command = (sys.executable, "-P", stub) if stub else None
 settings = gathered({name: tuple(v) if isinstance(v, list) else v for name, v in told.items()})
 more = {"command": command} if command else {}
 serve(settings, lambda: create_app(settings, **more), started=lambda address: print(address, flush=True),
-      limit_concurrency=settings.limits.connections)
+      head=settings.limits.head_seconds, limit_concurrency=settings.limits.connections)
 """
 
 

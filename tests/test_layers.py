@@ -29,9 +29,9 @@ OPTIONAL = {
     "hotloop/denoiser/resident.py": {"torch"},
     "hotloop/engines/openvino.py": {"openvino"},
     "hotloop/engines/openvino_operators.py": {"openvino"},
-    "hotloop/live/sinks/video.py": {"av"},
+    "hotloop/image/video.py": {"av"},
+    "hotloop/live/sinks/camera.py": {"pyvirtualcam"},
     "hotloop/live/sources/face_mesh.py": {"openvino"},
-    "hotloop/image/movie.py": {"av"},
     "hotloop/live/sources/osc.py": {"pythonosc"},
     "hotloop/live/sources/video.py": {"av"},
     "hotloop/live/sources/vtube_server.py": {"websockets"},
@@ -39,6 +39,10 @@ OPTIONAL = {
     "hotloop/serve/images/": {"prometheus_client"},
     "hotloop/serve/encoding.py": {"lz4", "simplejpeg"},
     "hotloop/serve/fields.py": {"lz4"},
+    "hotloop/serve/webrtc/encoder.py": {"av"},
+    "hotloop/serve/webrtc/incoming.py": {"aiortc", "av", "simplejpeg"},
+    "hotloop/serve/webrtc/outgoing.py": {"aiortc", "av"},
+    "hotloop/serve/webrtc/peers.py": {"aiortc"},
     "hotloop/engines/tensorrt.py": {"tensorrt", "tensorrt_rtx", "cuda"},
 }
 ENGINE_LIBRARIES = {"onnxruntime": "hotloop/engines/onnx.py"}

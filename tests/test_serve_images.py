@@ -60,14 +60,18 @@ def many(*work: Any) -> list[Any]:
 
 def test_a_picture_is_the_pipelines_own_whoever_is_drawn_beside_it(real: Server, pipe: Any) -> None:
     """Requests join a running batch between two rows; each picture is that of its seed alone, bit for bit."""
-    asked = [{"prompt": f"a girl {i}", "seed": 10 + i, "num_inference_steps": 4 + i} for i in range(4)]
-    answers = many(*(lambda one=one: real.draw(**one, n=2 if one["seed"] == 11 else 1) for one in asked))
+    others: list[dict[str, Any]] = [
+        {}, {"num_images_per_prompt": 2}, {"guidance_rescale": 0.7}, {"hires": 1.5, "sampler": "euler_a"},
+    ]  # fmt: skip
+    asked = [{"prompt": f"a girl {i}", "seed": 10 + i, "num_inference_steps": 4 + i, **one}
+             for i, one in enumerate(others)]  # fmt: skip
+    answers = many(*(lambda one=one: real.draw(**one) for one in asked))
     for one, answer in zip(asked, answers, strict=True):
         assert answer.status == 200, answer.body
-        drawn = pipe.txt2img(one["prompt"], seed=one["seed"], num_inference_steps=one["num_inference_steps"])
         for i, picture in enumerate(answer.json["data"]):
-            own = drawn if i == 0 else pipe.txt2img(one["prompt"], seed=12, num_inference_steps=5)
+            own = pipe.txt2img(**{**one, "seed": one["seed"] + i, "num_images_per_prompt": 1})
             assert np.array_equal(pixels(picture["b64_json"]), np.asarray(own.images[0]))
+        assert len(answer.json["data"]) == one.get("num_images_per_prompt", 1)
 
 
 def test_edits_are_the_pipelines_own_and_each_routes_mask_has_its_polarity(real: Server, pipe: Any) -> None:
@@ -156,12 +160,13 @@ def test_loras_and_models_are_named_and_those_that_do_not_fit_change_nothing(tmp
     shutil.copytree(builtin(), tmp_path / "models" / "second")
     given = {"prompt": "a girl", "seed": 3, "num_inference_steps": 3}
     sets: list[list[tuple[str, float]]] = [[], [("hat", 1.0)], [("hat", 0.5), ("hair", -1.0)], []]
-    own = []
+    own, pipe = [], hotloop.load(adapters=True)
     for loras in sets:
-        pipe = hotloop.load(adapters=True)
         for name, scale in loras:
             pipe.load_lora(tmp_path / "loras" / f"{name}.safetensors", scale)
         own.append(np.asarray(pipe.txt2img(**given).images[0]))
+        for name, _ in loras:
+            pipe.unload_lora(name)
     assert not np.array_equal(own[0], own[1]) and not np.array_equal(own[1], own[2])
     with Server(tmp_path, row=None, lanes=4, bundles=["avatar-tiny", str(tmp_path / "models")],
                 loras=[str(tmp_path / "loras")]) as server:  # fmt: skip
@@ -303,6 +308,23 @@ def test_a_worker_that_falls_takes_only_what_it_drew(tmp_path: Path) -> None:
         assert "secret" not in server.err.read_text()
 
 
+def test_a_worker_that_does_not_let_go_is_killed(tmp_path: Path) -> None:
+    """A row that does not end: its request is answered in time, and the next one is drawn by another worker."""
+    prelude = "import hotloop.serve.images.pool as pool\npool.STUCK = 0.5\n"
+    with Server(tmp_path, row=0.001, prelude=prelude) as server:
+
+        async def ask() -> list[Any]:
+            hangs = asyncio.create_task(server.draw("hang", timeout=0.5))
+            await asyncio.sleep(0.2)
+            return [await server.draw("waits"), await hangs]
+
+        waits, late = asyncio.run(ask())
+        assert late.status == 504 and late.seconds < 0.9
+        assert waits.status == 200 and server.metrics()['hotloop_worker_restarts_total{worker="0"}'] == 1
+        told = server.balanced()
+        assert (told["expired"], told["completed"]) == (1, 1)
+
+
 def test_after_too_many_falls_the_circuit_is_open(tmp_path: Path) -> None:
     with Server(tmp_path, row=0.001) as server:
         for _ in range(5):
@@ -385,6 +407,44 @@ def test_the_end_has_two_phases_and_loses_nothing(tmp_path: Path) -> None:
         assert server.rows("late") == []
         lines = [json.loads(line) for line in server.err.read_text().splitlines()]
         assert {line["outcome"] for line in lines} == {"completed", "draining"}
+
+
+def test_the_real_engine_is_left_killed_and_drained_as_the_stub_is(tmp_path: Path) -> None:
+    """L5 with 50 requests, F1 and L6 once each; a picture is the same before and after."""
+    with Server(tmp_path, row=None, queue=60, lanes=4) as server:
+        given = {"prompt": "a girl", "seed": 3, "num_inference_steps": 4}
+        first = server.post("/v1/images/generations", given).json["data"][0]["b64_json"]
+        random = np.random.default_rng(1)
+
+        async def drop() -> list[Any]:
+            return await asyncio.gather(*(
+                server.draw("a boy", num_inference_steps=3, seed=i, stream=i % 4 == 1,
+                            leave=float(random.uniform(0, 1.5)) if i % 2 else None) for i in range(50)
+            ))  # fmt: skip
+
+        answers = asyncio.run(drop())
+        told = server.balanced(60)
+        assert all(answer.status == 200 for answer in answers[::2])
+        assert told["gone"] > 3 and told["completed"] + told["gone"] == 51
+
+        async def kill() -> tuple[Any, Any]:
+            victim = asyncio.create_task(server.draw("a boy", num_inference_steps=150))
+            while not server.metrics()['hotloop_worker_running{worker="0"}']:
+                await asyncio.sleep(0.02)
+            os.kill(server.workers()[0], signal.SIGKILL)
+            return await victim, await server.draw(**given)
+
+        victim, again = asyncio.run(kill())
+        assert victim.status == 503 and again.json["data"][0]["b64_json"] == first
+
+        async def drain() -> list[Any]:
+            taken = [asyncio.create_task(server.draw(**given)) for _ in range(6)]
+            await asyncio.sleep(0.3)
+            server.process.send_signal(signal.SIGTERM)
+            return [await one for one in taken]
+
+        assert [one.json["data"][0]["b64_json"] for one in asyncio.run(drain())] == [first] * 6
+        assert server.process.wait(20) == 0
 
 
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """Rows of load on `hotloop serve` with a stub of a known service time, by an open loop whose times count from when a
-request was meant to be sent; S and C are measured on the same machine just before."""
+request was meant to be sent; S and C are measured on the same machine just before. Service times of 10 to 50 ms."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def steady(server: Server, count: int) -> None:
 
 def test_a_steady_load_is_served_whole(tmp_path: Path) -> None:
     """L1 in short: 80 requests at 0.5 C and 0.8 C, which claims p95 and not p99; K is that of the queueing table."""
-    with Server(tmp_path, row=0.001, queue=100) as server:
+    with Server(tmp_path, row=0.003, queue=100) as server:
         steady(server, 80)
         told = server.balanced()
         assert told["completed"] == sum(told.values())
@@ -92,25 +92,24 @@ def test_a_steady_load_of_662_requests_has_the_p99_of_the_table(tmp_path: Path) 
         steady(server, 662)
 
 
-def overload(server: Server, times: float, seconds: float) -> None:
-    S, C = capacity(server)
-    began = time.monotonic()
-    answers = offered(server, times * C, round(times * C * seconds), seed=2)
-    wall = time.monotonic() - began
-    good = [answer.seconds for answer in answers if answer.status == 200]
-    shed = [answer for answer in answers if answer.status == 503]
-    print(f"{times} C: {len(good) / wall / C:.2f} C good, {len(shed)} shed, p99 {quantile(good, 0.99) / S:.1f} S")
-    assert len(good) + len(shed) == len(answers)
-    assert all(int(answer.headers["retry-after"]) >= 1 for answer in shed)
-    assert len(shed) > 0.3 * len(answers)
-    assert len(good) / wall >= 0.5 * C
-    assert quantile(good, 0.95) <= 2.5 * (QUEUE + 1) * max(S, 1 / C)
-
-
 def test_what_is_too_much_is_shed_and_the_rest_is_served(tmp_path: Path) -> None:
-    """L2 in short, 2 C for 2 s. The client shares the cores: goodput and tail have that much room."""
-    with Server(tmp_path, row=0.001, queue=QUEUE) as server:
-        overload(server, 2.0, 2.0)
+    """L2 in short, 2 C for 3 s: the client and other work share the cores, so goodput and tail have room."""
+    with Server(tmp_path, row=0.005, queue=QUEUE) as server:
+
+        def holds() -> bool:
+            S, C = capacity(server)
+            began = time.monotonic()
+            answers = offered(server, 2 * C, round(6 * C), seed=2)
+            wall = time.monotonic() - began
+            good = [answer.seconds for answer in answers if answer.status == 200]
+            shed = [answer for answer in answers if answer.status == 503]
+            assert len(good) + len(shed) == len(answers)
+            assert all(int(answer.headers["retry-after"]) >= 1 for answer in shed)
+            tail = quantile(good, 0.95)
+            print(f"2 C: {len(good) / wall / C:.2f} C good, {len(shed)} shed, p95 {tail / S:.1f} S")
+            return len(shed) > 0.25 * len(answers) and len(good) / wall >= 0.7 * C and tail <= 1.5 * (QUEUE + 1) * S
+
+        settled(holds)
         told = server.balanced()
         assert told["completed"] + told["overloaded"] == sum(told.values())
 
@@ -118,7 +117,7 @@ def test_what_is_too_much_is_shed_and_the_rest_is_served(tmp_path: Path) -> None
 @pytest.mark.long
 @pytest.mark.parametrize("times", [2.0, 5.0])
 def test_a_minute_of_too_much(tmp_path: Path, times: float) -> None:
-    """L2, a row 40 times as long, so that the client's own work is small beside it."""
+    """L2, with a service time beside which the client's own work is small."""
     with Server(tmp_path, row=0.01, queue=QUEUE) as server:
         S, C = capacity(server, 3.0)
         answers = offered(server, times * C, round(times * C * 60), seed=3)
@@ -132,7 +131,7 @@ def test_a_minute_of_too_much(tmp_path: Path, times: float) -> None:
 
 def test_after_a_burst_all_is_as_before(tmp_path: Path) -> None:
     """L3: 10 C for a second, then 0.3 C: the queue is empty, and p50 what it was, after 2 (K + 1) S."""
-    with Server(tmp_path, row=0.002, queue=QUEUE) as server:
+    with Server(tmp_path, row=0.004, queue=QUEUE) as server:
 
         def holds() -> bool:
             S, C = capacity(server)

@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from hotloop.serve.auth import Guard, Tokens
 from hotloop.serve.channel import Channel, pack, receive
 from hotloop.serve.config import Config
 from hotloop.serve.encoding import encode, open_picture
+from hotloop.serve.filming import Filming
 from hotloop.serve.limits import Limits, settable
 from hotloop.serve.live import Live
 from hotloop.serve.mirror import Mirror, replay
@@ -34,6 +36,38 @@ from hotloop.serve.viewer import Finished, Viewer, plain
 from hotloop.serve.wire import FORMATS, ask, frame_header, hello, picture
 
 TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+# A camera of this machine.
+
+
+def test_the_server_shows_the_newest_frame_as_a_camera(monkeypatch):
+    shown, told = [], []
+    camera = SimpleNamespace(width=8, height=6, send=lambda frame: shown.append(frame.copy()), close=lambda: None)
+    package = SimpleNamespace(Camera=lambda **given: told.append(given) or camera)
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", package)
+    session = SimpleNamespace(
+        config=Config(fps=100), worker=SimpleNamespace(facts={"size": [8, 6]}), viewers=set(),
+        leave=lambda viewer, now: session.viewers.discard(viewer), join=lambda viewer: session.viewers.add(viewer),
+    )  # fmt: skip
+
+    async def film() -> None:
+        filming = Filming(session, None, (0, 255, 0))
+        await filming.start()
+        (viewer,) = session.viewers
+        rgba = np.zeros((6, 8, 4), np.uint8)
+        rgba[0, 0] = 255, 0, 0, 255
+        done = encode(rgba, FORMATS["rgba-lz4"])
+        head = frame_header(Stamp(1, None, 1, received=1.0, taken=1.0), done.kind, (8, 6), len(done.colour), 0,
+                            source=0, version=1, frame=1)  # fmt: skip
+        viewer.offer(Finished(head + done.colour, 1, 1.0, None, False), 1.0)
+        while len(shown) < 2:
+            await asyncio.sleep(0.01)
+        filming.close()
+
+    asyncio.run(asyncio.wait_for(film(), 10))
+    assert told[0]["width"] == 8 and (shown[0] == (0, 255, 0)).all() and not session.viewers
+    assert tuple(shown[1][0, 0]) == (255, 0, 0) and (shown[1][1:] == (0, 255, 0)).all()
 
 
 # Between the processes.
@@ -96,6 +130,30 @@ def test_a_worker_that_falls_again_and_again_is_left_alone(capfd):
 
     assert asyncio.run(fall()) == 4 and states == ["down"] * 4 + ["stopped"]
     assert "left alone" in capfd.readouterr().err
+
+
+def test_a_worker_that_was_left_alone_is_tried_once_more_where_that_is_wanted(tmp_path, capfd):
+    """It falls five times, and after that no more: whoever waits a while has a worker again."""
+    states, count = [], tmp_path / "count"
+    code = (
+        "import socket, sys, time\nfrom pathlib import Path\nfrom hotloop.serve.channel import Channel\n"
+        "channel = Channel(socket.socket(fileno=int(sys.argv[1])))\ntold, _ = channel.receive()\n"
+        "channel.send({'do': 'answer', 'id': told['id']})\n"
+        f"file = Path({str(count)!r})\nfile.write_text(file.read_text() + 'x' if file.exists() else 'x')\n"
+        "time.sleep(0 if len(file.read_text()) <= 5 else 1000)\n"
+    )
+
+    async def live() -> None:
+        command = (sys.executable, "-c", code)
+        one = Supervisor({"do": "config"}, Ring, 2, 64, heard=print, changed=states.append, command=command, again=0.3)
+        await asyncio.wait_for(one.start(), 60)
+        async with asyncio.timeout(60):
+            while states[-2:] != ["stopped", "ready"]:
+                await asyncio.sleep(0.02)
+        await one.close(0.0)
+
+    asyncio.run(live())
+    assert states.count("ready") == 6 and states.count("stopped") == 1 and "left alone" in capfd.readouterr().err
 
 
 # Answers that it is ready, and what it was told first; then ends, or (SLEEP) gives no more sign of life.

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import struct
 import sys
 import time
@@ -295,6 +296,35 @@ def test_bodies_that_are_no_json_of_this_size_and_depth_are_refused_at_once(stub
     many = b"".join(f'--b\r\nContent-Disposition: form-data; name="f{i}"\r\n\r\nx\r\n'.encode() for i in range(10_000))
     answer = stub.ask("POST", "/v1/images/edits", many + b"--b--\r\n", content_type="multipart/form-data; boundary=b")
     assert answer.status == 400 and answer.seconds < 1
+
+
+def test_peers_that_never_come_to_an_end_are_left_and_others_do_not_wait(tmp_path: Path) -> None:
+    """L7 in short: no head, half of one, a body that stops, a second request that is not whole."""
+    with Server(tmp_path, row=0.001, limits={"head_seconds": 1, "body_seconds": 1}, queue=50) as server:
+        began = time.monotonic()
+        peers = [socket.create_connection((server.host, server.port)) for _ in range(60)]
+        head = f"POST /v1/images/generations HTTP/1.1\r\nHost: {server.host}\r\nContent-Type: application/json\r\n"
+        begun = ("", head, f"{head}Content-Length: 100\r\n\r\n{{", f"GET / HTTP/1.1\r\nHost: {server.host}")
+        for peer, said in zip(peers, itertools.cycle(begun), strict=False):
+            peer.sendall(said.encode())
+        kept = socket.create_connection((server.host, server.port))  # a whole request, and then half of another one
+        kept.sendall(f"GET /healthz HTTP/1.1\r\nHost: {server.host}\r\n\r\n".encode())
+        answer = b""
+        while not answer.endswith(b"ok\n"):
+            answer += kept.recv(4096)
+        kept.sendall(b"GET /hea")
+        quick = [server.post("/v1/images/generations", {"prompt": "a"}).seconds for _ in range(8)]
+        assert min(quick) < 0.5 and max(quick) < 1.5
+        for peer in (*peers, kept):
+            peer.settimeout(max(0.1, began + 8 - time.monotonic()))
+            data = b""
+            while more := peer.recv(65_536):
+                data += more
+            assert not data or b" 408 " in data.split(b"\r\n")[0]
+            peer.close()
+        assert time.monotonic() - began < 8
+        told = server.balanced()
+        assert told["completed"] == 8 and told["invalid"] == 15
 
 
 def test_long_prompts_are_read_in_windows_and_too_long_ones_refused(watched: Server) -> None:

@@ -79,6 +79,7 @@ def serve(
         return
     run(
         settings, lambda: create_app(settings), started=_greet,
+        head=settings.limits.head_seconds,
         limit_concurrency=settings.limits.connections, h11_max_incomplete_event_size=32_768,
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ from .config import Access, is_loopback
 
 __all__ = ["Guard", "Tokens"]
 
+_PREFLIGHTS = ("/whip", "/whep")
 _MOST_ADDRESSES = 256
 _LEAVING = 0.05  # seconds: until its connection has gone, uvicorn 0.54 logs a refused handshake as a fault
 
@@ -106,6 +107,8 @@ class Guard:
             return 0, ""  # its token comes in its first message
         if path in self._free or path.startswith(self._below):
             return 0, ""
+        if scope.get("method") == "OPTIONS" and path.startswith(_PREFLIGHTS):
+            return 0, ""  # a browser asks this without the token that it then sends
         if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site") and origin is None:
             return 403, "[serve] other pages may not embed this (--allow-origin)"
         if not self._tokens.needed:

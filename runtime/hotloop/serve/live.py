@@ -22,12 +22,15 @@ from ..request import schema
 from .auth import Tokens
 from .config import Config
 from .connection import Connections
+from .filming import Filming
 from .limits import settable
 from .listeners import Listeners
 from .ring import Ring, frame_bytes
 from .sessions import MAIN, Sessions
 from .supervisor import WORKER, Supervisor
 from .viewer import Viewer
+from .webrtc.peers import Peers
+from .webrtc.routes import add_webrtc
 from .wire import FORMATS, FRAME
 
 __all__ = ["Live"]
@@ -54,6 +57,8 @@ class Live:
         setup = {
             "do": "config", "bundle": None if config.bundle is None else str(config.bundle),
             "engine": config.engine, "threads": config.threads, "limits": config.limits.told(), "mode": config.mode,
+            "record": None if config.record is None else str(config.record.absolute()),
+            "loras": {name: str(file.absolute()) for name, file in config.loras.items()},
             "avatar": {name: None if path is None else str(path.absolute()) for name, path in
                        (("picture", config.avatar), ("points", config.points), ("parts", config.parts))},
         }  # fmt: skip
@@ -65,6 +70,7 @@ class Live:
         self.sessions = Sessions(config, self.worker)
         self.connections = Connections(self.sessions, self.tokens, config.limits)
         self.listeners = Listeners(config)
+        self.peers = Peers(self.sessions, config)
 
     @property
     def ready(self) -> bool:
@@ -79,15 +85,24 @@ class Live:
         """Raises InputError where it cannot start as it was told to."""
         await self.worker.start()
         sweeping: asyncio.Task[None] | None = None
+        filming: Filming | None = None
         try:
-            await self.listeners.start(await self.sessions.main())
+            main = await self.sessions.main()
+            await self.listeners.start(main)
+            if self.config.virtual_camera is not None:
+                device = None if self.config.virtual_camera == "auto" else self.config.virtual_camera
+                filming = Filming(main, device, self.config.ground)
+                await filming.start()
             sweeping = asyncio.create_task(self._sweep())
             yield
         finally:
             if sweeping is not None:
                 sweeping.cancel()
+            if filming is not None:
+                filming.close()
             self.listeners.close()
             self.sessions.end()
+            await self.peers.end()
             await self.worker.close()
 
     async def drain(self, force: asyncio.Event) -> None:
@@ -150,6 +165,7 @@ def _routes(app: FastAPI, house: Live) -> None:
             file = WEB / name
             return FileResponse(file if file.exists() else WEB / "index.html", headers=_HEADERS)
 
+    add_webrtc(app, house.peers, config)
     for path, name in zip(PAGES, ("index.html", "view.html", "monitor.html"), strict=True):
         page(path, name)
     app.mount("/static", StaticFiles(directory=WEB))
@@ -159,6 +175,10 @@ def _facts(house: Live) -> dict[str, Any]:
     """What a client wants to know before it connects."""
     config, table = house.config, schema("live")
     table["properties"] = {name: row for name, row in table["properties"].items() if name in settable()}
+    if config.loras:
+        table["properties"]["lora"]["items"]["properties"]["name"]["enum"] = sorted(config.loras)
+    else:
+        table["properties"].pop("lora")
     return {
         "version": __version__, "modes": house.worker.facts.get("modes", []), "mode": config.mode, "fps": config.fps,
         "model": house.worker.facts.get("model"), "engine": house.worker.facts.get("engine"),
@@ -168,6 +188,7 @@ def _facts(house: Live) -> dict[str, Any]:
         ],
         "expressions": list(EXPRESSIONS), "motions": list(house.worker.facts.get("motions", ())),
         "settings": table, "limits": config.limits.told(), "token_needed": house.tokens.needed,
+        "recording": config.record is not None,
         "formats": list(FORMATS), "sessions": house.sessions.counts, "listening": house.listeners.ports,
     }  # fmt: skip
 

@@ -16,10 +16,12 @@ from fastapi import FastAPI
 from ..errors import InputError
 from .app import House, create_app
 from .config import Access, Config
+from .patience import impatient
 from .supervisor import WORKER
 
 __all__ = ["address", "run", "serve"]
 
+HEAD = 30.0  # seconds
 _MARGIN = 2  # times the largest picture: what is a little too large is answered, what is more ends the connection
 
 
@@ -35,10 +37,10 @@ def run(
 
 def serve(
     access: Access, app_of: Callable[[], FastAPI], *, started: Callable[[str], object] = lambda address: None,
-    **told: Any,
+    head: float = HEAD, **told: Any,
 ) -> None:  # fmt: skip
     """Until SIGINT or SIGTERM; a second one does not wait. started: called with the address once requests can come;
-    told: what uvicorn is told beside.
+    head: seconds that a request's head may take to come; told: what uvicorn is told beside.
 
     Raises InputError where it cannot start: a port that is taken, a bundle or settings that are refused.
     """
@@ -47,6 +49,7 @@ def serve(
     server = _Server(
         uvicorn.Config(
             app, log_level="error", access_log=False, lifespan="off", ws_per_message_deflate=False,
+            http=impatient(head),
             timeout_keep_alive=10, timeout_graceful_shutdown=3, server_header=False, date_header=False, **told,
         )
     )  # fmt: skip

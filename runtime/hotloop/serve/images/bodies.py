@@ -109,6 +109,7 @@ async def read_form(request: Request, limits: Limits) -> tuple[dict[str, str], l
         Headers({"content-type": kind}), stream(), max_files=limits.parts, max_fields=limits.parts,
         max_part_size=limits.body,
     )  # fmt: skip
+    parser.spool_max_size = limits.body  # it is in memory already: nothing of it is written to a disk
     try:
         form: FormData = await parser.parse()
     except (MultiPartException, KeyError, ValueError, UnicodeError):

@@ -191,6 +191,7 @@ class Engine:
         told, model = job.told, self.models[job.told["bundle"]]
         if job.waiting is None:
             job.waiting = model.networks(tuple((name, scale) for name, scale in told["loras"]))
+            job.waiting.add_done_callback(lambda _: self._wake.set())
             for networks in model.evicted:
                 self.batch.forget(networks)
             used = {id(one.run.networks) for one in self.jobs.values() if one.run is not None}
@@ -354,6 +355,7 @@ def _opened(path: Path, told: Told) -> Model:
 
 def main(arguments: list[str], opened: Callable[[Path, Told], Any] | None = None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the listening process says when
+    sys.setswitchinterval(0.0005)  # lanes wait no longer for one another's Python
     channel_fd, memory_fd, slots, size = map(int, arguments)
     channel = Channel(socket.socket(fileno=channel_fd))
     engine = Engine(channel, Arena(memory_fd, slots, size), opened)

@@ -14,7 +14,8 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """body            bytes of a request; body_seconds: until all of it is there
+    """head_seconds    until a request's head is there
+    body            bytes of a request; body_seconds: until all of it is there
     picture_pixels  of a picture that comes with a request, `pictures` of them at most
     side            pixels of a side of what is drawn; steps; images of a request
     prompt          characters; windows: of 75 tokens
@@ -25,6 +26,7 @@ class Limits:
     connections     at once
     """
 
+    head_seconds: float = 30.0
     body: int = 20_000_000
     body_seconds: float = 30.0
     picture_pixels: int = 4_000_000
@@ -44,7 +46,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            check_number("serve", f"limits.{one.name}", getattr(self, one.name), 1, 2**31 - 1)
+            check_number("serve", f"limits.{one.name}", getattr(self, one.name), 0.1, 2**31 - 1)
 
     @classmethod
     def of(cls, profile: str, changed: Mapping[str, Any]) -> Limits:

@@ -7,14 +7,12 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future as Waiting
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ...adapters import Adapters
 from ...call import Drawing, Run
 from ...errors import InputError
 from ...image import image as images
@@ -25,7 +23,7 @@ from ...request import bundle_defaults
 __all__ = ["Model", "read"]
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
-_SETS = 4  # LoRA sets that stay merged
+_SETS = 4  # LoRA sets whose contexts are kept
 LoraSet = tuple[tuple[str, float], ...]
 
 
@@ -39,7 +37,7 @@ class Model:
         self.pipe.warmup()
         self._files, self._windows = dict(loras), windows
         self._plain = self.pipe.networks
-        self._sets: OrderedDict[LoraSet, Waiting[Networks]] = OrderedDict()
+        self._lately: OrderedDict[LoraSet, Networks] = OrderedDict()
         self.evicted: list[Networks] = []  # what a batch may still keep contexts for
         self._merging = ThreadPoolExecutor(1, "hotloop-loras")
 
@@ -56,27 +54,28 @@ class Model:
         }  # fmt: skip
 
     def networks(self, loras: LoraSet) -> Waiting[Networks]:
-        """The engines with these LoRAs: at once where they were merged lately, else when they are. Its result may be
-        InputError: one does not fit this model."""
+        """The engines with these LoRAs, when they are merged. Its result may be InputError: one does not fit this
+        model."""
         if not loras:
             plain: Waiting[Networks] = Waiting()
             plain.set_result(self._plain)
             return plain
-        waiting = self._sets.pop(loras, None)
-        if waiting is None or (waiting.done() and waiting.exception() is not None):
-            waiting = self._merging.submit(partial(self._merged, loras))
-        self._sets[loras] = waiting
-        while len(self._sets) > _SETS:
-            _, old = self._sets.popitem(last=False)
-            if old.done() and old.exception() is None:
-                self.evicted.append(old.result())
-        return waiting
+        return self._merging.submit(self._merged, loras)
 
     def _merged(self, loras: LoraSet) -> Networks:
-        adapters = Adapters(self._plain)
-        for name, scale in loras:
-            adapters.load(self._files[name], scale, name).result()
-        return adapters.networks
+        """A file is opened when it is first asked for: one that is broken is nobody else's."""
+        shelf = self.pipe.adapters.shelf
+        for name, _ in loras:
+            if name not in shelf.loras:
+                shelf.put(name, self._files[name])
+        made = shelf.networks(loras)
+        old = self._lately.pop(loras, None)
+        self._lately[loras] = made
+        if old is not None and old is not made:
+            self.evicted.append(old)
+        while len(self._lately) > _SETS:
+            self.evicted.append(self._lately.popitem(last=False)[1])
+        return made
 
     def drawing(
         self, pipeline: str, values: Mapping[str, Any], pictures: Mapping[str, Image.Image], networks: Networks

@@ -71,8 +71,8 @@ class Images:
         setup = {
             "do": "config", "bundles": {name: str(path) for name, path in self.paths.items()},
             "loras": {name: str(path) for name, path in self.lora_paths.items()}, "engine": settings.engine,
-            "device": settings.device, "threads": settings.threads, "picture_pixels": settings.limits.picture_pixels,
-            "windows": settings.limits.windows,
+            "device": settings.device, "threads": settings.threads_each,
+            "picture_pixels": settings.limits.picture_pixels, "windows": settings.limits.windows,
         }  # fmt: skip
         self.pool = Pool(settings, setup, command)
         self.ledger = Ledger(self._closed)

@@ -69,4 +69,6 @@ class Refusal(Exception):
     @property
     def headers(self) -> dict[str, str]:
         headers = {} if self.retry is None else {"Retry-After": str(self.retry)}
-        return headers | ({} if self.again else {"x-should-retry": "false"})
+        headers |= {} if self.again else {"x-should-retry": "false"}
+        # What still comes of the body is not waited for.
+        return headers | ({"Connection": "close"} if self.status in (408, 413) else {})

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from hotloop_kernels import usable_cores
+
 from ...bundle import BUILTIN, builtin
 from ...checks import check_integer, check_number
 from ...errors import InputError
@@ -34,7 +36,8 @@ _LARGEST = 1 << 20
 @dataclass(frozen=True, kw_only=True)
 class Settings(Access):
     """bundles     bundles, folders of bundles, or built-in models' names; loras: LoRA files, or folders of them
-    workers     worker processes, each with all bundles; engine, device, threads: of each, as for `hotloop.load`
+    workers     worker processes, each with all bundles; engine, device, threads: of each, as for `hotloop.load`, the
+                threads by default its share of the cores
     lanes       requests that a worker draws at once, row by row
     queue       requests that wait for a worker; more are answered 503
     timeout     seconds that a request may take; x-request-timeout-seconds may say less
@@ -64,6 +67,13 @@ class Settings(Access):
     log: str = "json"
     profile: str = "cpu"
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def threads_each(self) -> int | None:
+        """Of a worker: where nothing is told, its share of the cores; None: all of them."""
+        if self.threads is not None or self.workers == 1:
+            return self.threads
+        return max(1, usable_cores() // self.workers)
 
     def __post_init__(self) -> None:
         super().__post_init__()
