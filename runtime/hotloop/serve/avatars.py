@@ -87,10 +87,9 @@ def number_of(message: bytes) -> int | None:
 def _eyes(told: Any) -> list[list[float]] | None:
     if told is None:
         return None
-    pairs = told if isinstance(told, list) and len(told) == 2 else [None]
-    for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(_share(v) for v in pair):
-            raise InputError(PLACE, "eyes must be two of [x, y], shares of the picture in 0..1", told)
+    pairs: list[list[float]] = told if isinstance(told, list) else []
+    if len(pairs) != 2 or not all(isinstance(one, list) and len(one) == 2 and all(map(_share, one)) for one in pairs):
+        raise InputError(PLACE, "eyes must be two of [x, y], shares of the picture in 0..1", told)
     (x0, y0), (x1, y1) = pairs
     if not x1 - x0 > 0.02 or abs(y1 - y0) > x1 - x0:
         raise InputError(PLACE, "the person's right eye must lie to the left of the left one", told)

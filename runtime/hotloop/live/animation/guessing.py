@@ -7,13 +7,17 @@ looked for by colours. Whoever sees that the eyes are wrong gives them, and the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import threading
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ...errors import BundleError
 from .geometry import POINTS
+
+if TYPE_CHECKING:
+    from ..sources.face_mesh import FaceMesh
 
 __all__ = ["Guess", "guess"]
 
@@ -23,6 +27,8 @@ _CORNERS, _FOREHEAD, _CHIN = (61, 291), 10, 152
 _SURE = 0.5
 _GROUND = 216  # grey behind what is transparent
 _LEAST = 0.03  # pictures between two eyes
+
+_networks = threading.Lock()  # one context of each
 
 Points = dict[str, tuple[float, float]]
 
@@ -35,41 +41,35 @@ class Guess(NamedTuple):
     by: str
 
 
-def guess(rgba: np.ndarray, eyes: Sequence[Sequence[float]] | None = None) -> Guess:
-    """rgba: premultiplied uint8 [S, S, 4]. eyes: the person's right and left, in shares of the picture, if known."""
+def guess(rgba: np.ndarray, eyes: np.ndarray | None = None) -> Guess:
+    """rgba: premultiplied uint8 [S, S, 4]; eyes: [2, 2], the person's right and left, in its shares, where known."""
     over = rgba[..., :3] + ((255 - rgba[..., 3:].astype(np.uint16)) * _GROUND // 255).astype(np.uint8)
     picture, side = over.astype(np.float32) / 255, len(over)
     if eyes is not None:
-        return Guess(_Look(picture, np.array(eyes, np.float64)).points(exact=True), "given")
+        return Guess(_Look(picture, np.asarray(eyes, np.float64)).points(exact=True), "given")
     points, found = _tracked(np.ascontiguousarray(over))
     if points is not None:
         return Guess(points, "landmarks")
     if found is not None and found[1, 0] - found[0, 0] >= _LEAST * side:
         return Guess(_Look(picture, found / side).points(), "detector")
     rows, columns = np.nonzero(rgba[..., 3] > 128)
-    left, right, top = (columns.min(), columns.max(), rows.min()) if len(rows) else (0, side, 0)
-    middle, y = (left + right) / 2 / side, (top / side + 0.36 * min(1.0, (right - left) / side) + 0.1)
-    apart = 0.26 * (right - left) / side
-    return Guess(_Look(picture, np.array([[middle - apart / 2, y], [middle + apart / 2, y]])).points(), "middle")
+    left, right, top, low = (columns.min(), columns.max(), rows.min(), rows.max()) if len(rows) else (0, side, 0, side)
+    wide = min(right - left, 0.9 * (low - top)) / side  # of a face that stands upright in what is there
+    middle, y, apart = (left + right) / 2 / side, top / side + 0.45 * wide, max(0.26 * wide, _LEAST)
+    return Guess(
+        _Look(picture, np.array([[middle - apart / 2, y], [middle + apart / 2, y]])).points(exact=True), "middle"
+    )
 
 
 def _tracked(pixels: np.ndarray) -> tuple[Points | None, np.ndarray | None]:
     """By the camera tracker, uint8 [S, S, 3]: the points, if it sees a face; the eyes [2, 2], if only its detector
     does; neither where it is not here."""
-    from ..sources import face_files
-
-    try:
-        files = face_files.found()
-        from ..sources.face_mesh import FaceMesh
-
-        mesh = FaceMesh(files)
-    except (BundleError, ImportError):
-        return None, None
-    if (square := mesh.find(pixels)) is None:
-        return None, None
-    face = mesh.look(pixels, mesh.around(mesh.look(pixels, square)))
-    if face.sure < _SURE:
-        return None, mesh.eyes(pixels)
+    with _networks:
+        if (mesh := _mesh()) is None or (square := mesh.find(pixels)) is None:
+            return None, None
+        face = mesh.look(pixels, mesh.around(mesh.look(pixels, square)))
+        if face.sure < _SURE:
+            return None, mesh.eyes(pixels)
     at = face.points[:, :2].astype(np.float64)
     told: dict[str, np.ndarray] = {}
     for k, side in enumerate(("Right", "Left")):
@@ -81,8 +81,23 @@ def _tracked(pixels: np.ndarray) -> tuple[Points | None, np.ndarray | None]:
     return _shares({name: place / len(pixels) for name, place in told.items()}), None
 
 
+@cache
+def _mesh() -> FaceMesh | None:
+    """The tracker's networks; None where they are not here."""
+    from ..sources import face_files
+
+    try:
+        files = face_files.found()
+        from ..sources.face_mesh import FaceMesh
+
+        return FaceMesh(files)
+    except (BundleError, ImportError):
+        return None
+
+
 def _shares(points: dict[str, np.ndarray]) -> Points:
-    held = {name: np.clip(points[name], 0.0, 1.0).tolist() for name in POINTS}
+    most = {"chin": 1.0}  # a mouth at the border still leaves room for it
+    held = {name: np.clip(points[name], 0.0, (1.0, most.get(name, 0.98))).tolist() for name in POINTS}
     return {name: (x, y) for name, (x, y) in held.items()}
 
 
@@ -172,7 +187,7 @@ class _Look:
 
     def _chin(self, middle: float, mouth: float) -> float:
         """Where the face ends below: the strongest step of brightness about where one is to be expected."""
-        low = mouth + np.linspace(0.16, 1.1, 95) * max(mouth, 0.5)
+        low = mouth + np.linspace(0.3, 1.1, 81) * max(mouth, 0.5)
         grey = self._colours(middle + np.linspace(-0.1, 0.1, 9)[None], low[:, None]).mean((1, 2))
         step = np.abs(np.convolve(grey, np.repeat([1.0, -1.0], 4), "same"))
         step[:6] = step[-6:] = 0

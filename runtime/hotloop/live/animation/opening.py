@@ -15,8 +15,8 @@ from ...errors import InputError
 from ...files import read_file
 from ...networks import Networks
 from .finding import points_of_parts
-from .guessing import Guess, guess
 from .geometry import PLACE, POINTS, from_points, read_points
+from .guessing import Guess, guess
 from .keyframe import SIDE, Keyframe, builtin_keyframe, load_keyframe
 from .networks import DECODER, ENCODER, AnimatorNetworks
 from .reveal import eye_widths, reveal_of
