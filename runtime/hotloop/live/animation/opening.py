@@ -17,7 +17,7 @@ from ...networks import Networks
 from .finding import points_of_parts
 from .geometry import PLACE, POINTS, from_points, read_points
 from .guessing import Guess, guess
-from .keyframe import SIDE, Keyframe, builtin_keyframe, load_keyframe
+from .keyframe import ENDING, SIDE, Keyframe, builtin_keyframe, load_keyframe
 from .networks import DECODER, ENCODER, AnimatorNetworks
 from .reveal import eye_widths, reveal_of
 from .session import AnimationSession
@@ -43,8 +43,8 @@ def open_avatar(
 ) -> AnimationSession:  # fmt: skip
     """A session that animates this avatar.
 
-    avatar    a picture with or without alpha, a folder that a keyframe was saved to, a `Keyframe`; by default the
-              avatar that comes with hotloop
+    avatar    a picture with or without alpha, a folder or .avatar file that a keyframe was saved to, a `Keyframe`;
+              by default the avatar that comes with hotloop
     points    ten points of its face (`POINTS`), a JSON file or a mapping of [x, y] in 0..1; by default found
     parts     a folder of masks, PNG, white where the part is: eyes, mouth, face, hair, glasses, front
     pipeline  whose bundle finds points, draws new keyframes from prompts and, where it holds an animator's networks,
@@ -57,7 +57,7 @@ def open_avatar(
         keyframe = builtin_keyframe()
     elif isinstance(avatar, Keyframe):
         keyframe = avatar
-    elif isinstance(avatar, (str, Path)) and Path(avatar).is_dir():
+    elif isinstance(avatar, (str, Path)) and (Path(avatar).is_dir() or Path(avatar).suffix == ENDING):
         keyframe = load_keyframe(Path(avatar))
     else:
         keyframe = keyframe_from(avatar, points=points, parts=parts, pipeline=pipeline)
