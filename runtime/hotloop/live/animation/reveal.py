@@ -48,7 +48,7 @@ def _closed(picture: np.ndarray, face: np.ndarray, eye: Eye, pixel: float) -> np
     box = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
     lid = spread_colours(picture[box], like[box], skin)
     lid[..., :3] *= 1 - 0.05 * np.clip(1.05 - radius[box], 0, 1)[..., None]
-    lid[..., :3] += _grain(picture, box)
+    lid[..., :3] += _grain(picture[box], (v[box] > 1.0).all(1))
     made = picture.copy()
     made[box] += cover[box][..., None] * (lid - made[box])
     # The line, in the darkest colour of the open lid's edge.
@@ -63,18 +63,18 @@ def _closed(picture: np.ndarray, face: np.ndarray, eye: Eye, pixel: float) -> np
     return made
 
 
-def _grain(picture: np.ndarray, box: tuple[slice, slice]) -> np.ndarray:
-    """Of a photograph or a canvas, for a place that was painted over: what varies from pixel to pixel just below it."""
-    rows, columns = box
-    tall = rows.stop - rows.start
-    first = min(rows.start + tall, len(picture) - tall)
-    taken = picture[max(first, 0) : max(first, 0) + tall, columns, :3]
-    if taken.shape[0] < tall:
-        return np.zeros((tall, columns.stop - columns.start, 3), np.float32)
-    near = np.pad(taken, ((2, 2), (2, 2), (0, 0)), mode="edge")
+def _grain(picture: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Of a photograph or a canvas, [h, w, 3] for a box that is painted over: what varies from pixel to pixel in those of
+    its rows that lie below an eye, there and back again."""
+    strip = picture[below][:, :, :3]
+    if len(strip) < 3:
+        return np.zeros((*picture.shape[:2], 3), np.float32)
+    near = np.pad(strip, ((2, 2), (2, 2), (0, 0)), mode="edge")
     window = np.lib.stride_tricks.sliding_window_view(near, (5, 5), axis=(0, 1))
     calm = window.max((-1, -2)) - window.min((-1, -2)) < 0.25  # a line is no grain
-    return np.asarray(np.where(calm.all(-1, keepdims=True), taken - window.mean((-1, -2)), 0), np.float32)
+    grain = np.where(calm.all(-1, keepdims=True), strip - window.mean((-1, -2)), 0)
+    both = np.concatenate([grain, grain[::-1]])
+    return np.asarray(np.resize(both, (len(picture), *both.shape[1:])), np.float32)
 
 
 def _skin(picture: np.ndarray, x: np.ndarray, y: np.ndarray, width: float, half: float, ring: np.ndarray) -> np.ndarray:
