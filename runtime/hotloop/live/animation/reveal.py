@@ -48,7 +48,7 @@ def _closed(picture: np.ndarray, face: np.ndarray, eye: Eye, pixel: float) -> np
     box = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
     lid = spread_colours(picture[box], like[box], skin)
     lid[..., :3] *= 1 - 0.05 * np.clip(1.05 - radius[box], 0, 1)[..., None]
-    lid[..., :3] += _grain(picture[box], (v[box] > 1.0).all(1))
+    lid[..., :3] += _grain(picture[box], v[box].min(1) > 1.0)
     made = picture.copy()
     made[box] += cover[box][..., None] * (lid - made[box])
     # The line, in the darkest colour of the open lid's edge.
@@ -64,8 +64,8 @@ def _closed(picture: np.ndarray, face: np.ndarray, eye: Eye, pixel: float) -> np
 
 
 def _grain(picture: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Of a photograph or a canvas, [h, w, 3] for a box that is painted over: what varies from pixel to pixel in those of
-    its rows that lie below an eye, there and back again."""
+    """Of a photograph or a canvas, [h, w, 3] for a box that is painted over: what varies from pixel to pixel in its rows
+    below an eye, there and back again."""
     strip = picture[below][:, :, :3]
     if len(strip) < 3:
         return np.zeros((*picture.shape[:2], 3), np.float32)
