@@ -64,8 +64,8 @@ def _closed(picture: np.ndarray, face: np.ndarray, eye: Eye, pixel: float) -> np
 
 
 def _grain(picture: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Of a photograph or a canvas, [h, w, 3] for a box that is painted over: what varies from pixel to pixel in its rows
-    below an eye, there and back again."""
+    """Of a photograph or a canvas, [h, w, 3] for a box that is painted over: what varies from pixel to pixel in rows
+    of it that lie below an eye, there and back again."""
     strip = picture[below][:, :, :3]
     if len(strip) < 3:
         return np.zeros((*picture.shape[:2], 3), np.float32)
