@@ -7,9 +7,11 @@ import json
 import os
 import struct
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +60,14 @@ def bring(client: Client, told: Any, data: bytes = b"") -> dict[str, Any]:
 
 def scene(address: str, client: Client) -> np.ndarray:
     """What the session's newest frame moves: uint8 [S, S, 4], once no transition is drawn."""
-    while (frame := client.frame()).kind != 5:
-        pass
-    number = struct.unpack_from("<HHHHII", frame.colour)[5]
-    with urllib.request.urlopen(
-        f"{address}api/live/scene?session={client.welcome['session']}&number={number}"
-    ) as answer:
-        data = answer.read()
+    data = b""
+    while not data:
+        if (frame := client.frame()).kind != 5:
+            continue
+        number = struct.unpack_from("<HHHHII", frame.colour)[5]
+        query = f"session={client.welcome['session']}&number={number}"
+        with suppress(urllib.error.HTTPError):  # of a worker that is no more: the next frame names another
+            data = urllib.request.urlopen(f"{address}api/live/scene?{query}").read()
     count, width, height, size = struct.unpack_from("<IHHI", data)
     begin = 4 + 8 * count
     return np.frombuffer(
