@@ -369,9 +369,9 @@ def test_a_keyframe_is_saved_and_loaded_whole(rigged: Performance, tmp_path: Pat
     loaded = load_keyframe(tmp_path / "one")
     assert loaded.id == portrait().id and loaded.bare is None and loaded.front is None
     (tmp_path / "one" / "avatar.json").write_text("{}")
-    with pytest.raises(InputError, match=r"an avatar's folder must hold avatar.json"):
+    with pytest.raises(InputError, match=r"an avatar must be a folder or .avatar file with avatar.json"):
         load_keyframe(tmp_path / "one")
-    with pytest.raises(InputError, match="an avatar's folder must hold"):
+    with pytest.raises(InputError, match="an avatar must be a folder"):
         open_avatar(tmp_path)
     assert Geometry.of_json(json.loads(json.dumps(portrait().geometry.as_json()))).anchors.shape == (3, 2)  # type: ignore[union-attr]
 

@@ -48,6 +48,7 @@ NOT_RUN = {
     "docs/checkpoints.md": [
         "needs a checkpoint in the single-file format", "TensorRT's builder needs an NVIDIA GPU",
     ],
+    "docs/live-animate.md": ["it ends in a server; tests/test_fit.py does the rest"],
     "docs/live.md": ["needs a clip of a face, and the tracker's networks"],
     "docs/live-controls.md": ["needs a camera, and fetches networks"],
     "docs/live-server.md": ["it serves until it is told to end"],

@@ -13,7 +13,7 @@ import typer
 
 from .. import __version__
 from ..errors import HotloopError, printable
-from . import bundles, compare, doctor, generate, generators, live, serve, tracker
+from . import avatar, bundles, compare, doctor, generate, generators, live, serve, tracker
 from . import interpolate as ways
 from .shell import LONGEST_LINE, fail
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
     *generate.PIPELINE_COMMANDS, generate.rerun, generate.samplers, generators.generate, ways.interpolate, live.live,
-    serve.serve, tracker.tracker, compare.compare, doctor.doctor, bundles.inspect, bundles.verify,
+    serve.serve, avatar.avatar, tracker.tracker, compare.compare, doctor.doctor, bundles.inspect, bundles.verify,
 )  # fmt: skip
 for command in COMMANDS:
     app.command(command.__name__)(command)

@@ -19,6 +19,7 @@ from .image import (
     save,
     to_float,
     to_rgb8,
+    upright,
 )
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "save",
     "to_float",
     "to_rgb8",
+    "upright",
 ]

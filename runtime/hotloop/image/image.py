@@ -195,7 +195,7 @@ def _flatten(image: Image.Image, mode: str, matte: int, place: str) -> Image.Ima
     if image.mode == "F":
         raise InputError(place, "image must have 8 or 16 bits a channel, or be a float array in [0, 1]", "PIL mode F")
     deep = image.mode.startswith("I;16") or image.format == "PPM"  # PIL reads PPM's 16 bits, scaled, as 32
-    image = _upright(image)
+    image = upright(image)
     if image.mode.startswith("I"):
         image = Image.fromarray(_deep_to_bytes(np.asarray(image), place, deep=deep))
     if image.has_transparency_data:
@@ -208,7 +208,8 @@ def _flatten(image: Image.Image, mode: str, matte: int, place: str) -> Image.Ima
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """As its EXIF orientation says; itself where that says nothing, or is broken."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # broken in as many ways as there are tags

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 import zlib
@@ -15,7 +16,7 @@ import numpy as np
 from ..errors import InputError
 from ..live.animation.geometry import Geometry
 from ..live.animation.keyframe import Keyframe
-from ..live.animation.opening import open_avatar
+from ..live.animation.opening import UnsureError, open_avatar
 from ..live.animation.session import Painter
 from ..live.bus import Bus
 from ..live.motions import CLIPS
@@ -65,6 +66,8 @@ class Animate:
 
     avatar   as for `open_avatar`. The opening's keyframe, which the session had when its worker fell, is not drawn anew
     given    further arguments of `open_avatar`
+
+    Of an avatar whose points are not known the page asks for them, `unsure` says why; until then hotloop's own is here.
     """
 
     def __init__(
@@ -75,10 +78,21 @@ class Animate:
         self.desk, self._clock, self._tell, self._background = Desk(), clock, tell, background
         if painter is not None and opening.keyframe is not None and opening.values.get("prompt"):
             painter = _Kept(painter, opening.keyframe)
-        self.session = open_avatar(
-            avatar, controls=self.desk, interval=1 / opening.fps, governed=opening.governed, painter=painter,
-            background=background, clock=clock, **given, **opening.values,
-        )  # fmt: skip
+        rest: dict[str, Any] = {
+            "controls": self.desk, "interval": 1 / opening.fps, "governed": opening.governed, "painter": painter,
+            "background": background, "clock": clock, "pipeline": given.pop("pipeline", None), **opening.values,
+        }  # fmt: skip
+        self.unsure = ""
+        if opening.home is not None:
+            avatar, given = opening.home, {"side": given["side"]} if "side" in given else {}
+        try:
+            self.session = open_avatar(avatar, **given, **rest)
+        except UnsureError as error:
+            if given.get("parts") is not None:  # the page knows nothing of masks
+                raise
+            self.unsure = str(error)
+            print(f"hotloop: {error}; the page asks for them", file=sys.stderr, flush=True)
+            self.session = open_avatar(None, **({"side": given["side"]} if "side" in given else {}), **rest)
         self._keyframe = self.session.keyframe
         self._scenes = Scenes()
         self._base, self._frame = opening.version, opening.frame
@@ -110,7 +124,7 @@ class Animate:
         return self._scenes.packed(number)
 
     def facts(self) -> dict[str, Any]:
-        return {"motions": list(CLIPS), "side": self.session.side}
+        return {"motions": list(CLIPS), "side": self.session.side, **({"unsure": self.unsure} if self.unsure else {})}
 
     def take(self) -> Made | None:
         now = self._clock()

@@ -15,6 +15,7 @@ from ..errors import HotloopError, InputError
 from ..live.controls import expression
 from ..live.sources.datagrams import Bucket
 from .auth import Tokens, address_of
+from .avatars import MAGIC, Brought, brought, number_of
 from .limits import Limits
 from .sessions import Session, Sessions
 from .viewer import Viewer, plain
@@ -62,6 +63,7 @@ class Connection:
         self._errors = Bucket(self._limits.errors, 2 * self._limits.errors)
         self._tasks: set[asyncio.Task[None]] = set()
         self._joined = False
+        self._brought, self._dressing = b"", False  # an avatar's picture, and whether one is being made of it
 
     async def serve(self) -> None:
         if (told := await self._hello()) is None:
@@ -171,7 +173,10 @@ class Connection:
             dropped = False
             try:
                 if (data := message.get("bytes")) is not None:
-                    self._picture(session, viewer, data, now)
+                    if data[:4] == MAGIC:
+                        self._avatar(session, viewer, data)
+                    else:
+                        self._picture(session, viewer, data, now)
                 else:
                     self._ask(session, viewer, ask(message["text"], self._limits.text), now)
             except HotloopError as error:
@@ -187,6 +192,29 @@ class Connection:
             raise InputError(PLACE, "pictures are redrawn in mode restyle", session.mode)
         told = picture(data, self._limits.picture_bytes)
         session.push(told, viewer, _ours(viewer, told.captured, now), now)
+
+    def _avatar(self, session: Session, viewer: Viewer, data: bytes) -> None:
+        _owner(viewer, "bring an avatar")
+        if session.mode != "animate":
+            raise InputError(PLACE, "an avatar is of mode animate", session.mode)
+        try:
+            if self._dressing:
+                raise InputError(PLACE, "one avatar at a time: wait for the answer", 2)
+            told = brought(data, self._limits, self._brought)
+        except InputError as error:
+            self._refuse(viewer, str(error), time.monotonic(), id=number_of(data))
+            return
+        self._brought = told.data
+        self._later(self._dressed(session, viewer, told))
+        self._dressing = True
+
+    async def _dressed(self, session: Session, viewer: Viewer, told: Brought) -> None:
+        try:
+            viewer.say({"avatar": await session.avatar(told.told(), told.data), "id": told.id})
+        except InputError as error:
+            self._refuse(viewer, str(error), time.monotonic(), id=told.id)
+        finally:
+            self._dressing = False
 
     def _ask(self, session: Session, viewer: Viewer, told: Ask, now: float) -> None:
         message = told.message

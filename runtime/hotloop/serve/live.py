@@ -155,6 +155,15 @@ def _routes(app: FastAPI, house: Live) -> None:
             return PlainTextResponse(f"{error}\n", 404)
         return Response(data, media_type="application/octet-stream", headers={"Cache-Control": "no-store"})
 
+    @app.get("/api/live/avatar")
+    async def avatar() -> Response:
+        """The picture that the server was started with, where the page is to ask for its points."""
+        main = house.sessions.all.get(MAIN)
+        if config.avatar is None or not config.avatar.is_file() or main is None or "unsure" not in main.facts:
+            return PlainTextResponse("[live] no avatar's points are asked for\n", 404)
+        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        return FileResponse(config.avatar, filename=config.avatar.name, headers=headers)
+
     @app.websocket("/api/live/ws")
     async def stream(socket: WebSocket) -> None:
         await house.connections.serve(socket)

@@ -49,6 +49,7 @@ class Session:
         self.left: float | None = time.monotonic()  # when its last client went
         self.bus = Mirror(self._forward)
         self.keyframe: tuple[Told, bytes] = ({}, b"")  # as the worker packs it, for one after it
+        self.home: tuple[Told, bytes] = ({}, b"")  # the avatar that a client brought, in place of the server's
         self.facts: Told = {}
         self._numbers = itertools.count()
         self._waiting: tuple[int, Picture, float | None, float] | None = None
@@ -71,7 +72,8 @@ class Session:
         answer = await self.worker.ask({
             "do": "open", "s": self.name, "mode": self.mode, "fps": self.config.fps, "governed": self.config.governed,
             "values": values, "version": self.version, "frame": self.frame + 1, "keyframe": self.keyframe[0],
-        }, self.keyframe[1])  # fmt: skip
+            "home": self.home[0],
+        }, self.keyframe[1] + self.home[1])  # fmt: skip
         self.open, self._in_channel, self._kinds = True, False, ()
         self.values, self.version = answer["values"], answer["version"]
         self.facts = answer.get("facts", {})
@@ -95,10 +97,10 @@ class Session:
             self._kinds = kinds
             self.worker.tell({"do": "watch", "s": self.name, "kinds": kinds})
 
-    async def _ask(self, told: Told) -> Told:
+    async def _ask(self, told: Told, body: bytes = b"") -> Told:
         if not self.open:
             raise gone()
-        return await self.worker.ask({"s": self.name, **told})
+        return await self.worker.ask({"s": self.name, **told}, body)
 
     def _forward(self, told: Told) -> None:
         if self.open and self.mode != "restyle":
@@ -142,6 +144,14 @@ class Session:
     async def play(self, name: str) -> None:
         """Raises InputError for a motion that is not there."""
         await self._ask({"do": "play", "name": name[:64]})
+
+    async def avatar(self, told: Told, picture: bytes) -> Told:
+        """A client's picture as the avatar, or a guess of its points -> what the client is told. Raises InputError."""
+        answer = await self._ask({"do": "avatar", **told}, picture)
+        if "home" in answer:
+            self.home = answer["home"], bytes(answer["body"])
+            self.facts = {name: value for name, value in self.facts.items() if name != "unsure"}
+        return dict(answer["avatar"])
 
     async def scene(self, number: int) -> bytes:
         """Of frames in format warp. Raises InputError for one that is not there."""

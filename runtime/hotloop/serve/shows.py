@@ -32,7 +32,8 @@ Tell = Callable[..., object]  # a message, and bytes that follow it
 
 
 class Opening(NamedTuple):
-    """How a session is opened, or opened again: the numbers go on from `version` and `frame`, with its keyframe."""
+    """How a session is opened, or opened again: the numbers go on from `version` and `frame`, with its keyframe.
+    home: the keyframe that a client brought, in place of the server's avatar."""
 
     name: str
     fps: float
@@ -41,6 +42,7 @@ class Opening(NamedTuple):
     version: int = 0
     frame: int = 0
     keyframe: Any = None
+    home: Any = None
 
 
 class Incoming(NamedTuple):

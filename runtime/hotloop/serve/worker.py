@@ -26,7 +26,8 @@ from ..live.motions import CLIPS
 from ..live.recording import WrittenRecording
 from ..live.stage import Stage
 from ..pipeline import Pipeline, load
-from .animating import Animate, unpacked
+from .animating import Animate, packed, unpacked
+from .avatars import guess_of, keyframe_of
 from .channel import Channel, resident
 from .encoding import encode, open_picture
 from .ring import Ring
@@ -116,9 +117,13 @@ class Worker:
 
     def _open(self, told: Told, body: bytes) -> None:
         try:
-            keyframe = unpacked(told["keyframe"], body) if body else None
+            keyframes = []
+            for name in ("keyframe", "home"):  # one after the other in the body
+                size = sum(part[2] for part in told[name].get("parts", ()))
+                keyframes.append(unpacked(told[name], body[:size]) if size else None)
+                body = body[size:]
             opening = Opening(
-                told["s"], told["fps"], told["governed"], told["values"], told["version"], told["frame"], keyframe
+                told["s"], told["fps"], told["governed"], told["values"], told["version"], told["frame"], *keyframes
             )
             show = self.opens[told["mode"]](opening)
         except HotloopError as error:
@@ -207,6 +212,29 @@ class Worker:
     def _do_play(self, told: Told, body: bytes) -> None:
         self._show(told).play(told["name"])
         self._answer(told)
+
+    def _do_avatar(self, told: Told, body: bytes) -> None:
+        """Beside the frames, where keyframes are drawn."""
+        self.background.submit(self._avatar_of, told, body)
+
+    def _avatar_of(self, told: Told, body: bytes) -> None:
+        try:
+            show = self._show(told)
+            if not isinstance(show, Animate):
+                raise InputError("live", "an avatar is of mode animate", "restyle")
+            if told["points"] is None:
+                self._answer(told, avatar=guess_of(body, told, self.limits["picture_pixels"], self._pipeline))
+                return
+            keyframe = keyframe_of(body, told, self.limits["picture_pixels"], SIDE)
+            show.session.show(keyframe)
+            home, data = packed(keyframe)
+            self._answer(told, data, avatar={"shown": keyframe.name}, home=home)
+            self._wake.set()
+        except HotloopError as error:
+            self._answer(told, error=str(error))
+        except Exception as error:
+            print(f"hotloop: worker: avatar: {error!r}", file=sys.stderr, flush=True)
+            self._answer(told, error="[live] this picture could not be made an avatar; the log says more")
 
     def _do_bus(self, told: Told, body: bytes) -> None:
         self._show(told).bus(told)

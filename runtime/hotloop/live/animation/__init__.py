@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "AnimationSession": "session", "AnimatorNetworks": "networks", "Drawing": "performer",
+    "AnimationSession": "session", "AnimatorNetworks": "networks", "Drawing": "performer", "fit": "fitting",
     "Geometry": "geometry", "Keyframe": "keyframe",
     "POINTS": "geometry", "Performance": "performer", "Performer": "performer", "Rig": "rig",
     "builtin_keyframe": "keyframe", "keyframe_from": "opening", "open_avatar": "opening",
@@ -18,7 +18,7 @@ _HOMES = {
 
 __all__ = [
     "POINTS", "AnimationSession", "AnimatorNetworks", "Drawing", "Geometry", "Keyframe", "Performance", "Performer",
-    "Rig", "builtin_keyframe", "keyframe_from", "open_avatar", "replay_animation",
+    "Rig", "builtin_keyframe", "fit", "keyframe_from", "open_avatar", "replay_animation",
 ]  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from ...files import read_file
 from ...networks import Networks
 from .finding import points_of_parts
 from .geometry import PLACE, POINTS, from_points, read_points
-from .keyframe import SIDE, Keyframe, builtin_keyframe, load_keyframe
+from .guessing import Guess, guess
+from .keyframe import ENDING, SIDE, Keyframe, builtin_keyframe, load_keyframe
 from .networks import DECODER, ENCODER, AnimatorNetworks
 from .reveal import eye_widths, reveal_of
 from .session import AnimationSession
@@ -24,11 +25,15 @@ from .session import AnimationSession
 if TYPE_CHECKING:
     from ...pipeline import Pipeline
 
-__all__ = ["keyframe_from", "open_avatar", "read_parts", "segmented"]
+__all__ = ["UnsureError", "guessed", "keyframe_from", "open_avatar", "read_parts", "segmented"]
 
 SEGMENTER = "segmenter"
 # What masks of parts may be called; front: all that lies before eyes and brows.
 PARTS = ("eyes", "mouth", "face", "hair", "glasses", "front")
+
+
+class UnsureError(InputError):
+    """Where a face's parts are is to be told."""
 
 
 def open_avatar(
@@ -38,8 +43,8 @@ def open_avatar(
 ) -> AnimationSession:  # fmt: skip
     """A session that animates this avatar.
 
-    avatar    a picture with or without alpha, a folder that a keyframe was saved to, a `Keyframe`; by default the
-              avatar that comes with hotloop
+    avatar    a picture with or without alpha, a folder or .avatar file that a keyframe was saved to, a `Keyframe`;
+              by default the avatar that comes with hotloop
     points    ten points of its face (`POINTS`), a JSON file or a mapping of [x, y] in 0..1; by default found
     parts     a folder of masks, PNG, white where the part is: eyes, mouth, face, hair, glasses, front
     pipeline  whose bundle finds points, draws new keyframes from prompts and, where it holds an animator's networks,
@@ -52,7 +57,7 @@ def open_avatar(
         keyframe = builtin_keyframe()
     elif isinstance(avatar, Keyframe):
         keyframe = avatar
-    elif isinstance(avatar, (str, Path)) and Path(avatar).is_dir():
+    elif isinstance(avatar, (str, Path)) and (Path(avatar).is_dir() or Path(avatar).suffix == ENDING):
         keyframe = load_keyframe(Path(avatar))
     else:
         keyframe = keyframe_from(avatar, points=points, parts=parts, pipeline=pipeline)
@@ -68,12 +73,16 @@ def open_avatar(
 
 def keyframe_from(
     picture: str | Path | Image.Image | np.ndarray, *, points: str | Path | Mapping[str, Any] | None = None,
-    parts: str | Path | None = None, pipeline: Pipeline | None = None, side: int = SIDE,
+    parts: str | Path | None = None, pipeline: Pipeline | None = None, side: int = SIDE, name: str | None = None,
 ) -> Keyframe:  # fmt: skip
-    """A picture as a keyframe, brought into a square of this many pixels a side. Raises InputError."""
+    """A picture as a keyframe, brought into a square of this many pixels a side; name: by default its file's.
+
+    Raises InputError; UnsureError where points are neither told nor found.
+    """
     rgba, place = _square(picture, side)
     masks = {} if parts is None else read_parts(Path(parts), place, side)
-    name = Path(picture).stem if isinstance(picture, (str, Path)) else ""
+    if name is None:
+        name = Path(picture).stem if isinstance(picture, (str, Path)) else ""
     if points is not None:
         told = read_points(Path(points) if isinstance(points, str) else points)
         found = {key: place.of(x, y) for key, (x, y) in told.items()}
@@ -86,15 +95,38 @@ def keyframe_from(
     return Keyframe(rgba, reveal_of(rgba, geometry, front), front, geometry, name)
 
 
+def guessed(
+    picture: str | Path | Image.Image | np.ndarray, *, eyes: np.ndarray | None = None, pipeline: Pipeline | None = None
+) -> tuple[Guess, tuple[int, int]]:
+    """A first guess of the ten points in shares of the picture, for somebody to look at, and the picture's width and
+    height as it is shown: what the segmenter is sure of, else `guess`.
+
+    eyes: float64 [2, 2], the person's right and left eye, where they are known. Raises InputError.
+    """
+    rgba, place = _square(picture, SIDE)
+    found = None
+    if eyes is None and pipeline is not None and SEGMENTER in pipeline.networks.rows:
+        told = points_of_parts(segmented(pipeline.networks, rgba))
+        found = None if isinstance(told, str) else Guess(told, "segmenter")
+    if found is None:
+        found = guess(rgba, None if eyes is None else np.array([place.of(x, y) for x, y in eyes]))
+    return Guess({name: place.back(x, y) for name, (x, y) in found.points.items()}, found.by), place.size
+
+
 class _Place:
     """Where a picture of any shape lies in the square: scale and offset, in shares of the square."""
 
     def __init__(self, width: int, height: int) -> None:
-        longer = max(width, height)
+        longer, self.size = max(width, height), (width, height)
         self.width, self.height = width / longer, height / longer
 
     def of(self, x: float, y: float) -> tuple[float, float]:
         return (1 - self.width) / 2 + x * self.width, 1 - self.height + y * self.height
+
+    def back(self, x: float, y: float) -> tuple[float, float]:
+        """The way back, held within the picture."""
+        back = (x - (1 - self.width) / 2) / self.width, (y - 1 + self.height) / self.height
+        return min(max(back[0], 0.0), 1.0), min(max(back[1], 0.0), 1.0)
 
     def paste(self, picture: Image.Image, side: int, mode: str) -> Image.Image:
         """In the middle, at the bottom; transparent, or black, elsewhere."""
@@ -130,7 +162,7 @@ def _alpha(picture: str | Path | Image.Image | np.ndarray, size: tuple[int, int]
     else:
         # `open_image` has read it: it is a picture of a size that may be.
         image = picture if isinstance(picture, Image.Image) else Image.open(io.BytesIO(read_file(picture)))
-        alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
+        alpha = np.asarray(images.upright(image).convert("RGBA"))[..., 3] if image.has_transparency_data else None
     if alpha is None or alpha.shape[::-1] != size or alpha.dtype != np.uint8 or bool((alpha == 255).all()):
         return None
     return np.array(alpha)
@@ -158,10 +190,10 @@ def _found(
     elif pipeline is not None and SEGMENTER in pipeline.networks.rows:
         seen = segmented(pipeline.networks, rgba)
     else:
-        raise InputError(PLACE, f"this face's parts are not known, and no segmenter is at hand to find them: {ask}")
+        raise UnsureError(PLACE, f"this face's parts are not known, and no segmenter is at hand to find them: {ask}")
     points = points_of_parts(seen)
     if isinstance(points, str):
-        raise InputError(PLACE, f"this face's parts are not sure ({points}): {ask}")
+        raise UnsureError(PLACE, f"this face's parts are not sure ({points}): {ask}")
     return points
 
 

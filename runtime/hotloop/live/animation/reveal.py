@@ -7,7 +7,7 @@ import numpy as np
 
 from .geometry import APART, SAMPLES, Eye, Geometry, Mouth
 
-__all__ = ["eye_widths", "reveal_of"]
+__all__ = ["eye_widths", "reveal_of", "spread_colours"]
 
 _T = np.linspace(-1, 1, SAMPLES)
 _THROAT, _TONGUE, _TEETH = (0.33, 0.06, 0.11), (0.80, 0.40, 0.43), (0.97, 0.95, 0.94)
@@ -46,9 +46,9 @@ def _closed(picture: np.ndarray, face: np.ndarray, eye: Eye, pixel: float) -> np
     like = ring & (np.abs(picture - skin).sum(-1) < 0.28)
     rows, columns = np.nonzero(radius < 1.8)
     box = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
-    lid = _spread(picture[box], like[box], skin)
-    shade = 1 - 0.05 * np.clip(1 - np.abs(v[box]), 0, 1)[..., None]
-    lid[..., :3] *= shade
+    lid = spread_colours(picture[box], like[box], skin)
+    lid[..., :3] *= 1 - 0.05 * np.clip(1.05 - radius[box], 0, 1)[..., None]
+    lid[..., :3] += _grain(picture[box], v[box].min(1) > 1.0)
     made = picture.copy()
     made[box] += cover[box][..., None] * (lid - made[box])
     # The line, in the darkest colour of the open lid's edge.
@@ -61,6 +61,20 @@ def _closed(picture: np.ndarray, face: np.ndarray, eye: Eye, pixel: float) -> np
     line = np.clip(0.5 - off / (1.6 * pixel), 0, 1) * np.clip((1.06 - np.abs(t)) * 12, 0, 1)
     made += line[..., None] * (ink - made)
     return made
+
+
+def _grain(picture: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Of a photograph or a canvas, [h, w, 3] for a box that is painted over: what varies from pixel to pixel in rows
+    of it that lie below an eye, there and back again."""
+    strip = picture[below][:, :, :3]
+    if len(strip) < 3:
+        return np.zeros((*picture.shape[:2], 3), np.float32)
+    near = np.pad(strip, ((2, 2), (2, 2), (0, 0)), mode="edge")
+    window = np.lib.stride_tricks.sliding_window_view(near, (5, 5), axis=(0, 1))
+    calm = window.max((-1, -2)) - window.min((-1, -2)) < 0.25  # a line is no grain
+    grain = np.where(calm.all(-1, keepdims=True), strip - window.mean((-1, -2)), 0)
+    both = np.concatenate([grain, grain[::-1]])
+    return np.asarray(np.resize(both, (len(picture), *both.shape[1:])), np.float32)
 
 
 def _skin(picture: np.ndarray, x: np.ndarray, y: np.ndarray, width: float, half: float, ring: np.ndarray) -> np.ndarray:
@@ -104,7 +118,7 @@ def _darkest(picture: np.ndarray, where: np.ndarray, skin: np.ndarray) -> np.nda
     return np.asarray(found[grey <= np.quantile(grey, 0.25)].mean(0))
 
 
-def _spread(picture: np.ndarray, known: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+def spread_colours(picture: np.ndarray, known: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
     """Colours of the known pixels carried over the others, from near to far: means at halves of the size, pulled up and
     pushed down again (Gortler et al. 1996, "The Lumigraph", section 3.4)."""
     weight = known[..., None].astype(np.float32)
@@ -157,7 +171,8 @@ def _opened(picture: np.ndarray, face: np.ndarray, g: Geometry, mouth: Mouth, pi
     tall = float((mouth.low - mouth.top).max())
     tongue = np.clip((1 - (t / 0.62) ** 2 - ((y - low - 0.12 * tall) / (0.52 * tall)) ** 2) * 5, 0, 1)[..., None]
     inside = inside + tongue * (np.array(_TONGUE) - inside)
-    teeth = np.clip((0.2 * tall - (y - top)) / (1.5 * pixel) + 0.5, 0, 1) * np.clip((0.86 - np.abs(t)) * 8, 0, 1)
+    bitten = 0.17 * tall * np.sqrt(np.clip(1 - (t / 0.85) ** 2, 0, 1))  # shorter towards the corners
+    teeth = np.clip((bitten - (y - top)) / (1.5 * pixel) + 0.5, 0, 1) * (np.abs(t) < 0.85)
     inside = tone * inside
     inside = inside + teeth[..., None] * (max(tone, 0.85) * np.array(_TEETH) - inside)
     shown = np.clip(np.minimum(y - top, low - y) / (1.2 * pixel) + 0.5, 0, 1) * (np.abs(t) < 1)

@@ -69,7 +69,9 @@ class Head:
     def depth(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         cx, cy, a, b = self.dome
         rx, ry = (x - cx) * np.float32(1 / a), (y - cy) * np.float32(1 / b)
-        return np.float32(self.deep) * np.maximum(1 - rx * rx - ry * ry, 0)
+        inside = 1 - rx * rx - ry * ry
+        # Nearly inside where that is above 0; below, it dies away: what stands beyond the dome, an ear, is not bent.
+        return np.float32(0.5 * self.deep) * (inside + np.sqrt(inside * inside + np.float32(0.05)))
 
     def share(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """How much of a place moves with the head: all above the chin, nothing of the body; between them, hair further

@@ -21,9 +21,9 @@ from .shapes import TABLE, Field, bump, entry, ramp, rise, spread
 if TYPE_CHECKING:
     from .rig import Nodes
 
-__all__ = ["Eyes", "Front"]
+__all__ = ["SOFT", "Eyes", "Front"]
 
-_SOFT = 0.0045  # face units over which an edge goes from one source to another
+SOFT = 0.0045  # face units over which an edge goes from one source to another
 _ARC = np.sin(np.pi * np.linspace(0, 1, TABLE)).astype(np.float32)
 _ALONG = np.linspace(0, 1, TABLE, dtype=np.float32)
 _F = np.float32
@@ -52,7 +52,7 @@ class Eyes:
 
     def __init__(self, keyframe: Keyframe, geometry: Geometry, front: Front | None) -> None:
         self.eyes, self.brows = geometry.eyes, geometry.brows
-        self.bare, self._front = keyframe.bare is not None and self.brows is not None, front
+        self.bare, self._front = keyframe.bare is not None, front
         self._top, self._low, self._rest = (
             np.concatenate([spread(getattr(eye, name)) for eye in self.eyes]) for name in ("top", "low", "rest")
         )
@@ -88,9 +88,16 @@ class Eyes:
             if over is not None and front is not None:
                 made.mask(last, front)
             return
+        iris, iris_x, iris_y = self._irises(x, y, at, edges, m)
+        if self.brows is None:
+            made.flow(0, nodes.flow(x, self._widened(x, y, at, m) + self._skin(at, y, m)))
+            made.flow(1, nodes.flow(iris_x, iris_y))
+            made.mask(1, iris if front is None else iris * (1 - front))
+            if over is not None and front is not None:
+                made.mask(last, front)
+            return
         made.flow(0, nodes.flow(x, self._widened(x, y, at, m)))
         brow, near, heights = self._browed(x, y, at, m)
-        iris, iris_x, iris_y = self._irises(x, y, at, edges, m)
         made.flow(1, nodes.flow(np.where(near, x, iris_x), np.where(near, heights, iris_y)))
         made.mask(1, np.maximum(iris if front is None else iris * (1 - front), brow))
         if over is not None:
@@ -146,8 +153,8 @@ class Eyes:
         upper, lower, rest = (np.take(curve, at.entry) for curve in (edges.upper, edges.lower, self._rest))
         above, below = np.take(edges.above, at.entry), np.take(edges.below, at.entry)
         lash = max(eye.lash for eye in self.eyes)
-        lid = ramp((upper - y) * _F(1 / _SOFT) + _F(0.2 * lash / _SOFT + 0.5)) * above
-        floor = ramp((y - lower) * _F(1 / _SOFT) + _F(0.5)) * below
+        lid = ramp((upper - y) * _F(1 / SOFT) + _F(0.2 * lash / SOFT + 0.5)) * above
+        floor = ramp((y - lower) * _F(1 / SOFT) + _F(0.5)) * below
         u = at.dx * _F(1 / (1.5 * self._width))
         v = (y - self._of(at, *self._cy)) * _F(1 / (1.62 * self._half))
         inside = _F(1) - v * v
@@ -197,7 +204,7 @@ class Eyes:
         if stretch > 1:
             middle = self._of(at, *self._cy)
             top, low = middle + (top - middle) * _F(stretch), middle + (low - middle) * _F(stretch)
-        inside = ramp((y - top) * _F(1 / _SOFT) + _F(0.7)) * ramp((low - y) * _F(1 / _SOFT) + _F(0.3))
+        inside = ramp((y - top) * _F(1 / SOFT) + _F(0.7)) * ramp((low - y) * _F(1 / SOFT) + _F(0.3))
         return disc * inside, key_x + cx, key_y + cy
 
     def _looking(self, x: np.ndarray, y: np.ndarray, at: _At, m: Mimic) -> tuple[np.ndarray, np.ndarray]:

@@ -88,6 +88,19 @@ class FaceMesh:
 
     def find(self, picture: np.ndarray) -> Square | None:
         """The square around the likeliest face of a picture uint8 [H, W, 3]; None without one."""
+        if (found := self._detected(picture)) is None:
+            return None
+        (x, y), size, (right, left) = found[0], found[1], found[2:4]
+        return Square(float(x), float(y), _MARGIN * float(size.max()), math.atan2(*(left - right)[::-1]))
+
+    def eyes(self, picture: np.ndarray) -> np.ndarray | None:
+        """Of the likeliest face, as the detector alone sees it, which knows drawn ones too: [2, 2], the person's right
+        eye and the left, in pixels; None without one."""
+        found = self._detected(picture)
+        return None if found is None else found[2:4]
+
+    def _detected(self, picture: np.ndarray) -> np.ndarray | None:
+        """[8, 2], in pixels: centre, size, then eyes, nose, mouth and ears."""
         height, width = picture.shape[:2]
         side = max(height, width)
         whole = Square(width / 2, height / 2, side, 0.0)
@@ -108,11 +121,10 @@ class FaceMesh:
         near[best] = True
         weights = likely[kept][near]
         mean = (weights[:, None, None] * at[near]).sum(0) / weights.sum()
-        centre, size, eyes = mean[0] * side, mean[1] * side, mean[2:4] * side
         corner = np.array([(width - side) / 2, (height - side) / 2])
-        turn = eyes[1] - eyes[0]
-        x, y = centre + corner
-        return Square(float(x), float(y), _MARGIN * float(size.max()), math.atan2(turn[1], turn[0]))
+        placed: np.ndarray = mean * side + corner
+        placed[1] -= corner  # a size
+        return placed
 
     def look(self, picture: np.ndarray, square: Square, *, irises: bool = True) -> Face:
         """The face in this square of the picture. Without irises, they are the middles of the eyes."""

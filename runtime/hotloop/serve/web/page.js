@@ -4,11 +4,12 @@ import { Face } from "./controls.js";
 import { Keys } from "./keys.js";
 import { Microphone } from "./microphone.js";
 import { Painter } from "./canvas.js";
+import { Points } from "./points.js";
 import { Recorder, save } from "./recorder.js";
 import { Settings } from "./settings.js";
 import { Source } from "./source.js";
 import { Strip } from "./strip.js";
-import { Wire, describe, keepToken, now, takeToken } from "./wire.js";
+import { Wire, avatarOf, describe, keepToken, now, takeToken } from "./wire.js";
 import { $, all, choice, toast } from "./widgets.js";
 import * as theme from "./theme.js";
 
@@ -30,6 +31,7 @@ const settings = new Settings({ wire, sheet: $("#panel-look") });
 const face = new Face({ wire, stage, avatar, words: (name) => settings.express(name) });
 const source = new Source({ wire, video: $("#video"), changed: sourced });
 const microphone = new Microphone({ send: (weights) => face.put(weights), show: heard });
+const points = new Points({ wire, taken: (name) => toast(`${name} is your avatar now`) });
 const recorder = new Recorder({ canvas: avatar, changed: recorded });
 
 /** Runs what the browser or a device may refuse, and says so in one line. */
@@ -114,7 +116,15 @@ wire.addEventListener("welcome", ({ detail }) => {
   if (begun) settings.again();
   if (again) face.again(); // what a connection held went with it
   source.resend();
+  if (detail.unsure && !points.dialog.open) asked();
 });
+
+/** The server was started with a picture, and does not know where its face is. */
+async function asked() {
+  const file = await avatarOf(wire.hello.token).catch(() => null);
+  if (file) points.open(file, "The server was started with this picture. Where is its face?");
+}
+
 /** Shows what the session can do: draw from pictures, draw from words. */
 function able(pictures, words) {
   const sheet = $("#panel-look");
@@ -123,6 +133,7 @@ function able(pictures, words) {
   $("#no-words").hidden = words;
   $("#no-pictures").hidden = pictures;
   $("#source-field").hidden = !pictures;
+  $("#own").hidden = pictures;
 }
 
 wire.addEventListener("settings", ({ detail }) => {
@@ -131,7 +142,7 @@ wire.addEventListener("settings", ({ detail }) => {
 });
 wire.addEventListener("refused", ({ detail }) => {
   if (settings.pending.has(detail.id)) settings.answer(detail);
-  else toast(detail.line);
+  else if (!points.owns(detail.id)) toast(detail.line);
 });
 wire.addEventListener("stats", ({ detail }) => {
   strip.stats = detail;
@@ -152,6 +163,7 @@ async function begin() {
     const about = await describe(wire.hello.token);
     face.describe(about);
     settings.describe(about);
+    points.limits = about.limits;
     face.motions.forEach(({ name, key }) => key && keys.add(key, `Motion: ${name}`, () => face.play(name)));
     if (painter) wire.open();
   } catch (error) {
@@ -214,6 +226,8 @@ for (const link of all("[data-open]")) {
   link.addEventListener("click", () => (link.href = address(new URL(link.href).pathname)));
 }
 
+$("#own").addEventListener("click", () => points.open());
+
 // --- Sources ---
 
 const sources = $("#sources");
@@ -254,7 +268,6 @@ $("#file").addEventListener("change", ({ target }) => {
   target.value = "";
 });
 stage.addEventListener("dragover", (event) => {
-  if ($("#source-field").hidden) return;
   event.preventDefault();
   stage.classList.add("drop");
 });
@@ -263,7 +276,8 @@ stage.addEventListener("drop", (event) => {
   event.preventDefault();
   stage.classList.remove("drop");
   const [file] = event.dataTransfer.files;
-  if (file) tried(() => source.file(file));
+  if (file && $("#source-field").hidden) points.open(file);
+  else if (file) tried(() => source.file(file));
 });
 
 // --- Microphone, recording, pictures ---
@@ -311,6 +325,7 @@ $("#full").addEventListener("click", fullscreen);
 ["happy", "angry", "cold", "sad", "surprised", "neutral"].forEach((name, i) =>
   keys.add(String(i + 1), name[0].toUpperCase() + name.slice(1), () => face.express(name)),
 );
+keys.add("A", "Your own avatar", () => $("#own").hidden || points.open());
 keys.add("/", "Write the prompt", () => {
   open($("#tab-look"));
   $("#prompt").focus();
@@ -325,6 +340,6 @@ keys.add("F", "Fill the screen", fullscreen);
 keys.add("T", "Light or dark", theme.toggle);
 
 /** For tests, and for who scripts the page. */
-const hotloop = { wire, painter, strip, face, settings, source, frame: null, drawn: 0 };
+const hotloop = { wire, painter, points, strip, face, settings, source, frame: null, drawn: 0 };
 globalThis.hotloop = hotloop;
 begin();

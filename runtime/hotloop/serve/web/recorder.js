@@ -40,11 +40,11 @@ export class Recorder {
   }
 }
 
-/** Into the browser's folder of downloads, named by the time. */
-export function save(blob, ending) {
+/** Into the browser's folder of downloads, by default named by the time. */
+export function save(blob, ending, name = null) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
-  link.download = `hotloop ${new Date().toISOString().slice(0, 19).replace("T", " ").replaceAll(":", "-")}.${ending}`;
+  link.download = name ?? `hotloop ${new Date().toISOString().slice(0, 19).replace("T", " ").replaceAll(":", "-")}.${ending}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }

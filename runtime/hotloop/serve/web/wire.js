@@ -8,6 +8,7 @@ export const FRAME = { JPEG: 1, JPEG_ALPHA: 2, RGBA: 3, FIELDS: 5 };
 const MAGIC = 0x31464c48; // "HLF1", little-endian
 const HEADER = 72;
 const PICTURE = 0x31534c48; // "HLS1"
+const AVATAR = 0x31414c48; // "HLA1"
 const PINGS = 16;
 const FIRST_WAIT = 250;
 const LONGEST_WAIT = 8000;
@@ -59,6 +60,18 @@ export function packPicture(id, captured, bytes) {
   return message;
 }
 
+/** A picture to be the avatar, as the server takes it; bytes null: the one that was sent before. */
+export function packAvatar(id, told, bytes) {
+  const text = new TextEncoder().encode(JSON.stringify(told));
+  const size = bytes?.byteLength ?? 0;
+  const message = new Uint8Array(16 + text.length + size);
+  const view = new DataView(message.buffer);
+  [AVATAR, id, text.length, size].forEach((value, i) => view.setUint32(4 * i, value, true));
+  message.set(text, 16);
+  if (bytes) message.set(bytes, 16 + text.length);
+  return message;
+}
+
 /** The access token: from the address's fragment, which no server sees, and from then on kept for this tab alone. */
 export function takeToken() {
   const given = new URLSearchParams(location.hash.slice(1)).get("token");
@@ -95,10 +108,20 @@ export async function sceneOf(token, session, number) {
   return new Uint8Array(await answer.arrayBuffer());
 }
 
+/** The picture that the server was started with, as a File. */
+export async function avatarOf(token) {
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const answer = await fetch("/api/live/avatar", { headers, credentials: "omit" });
+  if (!answer.ok) throw new Error(`the server answers ${answer.status} for its picture`);
+  const named = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition") ?? "")?.[1];
+  const blob = await answer.blob();
+  return new File([blob], named ?? "avatar", { type: blob.type });
+}
+
 /**
  * Events, each a CustomEvent with `detail`:
  *   state     "connecting", "live", "lost" (tries again in `wait` ms) or "refused" (`line` says why: a wrong token; it does not)
- *   welcome, settings, stats, controls, notice (the server's events): what the server said
+ *   welcome, settings, avatar, stats, controls, notice (the server's events): what the server said
  *   refused   {line, id} of what was asked for
  *   frame     as parseFrame gives it; whoever draws it calls `ack`
  */
@@ -172,6 +195,14 @@ export class Wire extends EventTarget {
     return true;
   }
 
+  /** A picture's points are to be guessed ({}, or its eyes), or it is to be shown ({points}) -> its answer's number. */
+  avatar(told, bytes) {
+    const id = ++this.asked;
+    if (!this.ready) return 0;
+    this.socket.send(packAvatar(id, told, bytes));
+    return id;
+  }
+
   /** The frame was shown at this time of ours, or, without one, overtaken by a newer one. */
   ack(frame, canvas = null) {
     if (frame.from !== this.socket) return; // of a connection that is no more
@@ -221,7 +252,8 @@ export class Wire extends EventTarget {
     else if ("error" in said) {
       if (!this.welcomed) this.line = said.error;
       this.#tell("refused", { line: said.error, id: said.id });
-    } else if ("settings" in said) this.#tell("settings", said);
+    } else if ("avatar" in said) this.#tell("avatar", said);
+    else if ("settings" in said) this.#tell("settings", said);
     else if ("stats" in said) this.#tell("stats", said.stats);
     else if ("controls" in said) this.#tell("controls", said.controls);
     else if ("event" in said) this.#tell("notice", said);
