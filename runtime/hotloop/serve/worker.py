@@ -1,7 +1,8 @@
 """The worker process: engines, sessions, encoding. `python -m hotloop.serve.worker CHANNEL RING SLOTS BYTES`.
 
-One thread receives what the listening process says, two decode source pictures, one makes frames, one encodes them where
-there are several sessions, one prepares settings at a low priority. Frames are left in the ring. When the listening process goes away, so does this one.
+One thread receives what the listening process says, two decode source pictures, one makes frames, one encodes them
+where several sessions are watched, one prepares settings at a low priority. Frames are left in the ring. When the
+listening process goes away, so does this one.
 """
 
 from __future__ import annotations
@@ -129,11 +130,14 @@ class Worker:
             self._painter = PipelinePainter(self._pipeline)
         values = {"prompt": "", **opening.values}
         side = values.pop("size", SIDE)
-        return Animate(
+        show = Animate(
             opening._replace(values=values), self.channel.send, self._avatar["picture"], background=self.background,
             painter=self._painter, clock=self.clock, side=side, pipeline=self._pipeline,
             points=self._avatar["points"], parts=self._avatar["parts"],
         )  # fmt: skip
+        if not self._painter.warmed:
+            self.background.submit(self._painter.warm)
+        return show
 
     def _restyle(self, opening: Opening) -> Show:
         if self._stage is None:
