@@ -245,7 +245,8 @@ def wire_line(name: str, told: wire.Wire) -> str:
     return (
         f"{name:<20}{times} ms   {told.rate:.1f} fps, {told.dropped} of {told.signals} signals dropped, "
         f"{told.bytes / max(told.frames, 1) / 1e3:.0f} kB a frame; server {told.server:.2f} of a core, client "
-        f"{told.client:.2f}{told.rungs()}; memory {told.slope / 1e3:+.1f} kB/s; ledgers {'exact' if told.balanced() else 'WRONG'}"
+        f"{told.client:.2f}{told.rungs()}; memory {told.slope / 1e3:+.1f} kB/s; "
+        f"ledgers {'exact' if told.balanced() else 'WRONG'}"
     )
 
 

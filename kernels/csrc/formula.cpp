@@ -22,8 +22,10 @@ namespace {
 constexpr int kNodes = 256;  // a turn: a constant, so that loops have no tails
 
 // In the order of formula.py's OPERATIONS.
-enum class Do { store, add, subtract, multiply, divide, minimum, maximum, less, select, absolute, sqrt, floor, ramp, rise,
-                bump, take, count };
+enum class Do {
+    store, add, subtract, multiply, divide, minimum, maximum, less, select, multiply_add, multiply_subtract,
+    subtract_product, difference_times, absolute, sqrt, floor, ramp, rise, bump, take, count
+};
 
 struct Step {
     int32_t operation, to, a, b, c;
@@ -66,6 +68,29 @@ HOTLOOP_INLINE void pairs(const Ready& s, F f) {
             const float result = f(same, *y);
             for (int i = 0; i < kNodes; ++i) to[i] = result;
         }
+    }
+}
+
+template <bool kA, bool kB, bool kC, class F>
+HOTLOOP_INLINE void triple(const Ready& s, F f) {
+    float* to = s.to;
+    const float *x = s.a, *y = s.b, *z = s.c;
+    const float a = *x, b = *y, c = *z;
+    HOTLOOP_NO_DEPENDENCE
+    for (int i = 0; i < kNodes; ++i) to[i] = f(kA ? x[i] : a, kB ? y[i] : b, kC ? z[i] : c);
+}
+
+template <class F>
+HOTLOOP_INLINE void triples(const Ready& s, F f) {
+    switch (s.a_varies + 2 * s.b_varies + 4 * s.c_varies) {
+        case 7: return triple<true, true, true>(s, f);
+        case 6: return triple<false, true, true>(s, f);
+        case 5: return triple<true, false, true>(s, f);
+        case 4: return triple<false, false, true>(s, f);
+        case 3: return triple<true, true, false>(s, f);
+        case 2: return triple<false, true, false>(s, f);
+        case 1: return triple<true, false, false>(s, f);
+        default: return triple<false, false, false>(s, f);
     }
 }
 
@@ -129,6 +154,14 @@ HOTLOOP_INLINE void perform(const Ready& s) {
         case Do::maximum: return pairs(s, [](float x, float y) HOTLOOP_INLINE_LAMBDA { return most(x, y); });
         case Do::less: return pairs(s, [](float x, float y) HOTLOOP_INLINE_LAMBDA { return x < y ? 1.0f : 0.0f; });
         case Do::select: return select(s);
+        case Do::multiply_add:
+            return triples(s, [](float x, float y, float z) HOTLOOP_INLINE_LAMBDA { return x * y + z; });
+        case Do::multiply_subtract:
+            return triples(s, [](float x, float y, float z) HOTLOOP_INLINE_LAMBDA { return x * y - z; });
+        case Do::subtract_product:
+            return triples(s, [](float x, float y, float z) HOTLOOP_INLINE_LAMBDA { return z - x * y; });
+        case Do::difference_times:
+            return triples(s, [](float x, float y, float z) HOTLOOP_INLINE_LAMBDA { return (x - y) * z; });
         case Do::absolute: return each(s, [](float x) HOTLOOP_INLINE_LAMBDA { return std::fabs(x); });
         case Do::sqrt: return each(s, [](float x) HOTLOOP_INLINE_LAMBDA { return std::sqrt(x); });
         case Do::floor: return each(s, [](float x) HOTLOOP_INLINE_LAMBDA { return std::floor(x); });
@@ -180,8 +213,8 @@ void check(const Formula& op, const Step* steps) {
         if (s.operation < 0 || s.operation >= static_cast<int32_t>(Do::count)) broken(i, "operations that there are");
         const int64_t places = what == Do::store ? op.out.shape[0] : op.registers;
         if (s.to < 0 || s.to >= places) broken(i, "registers and channels that there are");
-        const bool two = what >= Do::add && what <= Do::select, one = what >= Do::absolute;
-        if (!exists(s.a) || (two && !exists(s.b)) || (what == Do::select && !exists(s.c)) || (one && s.a < 0))
+        const bool one = what >= Do::absolute, three = what >= Do::select && !one, two = what >= Do::add && !one;
+        if (!exists(s.a) || (two && !exists(s.b)) || (three && !exists(s.c)) || (one && s.a < 0))
             broken(i, "operands that there are");
         if (what != Do::take) continue;
         const int64_t constants = op.constants.shape[0], end = int64_t{s.b} + s.c;

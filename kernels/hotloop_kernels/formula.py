@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,13 @@ __all__ = ["Curve", "Program", "Value", "bump", "formula", "ramp", "reference", 
 _OP = "formula"
 MAX_STEPS = 1 << 16
 LARGEST = 16384
-# In the order of formula.cpp's. store: to a channel; less: 1 or 0; select: b where a is not 0, else c; ramp, rise and
-# bump: x held in 0..1, then x^2 (3 - 2 x); (1 - x^2)^2 where that is positive; take: of a table, nearest below.
+# In the order of formula.cpp's. store: to a channel; less: 1 or 0; select: b where a is not 0, else c; multiply_add and
+# the next two: a b + c, a b - c, c - a b; difference_times: (a - b) c; ramp, rise and bump: x held in 0..1, then
+# x^2 (3 - 2 x); (1 - x^2)^2 where that is positive; take: of a table, nearest below.
 OPERATIONS = (
-    "store", "add", "subtract", "multiply", "divide", "minimum", "maximum", "less", "select", "absolute", "sqrt",
-    "floor", "ramp", "rise", "bump", "take",
+    "store", "add", "subtract", "multiply", "divide", "minimum", "maximum", "less", "select", "multiply_add",
+    "multiply_subtract", "subtract_product", "difference_times", "absolute", "sqrt", "floor", "ramp", "rise", "bump",
+    "take",
 )  # fmt: skip
 _NUMBER = {name: i for i, name in enumerate(OPERATIONS)}
 _UFUNCS = {
@@ -112,11 +115,12 @@ class _Sheet:
     def take(self, table: np.ndarray | Curve, at: Value) -> Value:
         if isinstance(table, Curve):
             return self._written("take", (self._node(at.operand), table.name))
-        if id(table) not in self._tables:
-            self._tables[id(table)] = len(self.tables)
-            self._kept.append(table)  # so that no other one gets its id
-            self.tables.append(np.ascontiguousarray(table, np.float32).reshape(-1))
-        return self._written("take", (self._node(at.operand), self._tables[id(table)]))
+        whole, first = _whole_of(table)
+        if id(whole) not in self._tables:
+            self._tables[id(whole)] = len(self.tables)
+            self._kept.append(whole)  # so that no other one gets its id
+            self.tables.append(np.ascontiguousarray(whole, np.float32).reshape(-1))
+        return self._written("take", (self._node(at.operand), (self._tables[id(whole)], first, len(table))))
 
     def _node(self, operand: _Operand) -> _Operand:
         """A register with it, where one is needed."""
@@ -142,6 +146,16 @@ class _Sheet:
         return [self._operand(one) for one in values]
 
 
+def _whole_of(table: np.ndarray) -> tuple[np.ndarray, int]:
+    """The array that a table is a part of, and where in it: parts of one array are kept once."""
+    whole = table
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    if not all(one.dtype == np.float32 and one.flags.c_contiguous for one in (whole, table)):
+        return table, 0
+    return whole, (table.ctypes.data - whole.ctypes.data) // table.itemsize
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """A written formula. numbers: the names of what comes with every call, curves: theirs and their sizes.
@@ -157,13 +171,21 @@ class Program:
     channels: int
     registers: int
 
+    @cached_property
+    def size(self) -> int:
+        """Of what is given with a call."""
+        return len(self.numbers) + sum(self.curves.values())
+
     def given(self, values: Mapping[str, Any]) -> np.ndarray:
         """Numbers and curves by name -> float32, as `formula` takes them. Raises KernelError."""
         try:
             numbers = np.array([values[name] for name in self.numbers], np.float32)
-            parts = [tensor(_OP, name, values[name], (size,)) for name, size in self.curves.items()]
+            parts = [values[name] for name in self.curves]
         except KeyError as error:
             raise KernelError(_OP, f"values must have {error}", f"{len(values)} others") from None
+        for part, (name, size) in zip(parts, self.curves.items(), strict=True):
+            if part.dtype != np.float32 or part.shape != (size,):
+                tensor(_OP, name, part, (size,))
         return np.concatenate([numbers, *parts]) if parts else numbers
 
 
@@ -184,15 +206,45 @@ def written(
     return _compiled(sheet, outputs, tuple(numbers), dict(curves or {}))
 
 
+def _fused(sheet: _Sheet, outputs: list[_Operand]) -> None:
+    """Two steps in one pass, each still rounded by itself, where nothing else wants what the first gives."""
+    steps = sheet.steps
+    uses = [0] * len(steps)
+    for operand in (*outputs, *(operand for _, operands in steps for operand in operands)):
+        if isinstance(operand, tuple) and operand[0] == "node":
+            uses[operand[1]] += 1
+
+    def inner(operand: _Operand, operation: str) -> tuple[Any, ...] | None:
+        """The operands of a step that is this operation and wanted here alone."""
+        kind, at = operand
+        return steps[at][1] if kind == "node" and uses[at] == 1 and steps[at][0] == operation else None
+
+    for i, (operation, operands) in enumerate(steps):
+        if operation not in ("add", "subtract", "multiply"):
+            continue
+        a, b = operands
+        first = inner(a, "subtract" if operation == "multiply" else "multiply")
+        second = inner(b, "subtract" if operation == "multiply" else "multiply")
+        if operation == "multiply" and (first or second):
+            steps[i] = "difference_times", (*first, b) if first else (*second, a)  # type: ignore[misc]
+        elif operation == "add" and (first or second):
+            steps[i] = "multiply_add", (*first, b) if first else (*second, a)  # type: ignore[misc]
+        elif operation == "subtract" and first:
+            steps[i] = "multiply_subtract", (*first, b)
+        elif operation == "subtract" and second:
+            steps[i] = "subtract_product", (*second, a)
+
+
 def _compiled(sheet: _Sheet, outputs: list[_Operand], numbers: tuple[str, ...], curves: dict[str, int]) -> Program:
     """Steps that lead nowhere left out; registers given out anew after their last use."""
+    _fused(sheet, outputs)
     places, constants = {}, len(sheet.constants)
     tables = [constants]  # where each begins
     for table in sheet.tables:
         tables.append(tables[-1] + len(table))
     at = tables[-1] + len(numbers)
     for name, size in curves.items():
-        places[name] = at
+        places[name] = at, size
         at += size
     if at > np.iinfo(np.int32).max:
         raise KernelError(_OP, "tables must be small", at)
@@ -221,9 +273,10 @@ def _compiled(sheet: _Sheet, outputs: list[_Operand], numbers: tuple[str, ...], 
             continue
         if i >= 2:
             if operation == "take":
-                table = operands[1]
-                words = [word(operands[0]), places[table] if isinstance(table, str) else tables[table],
-                         curves[table] if isinstance(table, str) else len(sheet.tables[table])]  # fmt: skip
+                begin, size = places[operands[1]] if isinstance(operands[1], str) else (
+                    tables[operands[1][0]] + operands[1][1], operands[1][2]
+                )  # fmt: skip
+                words = [word(operands[0]), begin, size]
             else:
                 words = [word(one) for one in operands]
             for one in dict.fromkeys(one for one in operands if isinstance(one, tuple) and one[0] == "node"):
@@ -257,9 +310,9 @@ def formula(
     On the CPU, on NumPy's arrays. The same bits on every CPU, and what the lines give on arrays float32. Raises
     KernelError.
     """
-    columns, rows = tensor(_OP, "columns", columns, ("w",)), tensor(_OP, "rows", rows, ("h",))
-    size = len(program.numbers) + sum(program.curves.values())
-    given = tensor(_OP, "given", given, (size,))
+    for name, line, size in (("columns", columns, "w"), ("rows", rows, "h"), ("given", given, program.size)):
+        if type(line) is not np.ndarray or line.dtype != np.float32 or line.ndim != 1 or size not in ("w", "h", len(line)):
+            tensor(_OP, name, line, (size,))
     if not (1 <= len(columns) <= LARGEST and 1 <= len(rows) <= LARGEST):
         raise KernelError(_OP, f"sizes must lie in 1..{LARGEST}", f"{len(rows)} x {len(columns)}")
     shape = (program.channels, len(rows), len(columns))
@@ -290,6 +343,8 @@ def reference(program: Program, columns: np.ndarray, rows: np.ndarray, given: np
             registers[to] = take(numbers[b : b + c], operand(a))
         elif name == "select":
             registers[to] = np.where(operand(a) != 0, operand(b), operand(c))
+        elif name in _FUSED:
+            registers[to] = np.asarray(_FUSED[name](operand(a), operand(b), operand(c)), np.float32)
         elif name in _APPLIED:
             registers[to] = _APPLIED[name](operand(a))
         elif name in _UNARY:
@@ -323,4 +378,8 @@ def bump(x: Any) -> Any:
 
 
 _UNARY = ("absolute", "sqrt", "floor")
+_FUSED: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "multiply_add": lambda a, b, c: a * b + c, "multiply_subtract": lambda a, b, c: a * b - c,
+    "subtract_product": lambda a, b, c: c - a * b, "difference_times": lambda a, b, c: (a - b) * c,
+}  # fmt: skip
 _APPLIED = {"ramp": ramp, "rise": rise, "bump": bump}

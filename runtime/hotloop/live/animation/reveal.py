@@ -50,10 +50,11 @@ def _box(g: Geometry, side: int, reach: tuple[float, float, float, float]) -> Bo
     x0, y0, x1, y1 = reach
     at = g.to_picture(np.array([[x0, y0], [x1, y0], [x0, y1], [x1, y1]])) * side
     (left, top), (right, low) = np.floor(at.min(0)).astype(int) - 1, np.ceil(at.max(0)).astype(int) + 1
-    rows, columns = (
-        slice(min(max(int(first), 0), side - 1), max(min(int(end), side), 1)) for first, end in ((top, low), (left, right))
-    )
-    return rows, columns
+
+    def held(first: int, end: int) -> slice:
+        return slice(min(max(int(first), 0), side - 1), max(min(int(end), side), 1))
+
+    return held(top, low), held(left, right)
 
 
 def _face(g: Geometry, side: int, box: Box) -> np.ndarray:

@@ -176,13 +176,12 @@ class RiggedPerformance:
             made = self._made(name, moved, tinted, told | own, columns, rows)
             if overlap:  # each box then shows what the other part moves there: of a head that is tilted, a corner
                 line = _F((self._eyes.reach[3] + self._lips.reach[1]) / 2)
-                beyond = made[count] < line if i == 0 else made[count] >= line
-                at = np.flatnonzero(beyond.any(1))
+                at = np.flatnonzero(made[count].min(1) < line if i == 0 else made[count].max(1) >= line)
                 if at.size:
                     name, own, moved = of_parts[1 - i]
                     some = slice(int(at[0]), int(at[-1]) + 1)
-                    other = self._made(name, moved, tinted, told | own, columns, rows[some])
-                    np.copyto(made[:, some], other, where=beyond[some])
+                    other, y = self._made(name, moved, tinted, told | own, columns, rows[some]), made[count, some]
+                    np.copyto(made[:, some], other, where=y < line if i == 0 else y >= line)
             parts.append(made[:count])
         return Drawing(self.sources, whole, parts, boxes)
 

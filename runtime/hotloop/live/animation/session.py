@@ -42,7 +42,7 @@ __all__ = ["STEPS", "AnimationSession", "Painter", "drawn"]
 # Of keyframes: four steps of img2img, which keep the face where it is.
 _DEFAULTS: dict[str, Any] = {"prompt": "", "num_inference_steps": 4, "strength": 0.65}
 _READY = 2  # drawn keyframes that wait for their turn
-_HELD = 1.0  # seconds that settings wait on a rung that pauses keyframes: where it lasts, they are drawn in what is left
+_HELD = 1.0  # seconds that settings wait on a rung that pauses keyframes, at most
 _MARGIN = 0.003  # seconds before a frame in which no background work begins
 STEPS = 1024  # a scaled control is told in so many steps
 
