@@ -1,9 +1,7 @@
-"""What several test files need: networks of random weights, engines that run once, distances, the command line."""
+"""What several test files need: networks of random weights, engines that run once, distances."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -163,12 +161,3 @@ def bare_modules(folder: Path) -> Iterator[None]:
         for name in own:
             sys.modules.pop(name, None)
         sys.modules.update(others)
-
-
-# The command line.
-
-
-def hotloop(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`hotloop ARGUMENTS` in a process of its own, with these variables beside this one's."""
-    command = [sys.executable, "-c", "from hotloop.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import hotloop
+from commands import hotloop
 from PIL import Image
 
 QUICK = ["--steps", "3", "--guidance", "4"]

@@ -425,7 +425,10 @@ def run_export(*arguments: str, cache: Path, limit: int | None = None) -> subpro
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", ["read and merge weights", "reference in float32", "ONNX graph of text_encoder"])
+@pytest.mark.parametrize("stage", [
+    "reference in float32", *(pytest.param(stage, marks=pytest.mark.long) for stage in (
+        "read and merge weights", "ONNX graph of text_encoder")),
+])  # fmt: skip
 def test_killing_the_exporter_at_any_stage_leaves_no_bundle(source: Path, tmp_path: Path, stage: str) -> None:
     out = tmp_path / "out" / "bundle"
     out.parent.mkdir()

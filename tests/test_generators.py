@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import hotloop, randomise
+from commands import hotloop
+from helpers import randomise
 from PIL import Image
 
 import hotloop as package

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import hotloop, psnr
+from commands import hotloop
+from helpers import psnr
 from PIL import Image
 
 from hotloop import request as table

@@ -279,9 +279,9 @@ def random_strings(n: int, seed: int) -> list[str]:
     for _ in range(n):
         parts = []
         for _ in range(rng.integers(1, 90 if rng.random() < 0.1 else 12)):
-            word = letters() if rng.random() < 0.4 else str(rng.choice(words))
+            word = letters() if rng.random() < 0.4 else words[rng.integers(len(words))]
             parts.append(word.upper() if rng.random() < 0.2 else word)
-            parts.append(str(rng.choice(glue)))
+            parts.append(glue[rng.integers(len(glue))])
         text = "".join(parts)
         out.append(unicodedata.normalize("NFD", text) if rng.random() < 0.2 else text)
     return out

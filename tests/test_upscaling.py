@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import hotloop
 from doubles.network import Computed
-from helpers import hotloop, psnr, randomise
+from helpers import psnr, randomise
 from PIL import Image
 
 from hotloop import upscaling
