@@ -311,7 +311,8 @@ def formula(
     KernelError.
     """
     for name, line, size in (("columns", columns, "w"), ("rows", rows, "h"), ("given", given, program.size)):
-        if type(line) is not np.ndarray or line.dtype != np.float32 or line.ndim != 1 or size not in ("w", "h", len(line)):
+        known = type(line) is np.ndarray and line.dtype == np.float32 and line.ndim == 1
+        if not known or size not in ("w", "h", len(line)):
             tensor(_OP, name, line, (size,))
     if not (1 <= len(columns) <= LARGEST and 1 <= len(rows) <= LARGEST):
         raise KernelError(_OP, f"sizes must lie in 1..{LARGEST}", f"{len(rows)} x {len(columns)}")
