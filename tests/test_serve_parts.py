@@ -496,3 +496,53 @@ def test_other_rates_of_signals_do_not_hurry_frames(rate: int) -> None:
     began, waits = paced(np.arange(0.003, 9.9, 1 / rate).tolist())
     assert 59 <= len(began) / 10 <= 60 * (1 + 1 / 30) + 0.5
     assert waits.max() <= 1.25 / 60 + 1e-6
+
+
+# Several sessions.
+
+
+class Heard:
+    """A channel that keeps what it was told, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.told: list[dict] = []
+        self.broken = False
+
+    def offer(self, told: dict) -> bool:
+        if self.broken:
+            raise OSError("no more")
+        self.told.append(told)
+        return True
+
+
+@pytest.mark.parametrize("sessions", [1, 2, 3])
+def test_frames_of_each_session_leave_in_order_however_many_are_encoded_beside_others(sessions):
+    from types import SimpleNamespace
+
+    from hotloop.live.session import Frame
+    from hotloop.serve.shows import Made
+    from hotloop.serve.worker import Worker
+
+    heard, fd = Heard(), memory(8 << 14)
+    worker = Worker(heard, Ring(fd, 8, 1 << 14))
+    os.close(fd)
+    shows = [SimpleNamespace(name=f"s{i}", kinds=(2,), close=lambda: None) for i in range(sessions)]
+    worker.shows = {one.name: one for one in shows}
+    pixels = np.full((16, 16, 4), 200, np.uint8)
+    try:
+        for number in range(20):
+            for show in shows:
+                worker._encode(show, Made(Frame(pixels, Stamp(number, None, 1, taken=1.0)), number, 1, 0, False), (2,))
+            assert len(worker._encoded) <= (sessions if sessions > 1 else 0)
+        while worker._encoded:
+            worker._encoded.popleft().result()
+        for show in shows:
+            assert [told["frame"] for told in heard.told if told["s"] == show.name] == list(range(20))
+        heard.broken = True
+        made = Made(Frame(pixels, Stamp(20, None, 1, taken=1.0)), 20, 1, 0, False)
+        with pytest.raises(OSError, match="no more"):  # not silent: the worker falls, as by any other fault
+            for _ in range(sessions + 1):
+                worker._encode(shows[0], made, (2,))
+    finally:
+        worker._encoded.clear()
+        worker.close()
