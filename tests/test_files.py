@@ -29,13 +29,19 @@ from hotloop.image import open_image, open_mask, read_text
 from hotloop.image.metadata import StoredRequest, source
 from hotloop.weights import Weights
 from hotloop_export.hashes import file_sha256
+from hotloop_export.onnx_generator import open_onnx
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders there")
+
+
+def of_a_generator(path: Path) -> object:
+    return open_onnx(path, value_range=None, size=None, classes=0, controls=0)
+
 
 READERS: dict[str, Callable[[Path], object]] = {
     "image": open_image, "mask": open_mask, "text": read_text, "stored": StoredRequest.read, "source": source,
     "weights": Weights.open, "lora": Lora.open, "embedding": open_embedding, "export": file_sha256,
-    "json": lambda path: files.read_json(path, place="bundle"),
+    "json": lambda path: files.read_json(path, place="bundle"), "graph": of_a_generator,
 }  # fmt: skip
 
 

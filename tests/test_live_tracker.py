@@ -379,7 +379,7 @@ def test_a_camera_feeds_the_bus_and_its_controls_are_free_when_it_ends(mesh, cli
     from hotloop.live.sources.video import Shot
 
     class Device:
-        live = True
+        live, lasting = True, False
 
         def __iter__(self):
             return (Shot(k, k / 30, 100 + k / 30, picture) for k, picture in enumerate(clip[:20]))
@@ -399,7 +399,7 @@ def test_a_tracker_that_is_too_slow_sees_fewer_pictures_and_never_older_ones():
     from hotloop.live.sources.video import Shot
 
     class Device:
-        live = True
+        live, lasting = True, False
 
         def __iter__(self):
             for k in range(60):
@@ -425,7 +425,7 @@ def test_a_clip_can_come_as_a_camera_does_in_its_own_time():
     from hotloop.live.sources.video import Shot
 
     class Clip:
-        live = False
+        live, lasting = False, False
 
         def __iter__(self):
             return (Shot(k, k / 10, None, np.zeros((16, 16, 3), np.uint8)) for k in range(6))

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +21,8 @@ from doubles.live_pipeline import PipelineDouble
 from hotloop.errors import InputError
 from hotloop.live.headless import run
 from hotloop.live.sinks import open_sink
+from hotloop.live.sinks.camera import VirtualCamera
+from hotloop.live.sources import video as video_module
 from hotloop.live.sources.video import Follower, Video
 
 av = pytest.importorskip("av", reason="the test extra brings it: make test")
@@ -255,6 +264,225 @@ def test_frames_that_a_video_cannot_hold_are_refused(tmp_path, fault):
     assert not list(tmp_path.iterdir())
 
 
+# Sources that go and come back.
+
+
+@contextmanager
+def sender(data: bytes, times: int, port: int = 0):
+    """A TCP server that gives its callers these bytes, one after another, so often, and then refuses: its port."""
+    with socket.create_server(("127.0.0.1", port)) as server:
+
+        def serve() -> None:
+            for _ in range(times):
+                with suppress(OSError):
+                    one = server.accept()[0]
+                    one.sendall(data)
+                    one.close()
+            server.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+
+
+def test_a_stream_that_was_lost_is_found_again_and_its_times_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_module, "_FIRST_WAIT", 0.05)
+    data = clip(tmp_path / "a.ts", 10, codec="libx264").read_bytes()
+    shots, told, over = [], [], threading.Event()
+    with sender(data, 2) as port, Video(f"tcp://127.0.0.1:{port}") as video:
+        assert video.live and video.lasting
+        follower = Follower(video, shots.append, ended=lambda why: over.set(), patience=0.6, lost=told.append)
+        assert over.wait(20)
+        follower.stop()
+    assert [shot.number for shot in shots] == list(range(len(shots))) and len(shots) >= 18
+    times = [shot.time for shot in shots]
+    assert times == sorted(set(times)) and times[-1] >= 2 * 0.36 + 0.05
+    assert [why is None for why in told] == [False, True, False]  # lost, back, lost for good
+
+
+def test_a_source_is_looked_for_ever_less_often(monkeypatch):
+    class Gone:
+        lasting, tries = True, 0
+
+        def __iter__(self):
+            return iter(())
+
+        def again(self):
+            self.tries += 1
+            raise InputError("live.source", "cannot be opened")
+
+    waits, over = [], threading.Event()
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+
+    def wait(seconds):
+        waits.append(seconds)
+        clock.now += seconds
+        return False
+
+    monkeypatch.setattr(video_module, "time", clock)
+    event = SimpleNamespace(wait=wait, is_set=lambda: False)
+    monkeypatch.setattr(video_module, "threading", SimpleNamespace(Event=lambda: event, Thread=threading.Thread))
+    gone = Gone()
+    Follower(gone, print, ended=lambda why: over.set(), patience=40)._thread.join(5)
+    assert waits == [1, 2, 4, 8, 10, 10, 10] and gone.tries == 7 and over.is_set()
+
+
+def test_a_film_at_an_address_ends_and_is_not_looked_for(tmp_path):
+    path = clip(tmp_path / "a.mkv", 3)
+    over = threading.Event()
+    with Video(path) as video:
+        assert not video.lasting
+        Follower(video, lambda shot: None, ended=lambda why: over.set(), patience=99)
+        assert over.wait(5)
+
+
+RTSP_SERVER = """
+import sys
+import gi
+gi.require_version("Gst", "1.0")
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import GLib, Gst, GstRtspServer
+Gst.init(None)
+server = GstRtspServer.RTSPServer()
+server.set_address("127.0.0.1")
+server.set_service(sys.argv[1])
+factory = GstRtspServer.RTSPMediaFactory()
+factory.set_launch("( videotestsrc is-live=true pattern=blue ! video/x-raw,width=160,height=120,framerate=20/1 ! "
+                   "x264enc tune=zerolatency key-int-max=10 ! rtph264pay name=pay0 pt=96 )")
+server.get_mount_points().add_factory("/cam", factory)
+server.attach(None)
+print("ready", flush=True)
+GLib.MainLoop().run()
+"""
+
+
+@contextmanager
+def rtsp(port: int):
+    """GStreamer's RTSP server, which Debian's Python knows (gir1.2-gst-rtsp-server-1.0, gstreamer1.0-plugins-ugly)."""
+    process = subprocess.Popen(["/usr/bin/python3", "-c", RTSP_SERVER, str(port)], stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+    try:
+        if process.stdout.readline() != "ready\n":
+            pytest.skip("no RTSP server: apt-get install gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-ugly")
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.long
+def test_an_rtsp_camera_of_another_maker_is_read_and_found_again():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shots, told = [], []
+
+    def seen(count, seconds=30.0):
+        until = time.monotonic() + seconds
+        while len(shots) < count:
+            assert time.monotonic() < until, (len(shots), told)
+            time.sleep(0.05)
+
+    with rtsp(port):
+        video = Video(f"rtsp://127.0.0.1:{port}/cam")
+        assert video.lasting and video.size == (160, 120) and video.rate == 20
+        follower = Follower(video, shots.append, patience=60, lost=told.append)
+        seen(40)
+    while not told:
+        time.sleep(0.05)
+    before = len(shots)
+    with rtsp(port):
+        seen(before + 20)
+    follower.stop()
+    video.close()
+    assert told[0] is not None and told[1] is None
+    times = [shot.time for shot in shots]
+    assert times == sorted(set(times)) and shots[-1].number == len(shots) - 1
+    assert (shots[-1].pixels.mean((0, 1)).round() == (0, 0, 255)).all() or shots[-1].pixels[..., 2].mean() > 220
+
+
+# Devices. No loopback device can be loaded where this is tested: the device is PyAV's error, and a file in its place.
+
+
+def test_a_device_that_is_not_there_is_one_line():
+    with pytest.raises(InputError, match=r"cannot be opened \(.*\), got '/dev/video97'") as caught:
+        Video("/dev/video97")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_devices_pictures_have_the_drivers_time(tmp_path, monkeypatch):
+    path, asked, real = clip(tmp_path / "a.mkv", 3, times=[5000, 5040, 5100]), {}, av.open
+
+    def opened(where, **given):
+        asked.update(given, where=where)
+        return real(str(path))
+
+    monkeypatch.setattr(av, "open", opened)
+    with Video("/dev/video0") as video:
+        shots = list(video)
+    assert asked["where"] == "/dev/video0" and asked["format"] == "v4l2" and asked["timeout"] is None
+    assert asked["options"] == {"timestamps": "default"} and video.lasting
+    assert [shot.captured for shot in shots] == pytest.approx([5.0, 5.04, 5.1])
+    assert [shot.time for shot in shots] == pytest.approx([0, 0.04, 0.1])
+
+
+class PyVirtualCam:
+    """A double of the package: a device that takes frames of one size."""
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault, self.opened, self.shown = fault, [], []
+
+    def Camera(self, **given):
+        if self.fault:
+            raise RuntimeError(self.fault)
+        self.opened.append(given)
+        return SimpleNamespace(**given, send=self._send, close=lambda: self.opened.append("closed"))
+
+    def _send(self, frame):
+        given = self.opened[-1]
+        assert frame.dtype == np.uint8 and frame.shape == (given["height"], given["width"], 3)
+        self.shown.append(frame.copy())
+
+
+def test_a_virtual_camera_shows_every_frame_when_its_time_has_come(monkeypatch):
+    package, clock = PyVirtualCam(), SimpleNamespace(now=50.0)
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", package)
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        clock.now += seconds
+
+    sink = VirtualCamera("/dev/video10", rate=25, clock=lambda: clock.now, sleep=sleep)
+    assert not package.opened  # with the first frame
+    for k, size in enumerate((SIDE, SIDE, 2 * SIDE)):
+        clock.now += 0.01
+        sink.write(picture(k, size), 3 + k * 0.5)
+    sink.close()
+    assert package.opened == [{"width": SIDE, "height": SIDE, "fps": 25, "device": "/dev/video10"}, "closed"]
+    assert slept == pytest.approx([0.49, 0.49]) and sink.frames == 3
+    np.testing.assert_array_equal(package.shown[1], picture(1))
+    assert np.abs(package.shown[2].astype(int) - picture(2)).mean() < 8  # brought to the camera's size
+
+
+@pytest.mark.parametrize("package", [None, PyVirtualCam("'v4l2loopback' backend: No device\nmore")])
+def test_without_package_or_device_a_virtual_camera_is_one_line(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", package)
+    with pytest.raises(InputError, match="No device" if package else r"\.\[camera\]") as caught:
+        run(PipelineDouble(), None, "virtual-camera", **SETTINGS)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_dream_goes_on_in_a_virtual_camera_until_it_is_ended(monkeypatch):
+    package = PyVirtualCam()
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", package)
+
+    def say(frames):
+        if frames == 4:
+            raise KeyboardInterrupt
+
+    outcome = run(PipelineDouble(), None, "virtual-camera", rate=200, say=say, **SETTINGS)
+    assert outcome.frames == 4 == len(package.shown) and package.opened[-1] == "closed"
+
+
 # Source to sink.
 
 SETTINGS = {"prompt": "a face", "steps": 2, "strength": 0.5, "seed": 3, "size": SIDE}
@@ -262,6 +490,8 @@ SETTINGS = {"prompt": "a face", "steps": 2, "strength": 0.5, "seed": 3, "size": 
 
 class Kept:
     """A sink that keeps its frames."""
+
+    endless = False
 
     def __init__(self) -> None:
         self.frames, self.pixels, self.times, self.state = 0, [], [], "open"
@@ -363,6 +593,20 @@ def test_the_face_in_a_clip_moves_an_avatar_into_a_video(tmp_path):
     mouth = [int(np.abs(pixels[60:80, 40:56].astype(int) - white.pixels[0][60:80, 40:56]).sum())
              for pixels in white.pixels]  # fmt: skip
     assert min(mouth[9:]) > 3 * max(mouth[1:6])
+
+
+def test_a_stream_moves_an_avatar_which_lives_on_where_it_is_lost(tmp_path, monkeypatch):
+    from hotloop.live import Bus
+    from hotloop.live.animation import AnimationSession
+    from hotloop.live.headless import act
+
+    monkeypatch.setattr(video_module, "_FIRST_WAIT", 0.05)
+    data, sink = clip(tmp_path / "a.ts", 12, codec="libx264").read_bytes(), Kept()
+    session = AnimationSession(controls=Bus(seed=1), side=64, interval=1 / 50)
+    with sender(data, 1) as port:
+        outcome = act(session, f"tcp://127.0.0.1:{port}", sink, tracker=FakeTracker(), frames=40)
+    assert outcome.frames == 40 and sink.times == sorted(set(sink.times)) and sink.times[-1] > 0.5
+    assert outcome.source["in"] == sum(outcome.source.values()) - outcome.source["in"] > 1
 
 
 def test_the_command_redraws_a_clip_and_tells_where_its_pictures_went(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from browser import Page, chromium, until
 from live_client import Client, Server
 from PIL import Image
+from test_adapters import write_lora
 
 pytest.importorskip("uvicorn", reason="the extra [live] brings it: make test")
 
@@ -79,9 +81,11 @@ def moved(browser: Any, stage: Hosted) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="class")
-def server(browser: Any) -> Iterator[Hosted]:
-    """Pictures from words."""
-    one = Hosted(*RESTYLE)
+def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
+    """Pictures from words, and a LoRA."""
+    folder = tmp_path_factory.mktemp("loras")
+    write_lora(folder / "ink <b>.safetensors")
+    one = Hosted(*RESTYLE, "--lora-dir", str(folder))
     yield one
     one.stop()
 
@@ -184,6 +188,28 @@ class TestPicturesFromWords:
         page.until("document.querySelector('#told').classList.contains('bad')")
         assert "2000" in page.check("document.querySelector('#told').textContent")
         assert distance(after, still(page)) < 1
+
+    def test_a_lora_is_switched_on_made_weaker_and_off_again(self, page: Page) -> None:
+        page.check("hotloop.wire.set({ drift: 0, seed: 7 })")
+        page.until("hotloop.settings.known.drift === 0 && hotloop.settings.seen >= hotloop.settings.version")
+        plain = picture(page).astype(float)
+
+        def drawn(expected: list[dict[str, Any]]) -> np.ndarray:
+            wanted = json.dumps(json.dumps(expected, separators=(",", ":")))
+            there = "hotloop.settings.seen >= hotloop.settings.version && !hotloop.settings.pending.size"
+            page.until(f"JSON.stringify(hotloop.settings.known.lora) === {wanted} && {there}")
+            return picture(page).astype(float)
+
+        assert page.check("document.querySelector('.lora label').textContent") == "ink <b>"
+        page.page.locator("#lora-0").check()
+        whole = drawn([{"name": "ink <b>", "scale": 1}])
+        page.page.locator("#lora-scale-0").fill("0.5")
+        half = drawn([{"name": "ink <b>", "scale": 0.5}])
+        page.page.locator("#lora-0").uncheck()
+        assert np.array_equal(drawn([]), plain)
+        assert np.abs(whole - plain).mean() > np.abs(half - plain).mean() > 1
+        page.check("hotloop.wire.set({ lora: [{ name: 'nosuch' }] })")
+        page.until("document.querySelector('#toasts').textContent.includes('LoRAs that there are')")
 
     def test_where_no_controls_move_it_an_expression_is_a_word(self, page: Page) -> None:
         page.page.keyboard.press("2")

@@ -418,6 +418,10 @@ def refused(*options: str) -> str:
         (["--host", "0.0.0.0"], "needs a token"), (["--token", "short"], "32"), (["--steps", "900"], "steps"),
         (["--mode=dance"], "mode"), (["--token-file", "/no/such/file"], "token-file"),
         (["--token-file", "/dev/zero"], "token-file"),
+        (["--lora", "style"], "NAME=FILE"),
+        (["--lora-dir", "/nosuch"], "lora-dir"),
+        (["--lora", "a=/nosuch.safetensors"], "nosuch.safetensors"),
+        (["--ice-server", "turn:x"], "ice-server"),
     ],
 )  # fmt: skip
 def test_a_server_that_may_not_start_says_why_in_one_line(options: list[str], rule: str) -> None:

@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from hotloop.serve.beat import Beat
 from hotloop.serve.channel import Channel, pack, receive
 from hotloop.serve.config import Config
 from hotloop.serve.encoding import encode, open_picture
+from hotloop.serve.filming import Filming
 from hotloop.serve.limits import Limits, settable
 from hotloop.serve.mirror import Mirror, replay
 from hotloop.serve.ring import Ring, memory
@@ -35,6 +37,38 @@ from hotloop.serve.viewer import Finished, Viewer, plain
 from hotloop.serve.wire import FORMATS, ask, frame_header, hello, picture
 
 TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+# A camera of this machine.
+
+
+def test_the_server_shows_the_newest_frame_as_a_camera(monkeypatch):
+    shown, told = [], []
+    camera = SimpleNamespace(width=8, height=6, send=lambda frame: shown.append(frame.copy()), close=lambda: None)
+    package = SimpleNamespace(Camera=lambda **given: told.append(given) or camera)
+    monkeypatch.setitem(sys.modules, "pyvirtualcam", package)
+    session = SimpleNamespace(
+        config=Config(fps=100), worker=SimpleNamespace(facts={"size": [8, 6]}), viewers=set(),
+        leave=lambda viewer, now: session.viewers.discard(viewer), join=lambda viewer: session.viewers.add(viewer),
+    )  # fmt: skip
+
+    async def film() -> None:
+        filming = Filming(session, None, (0, 255, 0))
+        await filming.start()
+        (viewer,) = session.viewers
+        rgba = np.zeros((6, 8, 4), np.uint8)
+        rgba[0, 0] = 255, 0, 0, 255
+        done = encode(rgba, FORMATS["rgba-lz4"])
+        head = frame_header(Stamp(1, None, 1, received=1.0, taken=1.0), done.kind, (8, 6), len(done.colour), 0,
+                            source=0, version=1, frame=1)  # fmt: skip
+        viewer.offer(Finished(head + done.colour, 1, 1.0, None, False), 1.0)
+        while len(shown) < 2:
+            await asyncio.sleep(0.01)
+        filming.close()
+
+    asyncio.run(asyncio.wait_for(film(), 10))
+    assert told[0]["width"] == 8 and (shown[0] == (0, 255, 0)).all() and not session.viewers
+    assert tuple(shown[1][0, 0]) == (255, 0, 0) and (shown[1][1:] == (0, 255, 0)).all()
 
 
 # Between the processes.
@@ -517,8 +551,6 @@ class Heard:
 
 @pytest.mark.parametrize("sessions", [1, 2, 3])
 def test_frames_of_each_session_leave_in_order_however_many_are_encoded_beside_others(sessions):
-    from types import SimpleNamespace
-
     from hotloop.live.session import Frame
     from hotloop.serve.shows import Made
     from hotloop.serve.worker import Worker

@@ -20,7 +20,7 @@ from hotloop.adapters.embedding import open_embedding
 from hotloop.adapters.lora import Lora, Scaled, merge
 from hotloop.bundle import SCHEMA_VERSION, Bundle, write_manifest
 from hotloop.errors import BundleError, InputError
-from hotloop.files import read_json, sha256
+from hotloop.files import MOST_TEXT, read_file, read_json, sha256
 from hotloop.nets import rewrites
 from hotloop.nets.base import Net
 from hotloop.nets.clip import CLIPText
@@ -153,9 +153,9 @@ def _settings(recipe: Recipe, source: Source) -> dict[str, Any]:
     """The bundle's defaults: as asked, else those of a source that is a bundle itself, else as the checkpoint is meant
     to be drawn, else diffusers' habits."""
     try:
-        own = json.loads((Path(recipe.source) / "manifest.json").read_text("utf-8"))["defaults"]
+        own = json.loads(read_file(Path(recipe.source) / "manifest.json", most=MOST_TEXT))["defaults"]
         known = {key: own[key] for key in DEFAULTS if key in own}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         known = {}
     return {**DEFAULTS, **source.manner.defaults, **known, **recipe.defaults}
 

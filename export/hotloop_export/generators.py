@@ -153,7 +153,7 @@ def _weights(folder: Path) -> Path:
 
 def _open(recipe: Recipe, told: Told) -> _Source:
     path = Path(recipe.source)
-    if path.suffix.lower() == ".onnx" and path.is_file():
+    if path.suffix.lower() == ".onnx" and not path.is_dir():
         if other := sorted({target.name for target in recipe.targets if target.kind not in _GRAPH_KINDS}):
             raise InputError(_PLACE, f"an ONNX file becomes engines of {' and '.join(_GRAPH_KINDS)}", other)
         graph = open_onnx(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hotloop.errors import BundleError
-from hotloop.files import cache_folder, open_file
+from hotloop.files import MOST_TEXT, cache_folder, open_file, read_file
 
 __all__ = ["file_sha256"]
 
@@ -52,7 +52,7 @@ def _identity(stat: os.stat_result) -> list[int]:
 
 def _read() -> dict[str, list[Any]]:
     try:
-        memo = json.loads((cache_folder() / _MEMO).read_text("utf-8"))
+        memo = json.loads(read_file(cache_folder() / _MEMO, most=MOST_TEXT))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(memo, dict):

@@ -16,6 +16,7 @@ import numpy as np
 
 from hotloop.engines import Context, ContextPool, Engine
 from hotloop.errors import InputError
+from hotloop.files import read_file
 from hotloop.spec import FAMILIES, GeneratorFamily, Network, resolve
 from hotloop.weights import Weights, refuse_non_finite, save
 
@@ -135,19 +136,24 @@ def open_onnx(
 # Reading.
 
 
+_MOST = 1 << 31  # bytes that protobuf reads; weights beside a graph do not count
+
+
 def _read(path: Path) -> tuple[onnx.ModelProto, tuple[Path, ...]]:
     """The model with its weights, and the files that it lies in."""
     import onnx
 
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.ModelProto.FromString(read_file(path, most=_MOST))
         bare = [tensor for tensor in _tensors(model.graph) if tensor.data_location == onnx.TensorProto.EXTERNAL]
         beside = {_beside(path, tensor) for tensor in bare}
         onnx.checker.check_model(str(path), full_check=True)
         onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
     except InputError:
         raise
-    except Exception as error:  # protobuf's, the checker's and the file system's own
+    except OSError as error:
+        raise InputError(_PLACE, f"{path.name} must be readable ({error.strerror})", str(path)) from error
+    except Exception as error:  # protobuf's and the checker's own
         reason = str(error).strip().splitlines()
         rule = f"{path.name} must be a valid ONNX file ({reason[0] if reason else type(error).__name__})"
         raise InputError(_PLACE, rule) from error

@@ -33,7 +33,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hotloop.errors import BundleError, HotloopError, InputError
-from hotloop.files import cache_folder, sha256
+from hotloop.files import MOST_TEXT, cache_folder, read_file, sha256
 
 __all__ = ["LIMIT", "Store", "beside", "check_place", "code_version", "copy", "full_disk_is_one_line", "key_of",
            "put", "swap"]  # fmt: skip
@@ -85,14 +85,14 @@ class Store:
         Files that changed since they were known to be whole are hashed again, with `rehash` all are.
         """
         try:
-            manifest = json.loads((path / _MANIFEST).read_text("utf-8"))
+            manifest = json.loads(read_file(path / _MANIFEST, most=MOST_TEXT))
             files = manifest["files"]
             stamps = {} if rehash else _read(self._stamp(path))
             whole = manifest["key"] == key and all(
                 stamps.get(name) == _identity(path / name) or sha256(path / name) == digest
                 for name, digest in files.items()
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return False
         if whole:
             self.stamp(path)
@@ -150,7 +150,7 @@ class Store:
         """The graph of a key: from the cache, else `make` gives it."""
         found = self.root / "graphs" / f"{key}.onnx"
         try:
-            raw = found.read_bytes()
+            raw = read_file(found)
             if hashlib.sha256(raw[32:]).digest() == raw[:32]:
                 return raw[32:]
         except FileNotFoundError:
@@ -188,8 +188,8 @@ def _identity(file: Path) -> list[int]:
 
 def _read(stamp: Path) -> dict[str, Any]:
     try:
-        value = json.loads(stamp.read_text("utf-8"))
-    except (OSError, ValueError):
+        value = json.loads(read_file(stamp, most=MOST_TEXT))
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

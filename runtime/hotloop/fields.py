@@ -17,8 +17,8 @@ from .errors import InputError
 from .noise import check_seed
 
 __all__ = [
-    "Alias", "Choice", "Field", "Flag", "Integer", "Kind", "Name", "Number", "Options", "Picture", "Seed", "Text",
-    "Unchecked",
+    "Alias", "Choice", "Field", "Flag", "Integer", "Kind", "Loras", "Name", "Number", "Options", "Picture", "Seed",
+    "Text", "Unchecked",
 ]  # fmt: skip
 
 RANDOM = -1  # a seed that asks for a fresh one
@@ -173,6 +173,44 @@ class Options:
         one = ["number", "string", "boolean"]
         values = {"anyOf": [{"type": one}, {"type": "array", "items": {"type": one}}]}
         return {"type": "object", "additionalProperties": values}
+
+
+@dataclass(frozen=True)
+class Loras:
+    """LoRAs by name, each with its scale: a mapping, or a list of {"name", "scale"}. Checked: pairs in the order of
+    their names, without those that change nothing."""
+
+    type = str
+    most, largest = 8, 10.0
+
+    def check(self, place: str, name: str, value: Any) -> tuple[tuple[str, float], ...]:
+        rule = f'{name} must be a list of {{"name": .., "scale": ..}}'
+        if isinstance(value, Mapping):
+            rows = [{"name": key, "scale": one} for key, one in value.items()]
+        elif isinstance(value, (list, tuple)):
+            rows = [{"name": one[0], "scale": one[1]} if isinstance(one, tuple) and len(one) == 2 else one
+                    for one in value]  # fmt: skip
+        else:
+            raise InputError(place, rule, value)
+        if len(rows) > self.most:
+            raise InputError(place, f"{name} must have at most {self.most} LoRAs", len(rows))
+        found: dict[str, float] = {}
+        for row in rows:
+            if not isinstance(row, Mapping) or "name" not in row or row.keys() - {"name", "scale"}:
+                raise InputError(place, rule, row)
+            own, scale = row["name"], row.get("scale", 1.0)
+            if not isinstance(own, str) or own in found:
+                raise InputError(place, f"{name} must name each LoRA once, in text", own)
+            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= self.largest:
+                raise InputError(place, f"{name} must have scales in -{self.largest:g}..{self.largest:g}", scale)
+            found[own] = float(scale)
+        return tuple(sorted((own, scale) for own, scale in found.items() if scale))
+
+    def schema(self) -> dict[str, Any]:
+        scale = {"type": "number", "minimum": -self.largest, "maximum": self.largest, "default": 1.0}
+        row = {"type": "object", "properties": {"name": {"type": "string"}, "scale": scale}, "required": ["name"],
+               "additionalProperties": False}  # fmt: skip
+        return {"type": "array", "items": row, "maxItems": self.most}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -246,6 +247,12 @@ class Pipeline:
             rule = f"latents must be [N, {self.family.latent_channels}, h, w]"
             raise InputError("decode", rule, latents.shape)
         return self.autoencoder.decode(self.networks, latents)
+
+    def over(self, networks: Networks) -> Pipeline:
+        """The same pipeline drawing with other engines of the same bundle, such as `adapters.shelf.networks` gives."""
+        made = copy(self)
+        made.adapters = Adapters(networks)
+        return made
 
     # Steps the pipelines share.
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from .errors import InputError
 from .fields import RANDOM, Alias, Choice, Field, Flag, Integer, Name, Number, Options, Picture, Seed, Text, Unchecked
+from .fields import Loras as LoraSet
 from .image.canvas import RESIZE_MODES
 from .image.enlarge import A1111, UPSCALERS
 from .loop import Progress
@@ -202,6 +203,8 @@ class Live(Common, total=False):
     similarity: Annotated[float | None, Field(
         Number(0, 1), "pictures more like the last drawn one than this are not drawn again; 1: all are", 1.0)]
     similarity_most: Annotated[int | None, Field(Integer(1, 1_000_000), "pictures skipped in a row at most", 10)]
+    lora: Annotated[Mapping[str, float] | Sequence[Mapping[str, Any]] | None, Field(
+        LoraSet(), "LoRAs that the pipeline has by name, each with its scale", ())]
     drift: Annotated[int | None, Field(
         Integer(0, 1_000_000), "without a source, frames from one seed's noise to the next one's; 0: it stays", 30)]
 # fmt: on

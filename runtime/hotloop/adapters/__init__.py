@@ -1,5 +1,6 @@
 """Adapters: LoRA files, and their coming and going on a running pipeline."""
 
+from .shelf import Shelf, scanned
 from .swap import (
     Adapters,
     Swap,
@@ -8,6 +9,8 @@ from .swap import (
 
 __all__ = [
     "Adapters",
+    "Shelf",
     "Swap",
     "per_network",
+    "scanned",
 ]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from ..weights import Weights
 from ..weights.derived import derive
 from .embedding import TOKEN_TABLE, Embedding, open_embedding, place_words
 from .lora import Lora, Scaled, merge
+from .shelf import Shelf
 
 __all__ = ["Adapters", "Swap", "per_network"]
 
@@ -61,15 +63,28 @@ class Swap:
         )
 
 
+class _Merged(NamedTuple):
+    """Of some LoRAs: the engines; which of them are new; weights, seconds of arithmetic and bytes as in `Swap`."""
+
+    networks: Networks
+    names: tuple[str, ...]
+    weights: int
+    seconds: float
+    nbytes: int
+
+
 class Adapters:
     """The LoRAs of one pipeline. One thread makes the changes, in order; reading `networks` never waits for it.
 
     Every change gives a Future: its result is a Swap, or raises InputError for a LoRA that does not fit this model, a
     name that is taken or unknown, or an engine whose weights cannot be replaced. Then nothing has changed.
+
+    shelf  LoRAs by name, of which sets are merged beside what the pipeline draws with
     """
 
     def __init__(self, base: Networks) -> None:
         self._base = self.networks = base
+        self.shelf = Shelf(self)
         self._loras: Mapping[str, Scaled] = {}
         self._words: list[Embedding] = []
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="hotloop-adapters")
@@ -123,7 +138,7 @@ class Adapters:
 
     def _embed(self, file: Path, token: str | None, tokenizer: Tokenizer) -> str:
         words = [*self._words, open_embedding(file, token=token)]
-        table = np.asarray(self._weights[_ENCODER][TOKEN_TABLE], np.float32)
+        table = np.asarray(self.weights[_ENCODER][TOKEN_TABLE], np.float32)
         reads, table = place_words(tokenizer, table, words)
         own = self._base[_ENCODER]
         encoder = own.patched({TOKEN_TABLE: table})
@@ -139,7 +154,8 @@ class Adapters:
         return words[-1].token
 
     @cached_property
-    def _weights(self) -> dict[str, Weights]:
+    def weights(self) -> dict[str, Weights]:
+        """component -> the bundle's own weights, of those that LoRAs change."""
         listed = self._base.bundle.manifest["weights"]
         with self._base.bundle.in_place():
             return {
@@ -153,18 +169,27 @@ class Adapters:
         began = time.perf_counter()
         loras = dict(self._loras)
         change(loras)
-        changed = merge(list(loras.values()), self._weights) if loras else {}
+        made = self._merged(list(loras.values()))
+        # The switch: from here every new call draws with the new weights, all of them.
+        self.networks, self._loras = made.networks, loras
+        return Swap(self.active, made.names, made.weights, time.perf_counter() - began, made.seconds, made.nbytes)
+
+    def beside(self, loras: Sequence[Scaled]) -> Networks:
+        """The engines that draw with these as well; what the next call draws with stays. On the caller's thread."""
+        self._base.check_process()
+        return self._merged([*self._loras.values(), *loras]).networks
+
+    def _merged(self, loras: Sequence[Scaled]) -> _Merged:
+        began, base = time.perf_counter(), self._base
+        changed = merge(loras, self.weights) if loras else {}
         merging = time.perf_counter() - began
         engines, count, nbytes = {}, 0, 0
-        for name, tensors in per_network(changed, self._base.entry.rewrites).items():
-            own = self._base[name]
+        for name, tensors in per_network(changed, base.entry.rewrites).items():
+            own = base[name]
             engines[name] = own.patched(tensors)
             engines[name].prepare(own.contexts.shapes())
             count, nbytes = count + len(tensors), nbytes + sum(array.nbytes for array in tensors.values())
-        # The switch: from here every new call draws with the new weights, all of them.
-        self.networks = self._base.replaced(engines) if engines else self._base
-        self._loras = loras
-        return Swap(self.active, tuple(engines), count, time.perf_counter() - began, merging, nbytes)
+        return _Merged(base.replaced(engines) if engines else base, tuple(engines), count, merging, nbytes)
 
 
 def _named(loras: Mapping[str, Scaled], name: str) -> Scaled:

@@ -54,6 +54,11 @@ def live(
     guidance: Annotated[float | None, typer.Option(help="At or below 1 guidance is off [default].")] = None,
     strength: Annotated[float | None, typer.Option(help="How far pictures are redrawn [default: 0.5].")] = None,
     seed: Annotated[int | None, typer.Option(help="-1: a fresh one [default: 0].")] = None,
+    lora: Annotated[list[str] | None, typer.Option(
+        help="NAME=FILE: a LoRA that clients may draw with. Repeatable.")] = None,
+    lora_dir: Annotated[Path | None, typer.Option(help="A folder of such files, named by their names.")] = None,
+    record: Annotated[Path | None, typer.Option(
+        help="Keep everything that is shown, and what it was made of (camera pictures too), in this folder.")] = None,
     governor: Annotated[bool, typer.Option(help="Draw smaller or less often where the rate cannot be held.")] = True,
     engine: Annotated[str, typer.Option(help="auto, a kind (openvino) or a kind and precision.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Engine threads [default: all usable cores].")] = None,
@@ -63,11 +68,15 @@ def live(
     ifm: Annotated[str | None, typer.Option(help="Ask iFacialMocap on the phone of this address.")] = None,
     camera: Annotated[str | None, typer.Option(
         help="Track the face in a device (/dev/video0), an address or a clip; needs '.[track]'.")] = None,
+    virtual_camera: Annotated[str | None, typer.Option(
+        help="Be a camera of this machine: its device, or auto; needs '.[camera]'.")] = None,
+    ice_server: Annotated[list[str] | None, typer.Option(
+        help="A STUN server that WebRTC may ask, such as stun:example.org:3478. Repeatable [default: none].")] = None,
     source: Annotated[str | None, typer.Option(
         help="Without a server: redraw this clip, address or device into --sink.")] = None,
     sink: Annotated[str | None, typer.Option(
-        help="Without a server: out.mp4, out.webp, folder/*.png or folder/*.webp. Of --source; of --camera: the avatar "
-        "that it moves; else a dream.")] = None,
+        help="Without a server: out.mp4, out.webp, folder/*.png, folder/*.webp or virtual-camera. Of --source; of "
+        "--camera: the avatar that it moves; else a dream.")] = None,
     frames: Annotated[int | None, typer.Option(help="Of the sink, at most.")] = None,
 ) -> None:  # fmt: skip
     """Serve live sessions and their page, or redraw a clip into a file; Ctrl-C ends it."""
@@ -83,6 +92,8 @@ def live(
                         rate=30.0 if fps is None else fps,
                         settings={name: value for name, value in settings.items() if value is not None})  # fmt: skip
         return
+    from ..adapters import scanned
+
     run, config_of = _serve()
     config = config_of(
         host=host, port=port, token=_token(token, token_file), insecure=insecure_no_auth,
@@ -90,7 +101,8 @@ def live(
         threads=threads, mode=mode, size=size, avatar=avatar, points=points, parts=parts,
         fps=(60.0 if mode == "animate" else 30.0) if fps is None else fps, governed=governor,
         settings={name: value for name, value in settings.items() if value is not None},
-        osc=osc, vmc=vmc, vts=vts, ifm=ifm, camera=camera,
+        loras=scanned(lora_dir, lora or ()), record=record, osc=osc, vmc=vmc, vts=vts, ifm=ifm, camera=camera,
+        virtual_camera=virtual_camera, ice_servers=tuple(ice_server or ()),
     )  # fmt: skip
     run(config, started=lambda address: _greet(address, config))
 
@@ -117,4 +129,6 @@ def _greet(address: str, config: Config) -> None:
     typer.echo(f"hotloop is live: {address}" + ("" if config.token is None else "#token=...  (your token)"))
     if config.mode == "animate" and not build_info()["compiled"]:
         warnings.warn("without compiled operators a frame takes a second (`hotloop doctor` says why)", stacklevel=2)
+    if config.record is not None:
+        typer.echo(f"everything is recorded in {config.record}, what cameras show too")
     typer.echo(f"for OBS: {address}view    every control: {address}monitor    Ctrl-C ends it")

@@ -18,7 +18,7 @@ __all__ = ["tracker"]
 
 def tracker(
     clip: Annotated[str | None, typer.Argument(
-        help="A clip, an address or /dev/video0: a line of JSON a picture.")] = None,
+        help="A clip, an address or /dev/video0: a line of JSON a picture; -: pictures of the server.")] = None,
     fetch: Annotated[bool, typer.Option("--fetch", help="Fetch the networks, through pip, 35 MB; once.")] = False,
     wheel: Annotated[Path | None, typer.Option(help="Take them out of this wheel of mediapipe instead.")] = None,
     pip_args: Annotated[str, typer.Option(help="More options for pip, such as another index.")] = "",
@@ -45,6 +45,12 @@ def tracker(
     seen = Tracker(mirror=mirror)
     if calibrate:
         seen.calibrate()
+    if clip == "-":
+        from ..live.sources.tracking import given_pictures
+
+        for at, pixels in given_pictures(sys.stdin.buffer):
+            _say(at=at, controls=seen.feed(pixels))
+        return
     with Video(clip) as video:
         if paced or video.live:
             camera = Camera(video, seen, lambda source, at, told: _say(at=at, controls=told), paced=paced)

@@ -37,6 +37,7 @@ import numpy as np
 from hotloop_kernels import usable_cores
 
 from ..errors import BundleError, InputError
+from ..files import MOST_TEXT, read_file, sha256
 from ..process import Origin, keep_in_children
 from ..spec import Network, resolve
 from ..weights.keys import LORA_TARGETS
@@ -515,23 +516,20 @@ def _tensor(array: np.ndarray) -> Any:
 
 
 def _seal(folder: Path) -> None:
-    hashes = {path.name: _sha256(path) for path in folder.iterdir()}
+    hashes = {path.name: sha256(path) for path in folder.iterdir()}
     (folder / "seal.json").write_text(json.dumps(hashes), "utf-8")
 
 
 def _sealed(folder: Path) -> bool:
     """Whether the folder holds exactly the files that were sealed, unaltered."""
     try:
-        hashes = json.loads((folder / "seal.json").read_text("utf-8"))
+        hashes = json.loads(read_file(folder / "seal.json", most=MOST_TEXT))
         present = {path.name for path in folder.iterdir()} - {"seal.json"}
-        return bool(present) and present == set(hashes) and all(_sha256(folder / n) == hashes[n] for n in present)
-    except (OSError, ValueError, TypeError):
+        return bool(present) and present == set(hashes) and all(sha256(folder / n) == hashes[n] for n in present)
+    except (OSError, ValueError, TypeError, RecursionError):
         return False
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason(error: Exception) -> str:

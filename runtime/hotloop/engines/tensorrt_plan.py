@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import BundleError
+from ..files import read_file
 from ..spec import Tensor, resolve
 
 __all__ = ["PlanInfo", "Profile"]
@@ -89,9 +90,7 @@ class PlanInfo:
         """The record of a plan. Raises BundleError for one that is missing or malformed."""
         path = cls.path_of(plan)
         try:
-            if path.stat().st_size > _LIMIT:
-                raise ValueError(f"it has more than {_LIMIT} bytes")
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(read_file(path, most=_LIMIT))
             text = {key: str(value[key]) for key in ("kind", "version", "network", "compatibility", "precision")}
             info = cls(
                 **text,

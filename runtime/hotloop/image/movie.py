@@ -1,4 +1,4 @@
-"""Pictures one after another as a file: a folder of PNGs, an animated WebP, or an mp4 by PyAV."""
+"""Pictures one after another as a file: a folder of PNGs, an animated WebP, or an mp4."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image
 from ..checks import check_number
 from ..errors import InputError
 from .image import save
+from .video import VideoFile
 
 __all__ = ["check_movie", "save_movie"]
 
@@ -43,21 +44,9 @@ def save_movie(frames: Sequence[np.ndarray] | np.ndarray, path: Path, *, fps: fl
         first, *rest = (Image.fromarray(frame) for frame in frames)
         first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, lossless=True, method=4)
     else:
-        _mp4(frames, path, fps)
-    return [path]
-
-
-def _mp4(frames: Sequence[np.ndarray] | np.ndarray, path: Path, fps: float) -> None:
-    from fractions import Fraction
-
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         height, width = (n // 2 * 2 for n in frames[0].shape[:2])
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"crf": "16"}
-        for pixels in frames:
-            picture = np.ascontiguousarray(pixels[:height, :width, :3])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+        film = VideoFile(path, rate=fps)
+        for i, pixels in enumerate(frames):
+            film.write(pixels[:height, :width, :3], i / fps)
+        film.close()
+    return [path]

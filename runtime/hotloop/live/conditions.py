@@ -52,9 +52,11 @@ class Mix:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """One version, ready: nothing of it is made on the frame path."""
+    """One version, ready: nothing of it is made on the frame path. own: the pipeline's engines, of which `networks` are
+    those with the version's LoRAs."""
 
     networks: Networks
+    own: Networks
     request: Request
     size: tuple[int, int]
     legs: tuple[Leg, ...]
@@ -76,6 +78,8 @@ class Prepared:
 
 def check(pipeline: Pipeline, request: Request, blend: int, last: Prepared | None, *, source: bool) -> None:
     """Whether this can be prepared. Raises InputError."""
+    if request["lora"]:
+        pipeline.adapters.shelf.check(request["lora"])
     size, legs = _size(pipeline, request), _legs(pipeline, request, source)
     if not source and _form(pipeline, request) == "self":
         raise InputError(PLACE, "cfg_type self is guided by the source's pictures: a dream has none", "self")
@@ -85,15 +89,14 @@ def check(pipeline: Pipeline, request: Request, blend: int, last: Prepared | Non
 
 def prepare(pipeline: Pipeline, request: Request, *, source: bool) -> Prepared:
     """Encode the words, compile the tables, draw the noise: in the order in which `img2img` draws it from this seed."""
-    networks, form = pipeline.networks, _form(pipeline, request)
+    own, form = pipeline.networks, _form(pipeline, request)
+    networks = pipeline.adapters.shelf.networks(request["lora"]) if request["lora"] else own
     read = request if form in ("full", "initialize") else replace(request, negatives=None)
     cond = pipeline.conditioning.encode(networks, read)
     context, negative = cond.pop("context"), cond.pop("negative_context", None)
     size, legs = _size(pipeline, request), _legs(pipeline, request, source)
-    return Prepared(
-        networks, request, size, legs, Mix(context, negative, *_noise(pipeline, request, size, legs, source)), cond,
-        float(request["guidance_scale"]),
-    )  # fmt: skip
+    mix = Mix(context, negative, *_noise(pipeline, request, size, legs, source))
+    return Prepared(networks, own, request, size, legs, mix, cond, float(request["guidance_scale"]))
 
 
 def resized(pipeline: Pipeline, prepared: Prepared, request: Request, *, source: bool) -> Prepared:

@@ -6,6 +6,8 @@ A device or an address goes on by itself: there the newest picture wins, as befo
 
 from __future__ import annotations
 
+import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,15 +24,15 @@ from ..pipeline import Pipeline
 from .animation import AnimationSession
 from .ledgers import ENDS
 from .session import Frame, Session
-from .sinks import Sink, open_sink
-from .sources.camera import Tracker
+from .sinks import CAMERA, Sink, open_sink
+from .sources.camera import Camera, Tracker
 from .sources.video import Follower, Shot, Video
 from .stage import Stage
 
 __all__ = ["Outcome", "act", "run"]
 
 _PLACE = "live"
-_SILENCE = 10.0  # seconds without a picture after which a live source has ended
+_PATIENCE = 60.0  # seconds after which a live source that was lost has ended; for a camera of ours it never has
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def run(
     """
     if frames is not None:
         check_integer(_PLACE, "frames", frames, 1, 10**9)
-    elif source is None:
+    elif source is None and not (str(sink).startswith(CAMERA) or getattr(sink, "endless", False)):
         raise InputError(_PLACE, "a dream does not end: frames must say how many")
     video = None if source is None else Video(source)
     try:
@@ -73,7 +75,9 @@ def run(
             out = open_sink(sink, rate=(video.rate if video else rate)) if isinstance(sink, (str, Path)) else sink
             began = time.monotonic()
             with _whole(out):
-                _fill(out, _pairs(session, video, frames, rate), frames, say, endless=video is not None and video.live)
+                patience = math.inf if out.endless else _PATIENCE
+                pairs = _pairs(session, video, frames, rate, patience)
+                _fill(out, pairs, frames, say, endless=video is not None and video.live)
                 session.close()
                 while stage.tick():
                     pass
@@ -89,7 +93,9 @@ def act(
     ground: tuple[int, int, int] = (255, 255, 255), frames: int | None = None,
     say: Callable[[int], object] = lambda frames: None,
 ) -> Outcome:  # fmt: skip
-    """The face in a clip moves an avatar into a sink: a frame for every picture, over a ground of one colour.
+    """The face in a clip moves an avatar into a sink: a frame for every picture, over a ground of one colour. Of a
+    device or a stream the newest picture counts, and frames come at the session's own rate: where none comes, idle life
+    goes on.
 
     session  whose controls are a `Bus`; tracker: by default one that takes the first 15 pictures for the face at rest
 
@@ -110,22 +116,40 @@ def act(
             counts["skipped" if told is None else "shown"] += 1
             frame = session.tick(shot.time)
             if frame is not None:
-                over = (255 - frame.pixels[..., 3:].astype(np.uint16)) * np.array(ground, np.uint16)
-                yield frame.pixels[..., :3] + ((over + 127) // 255).astype(np.uint8), shot.time
+                yield _over(frame.pixels, ground), shot.time
+
+    def lively(video: Video) -> Iterator[tuple[np.ndarray, float]]:
+        camera, began = Camera(video, tracker, bus.put, clock=session.clock), session.clock()
+        try:
+            for frame in session.frames():
+                if camera.wait(0):
+                    return
+                if frame.stamp.kind != "unchanged":
+                    yield _over(frame.pixels, ground), session.clock() - began
+        finally:
+            camera.close()
+            counts.update({"in": camera.pictures, "shown": camera.faces, "superseded": camera.superseded})
+            counts["skipped"] = camera.pictures - camera.faces - camera.superseded
 
     with Video(source) as video:
         out = open_sink(sink, rate=video.rate) if isinstance(sink, (str, Path)) else sink
         began = time.monotonic()
         with _whole(out):
-            _fill(out, pairs(video), frames, say, endless=video.live)
+            _fill(out, (lively if video.live else pairs)(video), frames, say, endless=video.live)
         return Outcome(out.frames, counts, video.broken, time.monotonic() - began)
+
+
+def _over(rgba: np.ndarray, ground: tuple[int, int, int]) -> np.ndarray:
+    """Premultiplied uint8 [H, W, 4] over one colour -> [H, W, 3]."""
+    over = (255 - rgba[..., 3:].astype(np.uint16)) * np.array(ground, np.uint16)
+    return rgba[..., :3] + ((over + 127) // 255).astype(np.uint8)
 
 
 def _fill(
     out: Sink, pairs: Iterator[tuple[np.ndarray, float]], most: int | None, say: Callable[[int], object], *,
     endless: bool,
 ) -> None:  # fmt: skip
-    """endless: Ctrl-C is the end of what has none, and what there is stays."""
+    """endless: Ctrl-C is the end of what has none, and what there is stays. So it is of a camera."""
     try:
         for pixels, at in pairs:
             out.write(pixels, at)
@@ -133,7 +157,7 @@ def _fill(
             if out.frames == most:
                 return
     except KeyboardInterrupt:
-        if not endless:
+        if not (endless or out.endless):
             raise
 
 
@@ -150,14 +174,22 @@ def _whole(out: Sink) -> Iterator[None]:
         raise
 
 
-def _pairs(session: Session, video: Video | None, most: int | None, rate: float) -> Iterator[tuple[np.ndarray, float]]:
-    """Frames uint8 [H, W, 3] and their times."""
+def _pairs(
+    session: Session, video: Video | None, most: int | None, rate: float, patience: float
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Frames uint8 [H, W, 3] and their times. patience: seconds that a source that was lost is looked for."""
     if video is None:
         yield from ((frame.pixels, k / rate) for k, frame in enumerate(session.frames()))
     elif video.live:
-        yield from _followed(session, video)
+        yield from _followed(session, video, patience)
     else:
         yield from _drawn(session, video, most)
+
+
+def _lost(why: str | None) -> None:
+    """The last frame stands meanwhile."""
+    line = "[live.source] is back" if why is None else f"{why}: looking for it"
+    print(f"hotloop: {line}", file=sys.stderr, flush=True)
 
 
 def _drawn(session: Session, video: Video, most: int | None) -> Iterator[tuple[np.ndarray, float]]:
@@ -193,16 +225,16 @@ def _drawn(session: Session, video: Video, most: int | None) -> Iterator[tuple[n
     yield from given(None, len(times))
 
 
-def _followed(session: Session, video: Video) -> Iterator[tuple[np.ndarray, float]]:
+def _followed(session: Session, video: Video, patience: float) -> Iterator[tuple[np.ndarray, float]]:
     times, lock = dict[int, float](), threading.Lock()
 
     def take(shot: Shot) -> None:
         with lock:
             times[session.push(shot.pixels, captured=shot.captured)] = shot.time
 
-    follower = Follower(video, take, ended=lambda why: session.close())
+    follower = Follower(video, take, ended=lambda why: session.close(), patience=patience, lost=_lost)
     try:
-        for frame in session.frames(wait=_SILENCE):
+        for frame in session.frames():  # until it has ended, which a silent address does after a while
             number = int(frame.stamp.source or 0)
             with lock:
                 at = times[number]

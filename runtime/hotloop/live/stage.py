@@ -174,7 +174,7 @@ class Stage:
 
     def _settle(self, session: Session) -> None:
         settings = session.settings
-        if settings.active.prepared.prepared.networks is not self.pipeline.networks and not settings.pending:
+        if settings.active.prepared.prepared.own is not self.pipeline.networks and not settings.pending:
             settings.touch()  # a LoRA came or went
         if settings.pending:
             running = self._preparing.get(session.number)
@@ -233,8 +233,9 @@ class Stage:
         session.swapped(version)
         self._ascend(session, before.rungs)
         self.note("swap", session=session.number, version=version.number, values=version.values, blend=version.blend)
-        if version.prepared.prepared.networks is not before.prepared.networks:
-            self._batch.forget(before.prepared.networks)
+        left = before.prepared.networks
+        if not any(one.settings.active.prepared.prepared.networks is left for one in self.sessions.values()):
+            self._batch.forget(left)
 
     def _ascend(self, session: Session, before: Rungs | None) -> None:
         """A new version's ladder: the same rung of a ladder that stayed, else the first."""
@@ -332,7 +333,9 @@ class Stage:
             return self.pipeline.autoencoder.decode(flight.prepared.networks, latents)[0]
 
         def again() -> np.ndarray:
-            return redrawn(self.plain, flight.prepared, flight.mix, None if picture is None else picture.pixels)
+            prepared = flight.prepared
+            plain = self.pipeline.over(prepared.networks) if prepared.request["lora"] else self.plain
+            return redrawn(plain, prepared, flight.mix, None if picture is None else picture.pixels)
 
         try:
             seen = session.watchdog.see(decode, again, moved=session.moved(flight.picture, stamp.controls))

@@ -22,11 +22,14 @@ from ..request import schema
 from .auth import Guard, Tokens
 from .config import Config
 from .connection import Connections
+from .filming import Filming
 from .limits import settable
 from .listeners import Listeners
 from .sessions import MAIN, Sessions
 from .supervisor import WORKER, Supervisor
 from .viewer import Viewer
+from .webrtc.peers import Peers
+from .webrtc.routes import add_webrtc
 from .wire import FORMATS, FRAME
 
 __all__ = ["create_app"]
@@ -49,6 +52,8 @@ class House:
         setup = {
             "do": "config", "bundle": None if config.bundle is None else str(config.bundle),
             "engine": config.engine, "threads": config.threads, "limits": config.limits.told(), "mode": config.mode,
+            "record": None if config.record is None else str(config.record.absolute()),
+            "loras": {name: str(file.absolute()) for name, file in config.loras.items()},
             "avatar": {name: None if path is None else str(path.absolute()) for name, path in
                        (("picture", config.avatar), ("points", config.points), ("parts", config.parts))},
         }  # fmt: skip
@@ -59,6 +64,7 @@ class House:
         self.sessions = Sessions(config, self.worker)
         self.connections = Connections(self.sessions, self.tokens, config.limits)
         self.listeners = Listeners(config)
+        self.peers = Peers(self.sessions, config)
 
     @property
     def ready(self) -> bool:
@@ -70,15 +76,24 @@ class House:
         """Raises InputError where it cannot start as it was told to."""
         await self.worker.start()
         sweeping: asyncio.Task[None] | None = None
+        filming: Filming | None = None
         try:
-            await self.listeners.start(await self.sessions.main())
+            main = await self.sessions.main()
+            await self.listeners.start(main)
+            if self.config.virtual_camera is not None:
+                device = None if self.config.virtual_camera == "auto" else self.config.virtual_camera
+                filming = Filming(main, device, self.config.ground)
+                await filming.start()
             sweeping = asyncio.create_task(self._sweep())
             yield
         finally:
             if sweeping is not None:
                 sweeping.cancel()
+            if filming is not None:
+                filming.close()
             self.listeners.close()
             self.sessions.end()
+            await self.peers.end()
             await self.worker.close()
 
     async def _sweep(self) -> None:
@@ -152,6 +167,7 @@ def create_app(config: Config | None = None, *, worker: Sequence[str] = WORKER) 
             file = WEB / name
             return FileResponse(file if file.exists() else WEB / "index.html", headers=_HEADERS)
 
+    add_webrtc(app, house.peers, config)
     for path, name in (("/", "index.html"), ("/view", "view.html"), ("/monitor", "monitor.html")):
         page(path, name)
     app.mount("/static", StaticFiles(directory=WEB))
@@ -162,6 +178,10 @@ def _facts(house: House) -> dict[str, Any]:
     """What a client wants to know before it connects."""
     config, table = house.config, schema("live")
     table["properties"] = {name: row for name, row in table["properties"].items() if name in settable()}
+    if config.loras:
+        table["properties"]["lora"]["items"]["properties"]["name"]["enum"] = sorted(config.loras)
+    else:
+        table["properties"].pop("lora")
     return {
         "version": __version__, "modes": house.worker.facts.get("modes", []), "mode": config.mode, "fps": config.fps,
         "model": house.worker.facts.get("model"), "engine": house.worker.facts.get("engine"),
@@ -171,6 +191,7 @@ def _facts(house: House) -> dict[str, Any]:
         ],
         "expressions": list(EXPRESSIONS), "motions": list(house.worker.facts.get("motions", ())),
         "settings": table, "limits": config.limits.told(), "token_needed": house.tokens.needed,
+        "recording": config.record is not None,
         "formats": list(FORMATS), "sessions": house.sessions.counts, "listening": house.listeners.ports,
     }  # fmt: skip
 

@@ -23,6 +23,7 @@ __all__ = ["Guard", "Tokens"]
 
 _OPEN = ("/healthz", "/readyz")
 _PAGES = ("/", "/view", "/monitor")
+_PREFLIGHTS = ("/whip", "/whep")
 _MOST_ADDRESSES = 256
 _LEAVING = 0.05  # seconds: until its connection has gone, uvicorn 0.54 logs a refused handshake as a fault
 
@@ -99,6 +100,8 @@ class Guard:
             return 0, ""  # a WebSocket's token comes in its first message
         if path in _PAGES or path.startswith("/static/"):
             return 0, ""  # the same for everyone, and a browser cannot say a token before it has the page
+        if scope.get("method") == "OPTIONS" and path.startswith(_PREFLIGHTS):
+            return 0, ""  # a browser asks this without the token that it then sends
         if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site") and origin is None:
             return 403, "[serve] other pages may not embed this (--allow-origin)"
         if not self._tokens.needed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ __all__ = ["LEAST_TOKEN", "MODES", "Config", "is_loopback"]
 PLACE = "serve"
 LEAST_TOKEN = 32
 MODES = ("animate", "restyle")
+_STUN = re.compile(r"stuns?:([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,12 @@ class Config:
     avatar, points, parts  of mode animate, as for `hotloop.live.animation.open_avatar`; None: the one that is here
     mode, size, fps of the sessions; settings: what they begin with; governed: hold the rate by a ladder of cheaper
                     frames
+    loras           name -> file, which clients may draw with, by name
+    record          a folder for everything that is shown and what it was made of; None: nothing is kept
     osc, vmc, vts   ports of control sources on loopback, ifm: the address of a phone, camera: what shows the face to
                     track; None: off
+    virtual_camera  its device, "auto": the first that there is; the main session is shown by it, over `ground`
+    ice_servers     stun:HOST:PORT, asked by WebRTC peers and by us; none: nothing outside is asked
 
     Raises InputError.
     """
@@ -52,11 +58,16 @@ class Config:
     fps: float = 60.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     governed: bool = True
+    loras: Mapping[str, Path] = field(default_factory=dict)
+    record: Path | None = None
     osc: int | None = None
     vmc: int | None = None
     vts: int | None = None
     ifm: str | None = None
     camera: str | None = None
+    virtual_camera: str | None = None
+    ground: tuple[int, int, int] = (0, 0, 0)
+    ice_servers: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -71,6 +82,9 @@ class Config:
         for name in ("osc", "vmc", "vts"):
             if (port := getattr(self, name)) is not None:
                 check_integer(PLACE, name, port, 0, 65535)
+        for one in self.ice_servers:
+            if not _STUN.fullmatch(one):
+                raise InputError(PLACE, "ice-server must be stun:HOST or stun:HOST:PORT", one)
         if self.token is not None and (len(self.token) < LEAST_TOKEN or not self.token.isprintable()):
             rule = f"a token must have at least {LEAST_TOKEN} printable characters"
             raise InputError(PLACE, rule, f"{len(self.token)} characters")

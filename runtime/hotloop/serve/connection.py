@@ -121,7 +121,8 @@ class Connection:
         return {
             "welcome": 1, "session": session.name, "mode": session.mode, "width": width, "height": height,
             "fps": session.config.fps, "settings": session.values, "version": session.version,
-            "controls": controls_of(session), "server": 1000 * time.monotonic(), **session.facts,
+            "controls": controls_of(session), "server": 1000 * time.monotonic(),
+            "recording": session.config.record is not None, **session.facts,
         }  # fmt: skip
 
     # What it is sent.
@@ -221,7 +222,7 @@ class Connection:
         if told.stats:
             self._later(self._stats(session, viewer, told.id))
         if told.record:
-            raise InputError(PLACE, "this server does not record")
+            raise InputError(PLACE, "whether a server records is told at its start (--record)")
 
     def _join(self, session: Session, viewer: Viewer) -> None:
         """What it says stays until it says otherwise, or goes. Raises InputError where the bus has too many sources."""

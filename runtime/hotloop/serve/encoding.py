@@ -7,6 +7,7 @@ At 512 x 512 on one thread a JPEG takes half a millisecond and alpha a thirtieth
 from __future__ import annotations
 
 import io
+import struct
 from typing import NamedTuple
 
 import lz4.block
@@ -16,9 +17,9 @@ from PIL import Image
 
 from ..errors import InputError
 from .fields import Moved, pack_fields
-from .wire import FORMATS
+from .wire import FORMATS, FRAME
 
-__all__ = ["Encoded", "encode", "open_picture"]
+__all__ = ["Encoded", "encode", "open_picture", "over"]
 
 QUALITY = 90
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -50,6 +51,20 @@ def encode(pixels: np.ndarray, kind: int, moved: Moved | None = None) -> Encoded
     if not deep or kind == FORMATS["jpeg"]:
         return Encoded(FORMATS["jpeg"], colour, b"")
     return Encoded(kind, colour, lz4.block.compress(np.ascontiguousarray(pixels[:, :, 3]), store_size=False))
+
+
+def over(data: bytes, ground: tuple[int, int, int]) -> tuple[float, np.ndarray]:
+    """A frame of format rgba-lz4 -> when it was begun (seconds), and uint8 [H, W, 3], even sides, over the ground."""
+    width, height = struct.unpack_from("<HH", data, 20)
+    (taken,) = struct.unpack_from("<Q", data, 40)
+    raw = lz4.block.decompress(data[FRAME.size :], uncompressed_size=4 * width * height)
+    rgba = np.frombuffer(raw, np.uint8).reshape(height, width, 4)[: height // 2 * 2, : width // 2 * 2]
+    made = np.ascontiguousarray(rgba[..., :3])
+    clear = 255 - np.arange(256)
+    for channel, level in enumerate(ground):
+        if level:  # colours are premultiplied: the sum stays below 256
+            made[..., channel] += ((clear * level + 127) // 255).astype(np.uint8)[rgba[..., 3]]
+    return taken / 1e6, made
 
 
 def open_picture(data: bytes, most_pixels: int) -> np.ndarray:

@@ -22,7 +22,7 @@ class Limits:
     text        characters of a message; prompt: of a prompt
     messages    a second, of one connection, `burst` at once; errors: lines a second that it is answered
     side        pixels, of what is drawn; steps: of a frame; fps
-    sessions, connections
+    sessions, connections; peers: by WebRTC
     hello       seconds until a connection has said who it is
     idle        seconds that a session waits for its client to come back
     failures    wrong tokens a minute, of one address
@@ -40,6 +40,7 @@ class Limits:
     fps: float = 120.0
     sessions: int = 4
     connections: int = 32
+    peers: int = 4
     hello: float = 5.0
     idle: float = 15.0
     failures: int = 10

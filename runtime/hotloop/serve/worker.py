@@ -25,6 +25,7 @@ from ..live.animation.gate import step_back
 from ..live.animation.keyframe import SIDE
 from ..live.animation.painting import PipelinePainter
 from ..live.motions import CLIPS
+from ..live.recording import WrittenRecording
 from ..live.stage import Stage
 from ..pipeline import Pipeline, load
 from .animating import Animate, unpacked
@@ -57,6 +58,8 @@ class Worker:
         self.opens: dict[str, Callable[[Opening], Show]] = {"restyle": self._restyle, "animate": self._animate}
         self.limits: Told = {}
         self._avatar: Told = {}
+        self._record: Path | None = None
+        self._recordings = 0
         self._painter: PipelinePainter | None = None
         self._pipeline: Pipeline | None = None
         self._stage: Stage | None = None
@@ -93,7 +96,18 @@ class Worker:
     def _do_config(self, told: Told, body: bytes) -> None:
         self.limits, self._avatar = told["limits"], told["avatar"]
         bundle = told["bundle"]
-        self._pipeline = load(None if bundle is None else Path(bundle), engine=told["engine"], threads=told["threads"])
+        if told["record"] is not None:
+            self._record = _place(Path(told["record"]))
+        loras = told["loras"]
+        self._pipeline = load(
+            None if bundle is None else Path(bundle), engine=told["engine"], threads=told["threads"],
+            adapters=bool(loras),
+        )  # fmt: skip
+        shelf = self._pipeline.adapters.shelf
+        for name, file in loras.items():
+            shelf.put(name, Path(file))
+        if loras:  # an engine that takes none says so now, and one that does is ready for all that these change
+            shelf.networks([(name, 1.0) for name in loras])
         family = self._pipeline.family
         animate = told["mode"] == "animate"
         self._answer(
@@ -124,6 +138,14 @@ class Worker:
         self._answer(told, values=show.values(), version=opening.version + 1, facts=show.facts())
         self._wake.set()
 
+    def _recording(self) -> WrittenRecording | None:
+        """A folder of its own, where everything is recorded."""
+        if self._record is None:
+            return None
+        self._recordings += 1
+        folder = self._record / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{self._recordings}"
+        return WrittenRecording(folder, ended=lambda why: print(f"hotloop: {why}", file=sys.stderr, flush=True))
+
     def _animate(self, opening: Opening) -> Show:
         assert self._pipeline is not None
         if self._painter is None:
@@ -133,7 +155,7 @@ class Worker:
         show = Animate(
             opening._replace(values=values), self.channel.send, self._avatar["picture"], background=self.background,
             painter=self._painter, clock=self.clock, side=side, pipeline=self._pipeline,
-            points=self._avatar["points"], parts=self._avatar["parts"],
+            points=self._avatar["points"], parts=self._avatar["parts"], recording=self._recording(),
         )  # fmt: skip
         if not self._painter.warmed:
             self.background.submit(self._painter.warm)
@@ -142,7 +164,9 @@ class Worker:
     def _restyle(self, opening: Opening) -> Show:
         if self._stage is None:
             assert self._pipeline is not None
-            self._stage = Stage(self._pipeline, background=self.background, plain=_plain(self._pipeline))
+            self._stage = Stage(
+                self._pipeline, background=self.background, plain=_plain(self._pipeline), recording=self._recording()
+            )
         return Restyle(self._stage, opening, self.channel.send, self.background)
 
     def _show(self, told: Told) -> Show:
@@ -286,6 +310,17 @@ class Worker:
             self._stage.close()
         for pool in (self.decoding, self.encoding, self.background):
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _place(folder: Path) -> Path:
+    """Where recordings lie. Raises InputError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError
+    except OSError as error:
+        raise InputError("serve", "record must be a folder that can be written", str(folder)) from error
+    return folder
 
 
 def _plain(pipeline: Pipeline) -> Pipeline | None:

@@ -60,6 +60,8 @@ class PipelinePainter:
         """Raises InputError where the drawn face's parts are not sure, NonFiniteError for a broken drawing."""
         step_back()
         pipeline = self._pipeline()
+        if request["lora"]:
+            pipeline = pipeline.over(pipeline.adapters.shelf.networks(request["lora"]))
         wanted: dict[str, Any] = {
             name: request[name] for name in _ARGUMENTS if name in request.values and request[name] is not None
         }
@@ -106,6 +108,7 @@ class PipelinePainter:
         if self._own is None or self._own.bundle is not given.bundle:
             vae = "tiny" if given.autoencoder.decoder.startswith("tiny_") else "full"
             self._own = Pipeline(given.bundle, engine=given.engine, device="cpu", threads=1, vae=vae)
+            self._own.adapters.shelf.loras = given.adapters.shelf.loras
         return self._own
 
 

@@ -25,6 +25,8 @@ class PictureFolder:
     Raises InputError for a folder that is there and not empty, or cannot be made.
     """
 
+    endless = False
+
     def __init__(self, folder: Path, suffix: str) -> None:
         self.frames, self._suffix, self._times = 0, suffix, list[float]()
         self._folder, self._part = folder, folder.with_name(folder.name + ".part")
@@ -58,6 +60,8 @@ class PictureFolder:
 
 class AnimatedFile:
     """One animated WebP. Times are kept to the millisecond, which is the format's unit."""
+
+    endless = False
 
     def __init__(self, path: Path, *, rate: float | None) -> None:
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):

@@ -6,6 +6,7 @@ it was lost, and then at most every fifth picture.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -93,7 +94,8 @@ class Camera:
     pictures, faces, superseded  how many came, showed a face, were overtaken by a newer one
     said   the last line about what was wrong
 
-    A face that is gone puts nothing: after the bus's timeout its controls are free again.
+    A face that is gone puts nothing: after the bus's timeout its controls are free again. A device or stream that is
+    lost is looked for until it is back.
     """
 
     def __init__(
@@ -107,7 +109,9 @@ class Camera:
         self._box: Mailbox[tuple[float, Shot]] = Mailbox()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._track, name="hotloop-tracker", daemon=True)
-        self._follower = Follower(video, self._take, ended=self._ended)
+        self._follower = Follower(
+            video, self._take, ended=self._ended, patience=math.inf if video.lasting else 0.0, lost=self._lost
+        )
         self._thread.start()
 
     def wait(self, seconds: float | None = None) -> bool:
@@ -130,6 +134,11 @@ class Camera:
             self.superseded += 1
         if self._take_too is not None:
             self._take_too(shot)
+
+    def _lost(self, why: str | None) -> None:
+        """Nothing is put meanwhile: the bus lets go of the controls after its timeout, and idle life goes on."""
+        if why is not None:
+            self.said = why
 
     def _ended(self, why: str) -> None:
         self.said = why or self.said

@@ -93,6 +93,7 @@ wire.addEventListener("state", ({ detail }) => {
 
 let session = null;
 wire.addEventListener("welcome", ({ detail }) => {
+  $("#kept").hidden = !detail.recording;
   const again = session !== null;
   // Another session, or a server that was started again and counts from the beginning.
   const begun = again && (session !== detail.session || detail.version < settings.version);

@@ -3,6 +3,7 @@
 // Words are sent when they are drawn (Enter, or the button), all else as it is moved. The session answers each change
 // with its new version or with one line; a refused field shows again what the session kept.
 
+import { Loras } from "./loras.js";
 import { $, all, choice, fill, make, throttled, toast } from "./widgets.js";
 
 const WORDS = ["prompt", "negative_prompt"];
@@ -12,6 +13,7 @@ const EVERY = 60; // ms between two changes of a slider
 // What the page sets by itself, or what would pull the picture from under it.
 const HIDDEN = new Set([
   "width", "height", "num_images_per_prompt", "compatible", "upscale", "alpha", "guidance_rescale", "sampler_options",
+  "lora",
 ]);
 const NAMES = {
   cfg_type: "Kind of guidance", delta: "Weight of its other side", similarity: "Skip pictures this alike",
@@ -44,15 +46,16 @@ export class Settings {
       });
     }
     for (const field of all("[data-setting]", sheet)) this.#bind(field);
+    this.loras = new Loras({ place: $("#loras"), changed: (lora) => this.#send({ lora }) });
     $("#dice").addEventListener("click", () => this.roll());
   }
 
   /** The fields that this server has: its schema's. */
-  describe({ settings: schema, loras = [] }) {
+  describe({ settings: schema }) {
     const properties = schema?.properties ?? {};
     this.rest = Object.fromEntries(Object.entries(properties).map(([name, one]) => [name, one.default]));
     for (const field of all("[data-needs]", this.sheet)) field.hidden = !(field.dataset.needs in properties);
-    $("#loras").replaceChildren(...loras.map((name) => make("option", { value: name })));
+    this.loras.describe(properties.lora?.items.properties.name.enum ?? []);
     const shown = new Set(all("[data-setting]", this.sheet).filter((one) => !one.closest("#finer")).map((one) => one.dataset.setting));
     const finer = $("#finer");
     finer.replaceChildren();
@@ -68,6 +71,7 @@ export class Settings {
     this.known = { ...settings };
     this.version = version;
     for (const field of all("[data-setting]", this.sheet)) this.#show(field);
+    this.loras.show(settings.lora);
     this.#ready();
   }
 
@@ -82,6 +86,7 @@ export class Settings {
       told.textContent = line;
       toast(line);
       for (const field of all("[data-setting]", this.sheet)) if (field.dataset.setting in asked) this.#show(field);
+      if ("lora" in asked) this.loras.show(this.known.lora);
       this.#ready();
     } else {
       this.take(settings, version);

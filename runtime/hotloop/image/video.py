@@ -1,4 +1,4 @@
-"""A video file of a session's frames, by PyAV: H.264, each frame at its own time (variable rate)."""
+"""A video file, by PyAV: H.264, each frame at its own time (variable rate)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
+from ..errors import InputError
 
 __all__ = ["VideoFile"]
 
-_PLACE = "live.sink"
+_PLACE = "video"
 _TICKS = 90_000  # a second: MPEG's clock
 # x264's constant rate factor; without its macroblock tree, which made other files of equal frames.
-_OPTIONS = {"crf": "18", "x264-params": "mbtree=0"}
+_OPTIONS = {"crf": "16", "x264-params": "mbtree=0"}
 _BT709 = 1  # FFmpeg's number of it among matrices, primaries and transfer curves; also of the limited range
 
 
@@ -25,6 +25,8 @@ class VideoFile:
 
     Raises InputError where it cannot be written, for frames of odd or changing size, and for times that go back.
     """
+
+    endless = False
 
     def __init__(self, path: Path, *, rate: float | None) -> None:
         try:
