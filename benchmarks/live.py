@@ -187,7 +187,7 @@ def clip(side: int, count: int = 60) -> list[bytes]:
 def wires(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A record for control datagrams to an avatar, and one for a camera's pictures redrawn; printed as they come."""
     run, records = run_id("live-wire"), list[dict[str, Any]]()
-    osc, few = ["--osc", "0"], ["--fps", f"{options.fps:g}"]
+    osc, few = ["--osc", "0"], ["--fps", f"{options.fps:g}", "--size", f"{options.side}"]
     parts: list[tuple[str, list[str], Callable[[wire.Server], wire.Wire]]] = [
         ("controls to frame", [*osc, *few], lambda server: wire.controls(
             server, rate=options.fps, seconds=options.seconds, fps=options.fps, sessions=options.sessions,
@@ -215,7 +215,23 @@ def wires(options: argparse.Namespace) -> list[dict[str, Any]]:
                    "client_cores": told.client, "memory_slope_bytes_per_second": told.slope,
                    "ledgers_exact": told.balanced(), "load": os.getloadavg()[0], "curve": curve(told)},
         ))  # fmt: skip
-    return records
+    return [*records, *([prompted(run, osc + few, options)] if options.prompts else [])]
+
+
+def prompted(run: str, words: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """A record of how long a change of prompt takes to the first frame of the keyframe drawn for it; printed."""
+    row: dict[str, Any] = {"run": run, "benchmark": "live-wire", "case": "prompt to keyframe",
+                           "params": {"server": words, "changes": options.prompts}}  # fmt: skip
+    try:
+        with wire.Server(*words) as server:
+            taken = wire.prompts(server, count=options.prompts, fps=options.fps)
+    except (RuntimeError, OSError) as error:
+        print(f"{row['case']:<20}not measured: {error}")
+        return record(**row, environment=environment(), error=str(error))
+    print(f"{row['case']:<20}median {np.median(taken):.2f}  most {taken.max():.2f} s   of {len(taken)}", flush=True)
+    metrics = {"latency": block("s", taken, keep=False)}
+    return record(**row, environment=environment(), metrics=metrics, rounds=len(taken),
+                  extra={"load": os.getloadavg()[0]})  # fmt: skip
 
 
 def curve(told: wire.Wire, most: int = 2000) -> dict[str, list[float]]:
@@ -229,7 +245,8 @@ def wire_line(name: str, told: wire.Wire) -> str:
     return (
         f"{name:<20}{times} ms   {told.rate:.1f} fps, {told.dropped} of {told.signals} signals dropped, "
         f"{told.bytes / max(told.frames, 1) / 1e3:.0f} kB a frame; server {told.server:.2f} of a core, client "
-        f"{told.client:.2f}; memory {told.slope / 1e3:+.1f} kB/s; ledgers {'exact' if told.balanced() else 'WRONG'}"
+        f"{told.client:.2f}{told.rungs()}; memory {told.slope / 1e3:+.1f} kB/s; "
+        f"ledgers {'exact' if told.balanced() else 'WRONG'}"
     )
 
 
@@ -247,6 +264,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of wire, each")
     parser.add_argument("--fps", type=float, default=60.0, help="of wire's avatar, and its datagrams a second")
     parser.add_argument("--sessions", type=int, default=1, help="of wire: avatars at once")
+    parser.add_argument("--side", type=int, default=512, help="of wire's avatar, pixels")
+    parser.add_argument("--prompts", type=int, default=4, help="of wire: changes of prompt that are timed")
     parser.add_argument("--storm", type=float, default=0.0, help="of wire: settings a second in the last session")
     parser.add_argument("--slow", type=float, default=0.0, help="of wire: seconds that the last viewer takes a frame")
     parser.add_argument("--out", type=Path, default=LOCAL / "live.jsonl", help="JSON lines are added to this file")

@@ -28,10 +28,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Client", "Server", "Wire", "camera", "controls", "shown_by"]
+__all__ = ["Client", "Server", "Wire", "camera", "controls", "prompts", "shown_by"]
 
 _FRAME = struct.Struct("<4sBBHIIIHHQQQQQII")
 _PICTURE = struct.Struct("<4sIdII")
+_HAIR = ("pink", "blue", "green", "black", "red")
 _GRACE = 1.0  # seconds that frames of the last signals have
 _PATIENCE = 60.0
 
@@ -95,14 +96,14 @@ class Client:
     """One WebSocket of a session; a thread reads frames, acknowledges them and answers pings.
 
     slow  seconds that it waits before each acknowledgement
-    frames  (arrival, times of the header in seconds, source, bytes)
+    frames  (arrival, times of the header in seconds, source, bytes, version of the settings)
     """
 
     def __init__(self, address: str, *, session: str | None = None, form: str, fps: float, slow: float = 0.0) -> None:
         from websockets.sync.client import connect
 
         self._socket = connect(address.replace("http", "ws", 1) + "api/live/ws", compression=None, max_size=2**24)
-        self.frames: list[tuple[float, tuple[float, ...], int, int]] = []
+        self.frames: list[tuple[float, tuple[float, ...], int, int, int]] = []
         self.errors: list[str] = []
         self._answers: dict[int, dict[str, Any]] = {}
         self._came, self._slow, self._ids = threading.Event(), slow, iter(range(1, 1 << 30))
@@ -146,7 +147,7 @@ class Client:
                 now = time.monotonic()
                 if isinstance(data, bytes):
                     head = _FRAME.unpack_from(data)
-                    self.frames.append((now, tuple(t / 1e6 for t in head[9:14]), head[5], len(data)))
+                    self.frames.append((now, tuple(t / 1e6 for t in head[9:14]), head[5], len(data), head[6]))
                     if self._slow:
                         time.sleep(self._slow)
                     self.say({"ack": head[4]})
@@ -194,6 +195,11 @@ class Wire:
             return {}
         told = {f"p{q}": float(np.percentile(self.latencies, q)) for q in (50, 95, 99)}
         return told | {"max": float(self.latencies.max())}
+
+    def rungs(self) -> str:
+        """Where the governor stands, if it has gone down in any session."""
+        names = [one["rung"] for one in self.stats if one.get("rung") not in (None, "asked")]
+        return f"; governor: {', '.join(names)}" if names else ""
 
     def balanced(self) -> bool:
         """Whether every ledger is exact."""
@@ -319,6 +325,26 @@ def controls(
             one.close()
 
 
+def prompts(server: Server, *, count: int, fps: float, form: str = "jpeg+alpha") -> np.ndarray:
+    """Seconds from each of so many changes of prompt and seed to the first frame that turns to the drawn keyframe."""
+    client, taken = Client(server.address, form=form, fps=fps), []
+    try:
+        for k in range(count):
+            began = time.monotonic()
+            answer = client.ask({"set": {"prompt": f"a girl with {_HAIR[k % len(_HAIR)]} hair", "seed": k}})
+            if "error" in answer:
+                raise RuntimeError(answer["error"])
+            while not client.frames or client.frames[-1][4] < answer["version"]:
+                if client.errors or time.monotonic() > began + _PATIENCE:
+                    raise RuntimeError(client.errors[-1] if client.errors else "no keyframe came")
+                time.sleep(0.005)
+            taken.append(time.monotonic() - began)
+            time.sleep(0.5)  # it turns, and rests
+        return np.array(taken)
+    finally:
+        client.close()
+
+
 def camera(server: Server, pictures: list[bytes], *, rate: float, seconds: float, fps: float) -> Wire:
     """A camera's JPEGs, one after another, to the main session; a frame tells which it shows."""
     client, first = Client(server.address, form="jpeg", fps=fps), 1
@@ -327,7 +353,7 @@ def camera(server: Server, pictures: list[bytes], *, rate: float, seconds: float
         for k, at in _paced(rate, _PATIENCE):
             client.show(k + 1, at, pictures[k % len(pictures)])
             first = k + 2
-            if any(source for _, _, source, _ in client.frames):
+            if any(frame[2] for frame in client.frames):
                 break
 
         def send() -> list[float]:
@@ -340,7 +366,7 @@ def camera(server: Server, pictures: list[bytes], *, rate: float, seconds: float
 
         def reckon(sent: list[float]) -> tuple[np.ndarray, np.ndarray]:
             came: dict[int, float] = {}
-            for arrival, _, source, _ in client.frames:
+            for arrival, _, source, *_ in client.frames:
                 if first <= source < first + len(sent):
                     came.setdefault(source - first, arrival)
             if not came:

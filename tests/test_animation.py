@@ -687,6 +687,25 @@ def test_on_the_rung_that_pauses_keyframes_none_is_drawn() -> None:
     assert len(background.waiting) == 1
 
 
+def test_where_the_pause_lasts_a_keyframe_waits_for_a_second_and_is_drawn() -> None:
+    background = Later()
+    one = session(painter=Paints(), background=background, governed=True)
+    assert one.governor is not None
+    one.governor.stand("keyframes paused")
+    one.tick(5.0)
+    one.set(prompt="a boy")
+    for t in (5.1, 5.5, 6.0):
+        one.tick(t)
+        assert not background.waiting
+    one.tick(6.2)
+    assert len(background.waiting) == 1
+    background.go()
+    one.tick(6.3)
+    one.set(prompt="a girl")
+    one.tick(6.4)
+    assert not background.waiting
+
+
 def test_a_black_frame_is_black_whatever_its_alpha() -> None:
     """And one bright pixel anywhere is enough to say that it is not."""
     black = np.zeros((64, 64, 4), np.uint8)

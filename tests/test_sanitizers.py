@@ -13,7 +13,9 @@ import pytest
 from hotloop_kernels.testing import can_compile
 
 ROOT = Path(__file__).parents[1]
-OPERATORS = ("arrays", "attention", "cfg_step", "geglu", "group_norm_silu", "layer_norm", "rgb", "warp_blend")
+OPERATORS = (
+    "arrays", "attention", "cfg_step", "formula", "geglu", "group_norm_silu", "layer_norm", "rgb", "warp_blend",
+)  # fmt: skip
 # Left out: full sizes, which take minutes here and no other paths, and what measures time or starts a process anew.
 LEFT_OUT = "not shapes_of_sd and not idle_threads and not forked and not environment"
 COMPILER = shutil.which("g++") or shutil.which("c++")

@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import threading
+from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +24,7 @@ from hotloop.live.ledgers import ENDS
 from hotloop.live.stamps import Stamp
 from hotloop.serve import supervisor
 from hotloop.serve.auth import Guard, Tokens
+from hotloop.serve.beat import Beat
 from hotloop.serve.channel import Channel, pack, receive
 from hotloop.serve.config import Config
 from hotloop.serve.encoding import encode, open_picture
@@ -510,3 +512,97 @@ def test_a_channels_threads_do_not_mix_their_messages():
             (i, name.encode() * i) for i in range(200)
         ]
     assert len(ENDS) == 5
+
+
+# When frames begin.
+
+
+def paced(signals: list[float], *, interval: float = 1 / 60, cost: float = 0.004) -> tuple[np.ndarray, np.ndarray]:
+    """Ten seconds of a beat that signals come to at these times -> when frames began, how long each signal waited."""
+    beat, now, waiting, began, waits = Beat(interval), 0.0, list[float](), list[float](), list[float]()
+    coming = deque(signals)
+    while now < 10:
+        due = max(beat.next(bool(waiting)), now)
+        if coming and coming[0] <= due:
+            now = max(now, coming[0])
+            waiting.append(coming.popleft())
+            continue
+        now = due
+        beat.began(now, bool(waiting))
+        began.append(now)
+        waits += [now - at for at in waiting]
+        waiting.clear()
+        now += cost
+    return np.array(began), np.array(waits)
+
+
+def test_without_signals_frames_come_on_the_beat() -> None:
+    began, _ = paced([])
+    np.testing.assert_allclose(np.diff(began[2:]), 1 / 60, atol=1e-9)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.0005, 0.001])
+@pytest.mark.parametrize("rate", [60, 120])
+def test_signals_at_the_frames_rate_find_a_frame_that_waits_for_them(rate: int, jitter: float) -> None:
+    """Whatever their phase: on a beat of its own a frame would let them wait half an interval."""
+    rng = np.random.default_rng(0)
+    for phase in (0.003, 0.009, 0.015):
+        at = phase + np.arange(0, 9.9, 1 / rate)
+        _, waits = paced(np.sort(at + rng.normal(0, jitter * 60 / rate, len(at))).tolist(), interval=1 / rate)
+        settled = waits[30:]
+        assert np.median(settled) < 1e-6 and np.quantile(settled, 0.95) < 0.0025
+
+
+@pytest.mark.parametrize("rate", [24, 100, 1000])
+def test_other_rates_of_signals_do_not_hurry_frames(rate: int) -> None:
+    began, waits = paced(np.arange(0.003, 9.9, 1 / rate).tolist())
+    assert 59 <= len(began) / 10 <= 60 * (1 + 1 / 30) + 0.5
+    assert waits.max() <= 1.25 / 60 + 1e-6
+
+
+# Several sessions.
+
+
+class Heard:
+    """A channel that keeps what it was told, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.told: list[dict] = []
+        self.broken = False
+
+    def offer(self, told: dict) -> bool:
+        if self.broken:
+            raise OSError("no more")
+        self.told.append(told)
+        return True
+
+
+@pytest.mark.parametrize("sessions", [1, 2, 3])
+def test_frames_of_each_session_leave_in_order_however_many_are_encoded_beside_others(sessions):
+    from hotloop.live.session import Frame
+    from hotloop.serve.shows import Made
+    from hotloop.serve.worker import Worker
+
+    heard, fd = Heard(), memory(8 << 14)
+    worker = Worker(heard, Ring(fd, 8, 1 << 14))
+    os.close(fd)
+    shows = [SimpleNamespace(name=f"s{i}", kinds=(2,), close=lambda: None) for i in range(sessions)]
+    worker.shows = {one.name: one for one in shows}
+    pixels = np.full((16, 16, 4), 200, np.uint8)
+    try:
+        for number in range(20):
+            for show in shows:
+                worker._encode(show, Made(Frame(pixels, Stamp(number, None, 1, taken=1.0)), number, 1, 0, False), (2,))
+            assert len(worker._encoded) <= (sessions if sessions > 1 else 0)
+        while worker._encoded:
+            worker._encoded.popleft().result()
+        for show in shows:
+            assert [told["frame"] for told in heard.told if told["s"] == show.name] == list(range(20))
+        heard.broken = True
+        made = Made(Frame(pixels, Stamp(20, None, 1, taken=1.0)), 20, 1, 0, False)
+        with pytest.raises(OSError, match="no more"):  # not silent: the worker falls, as by any other fault
+            for _ in range(sessions + 1):
+                worker._encode(shows[0], made, (2,))
+    finally:
+        worker._encoded.clear()
+        worker.close()

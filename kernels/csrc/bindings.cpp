@@ -281,6 +281,21 @@ void warp_blend(const py::list& sources, const py::list& layers, py::handle out,
         HOTLOOP_ON_CUDA(&hotloop::warp_blend_cuda), stream, unproved);
 }
 
+void formula(py::handle steps, py::handle constants, py::handle given, py::handle columns, py::handle rows,
+             py::handle out, int registers) {
+    Arrays arrays("formula");
+    hotloop::Formula op{};
+    op.steps = dense(arrays, arrays.read(steps, "steps"), "steps", 0);
+    op.constants = dense(arrays, arrays.read(constants, "constants"), "constants", 0);
+    op.given = dense(arrays, arrays.read(given, "given"), "given", 0);
+    op.columns = dense(arrays, arrays.read(columns, "columns"), "columns", 0);
+    op.rows = dense(arrays, arrays.read(rows, "rows"), "rows", 0);
+    op.out = dense(arrays, arrays.write(out, "out"), "out", 0);
+    op.registers = registers;
+    py::gil_scoped_release release;
+    hotloop::formula(op);
+}
+
 std::string compiler() {
 #if defined(__clang__)
     return "clang " __clang_version__;
@@ -349,6 +364,7 @@ PYBIND11_MODULE(_ops, m) {
     m.def("group_norm_silu", &group_norm_silu);
     m.def("group_norm_threads", &group_norm_threads);
     m.def("group_norm_tiles", &group_norm_tiles);
+    m.def("formula", &formula);
     m.def("layer_norm", &layer_norm);
     m.def("rgb_pack", &rgb_pack);
     m.def("rgb_unpack", &rgb_unpack);

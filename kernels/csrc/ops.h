@@ -90,6 +90,16 @@ void warp_blend(const WarpBlend& op);
 // The same pixel by pixel, as a CUDA thread takes it (warp_blend_value.h).
 void warp_blend_by_value(const WarpBlend& op);
 
+// Elementary steps over the nodes of a grid (formula.cpp has their layout). On the CPU alone.
+struct Formula {
+    Tensor steps;             // i32 [n, 5]
+    Tensor constants, given;  // f32 [k], [m]: numbers and tables
+    Tensor columns, rows;     // f32 [w], [h]: registers 0 and 1
+    Tensor out;               // f32 [C, h, w]
+    int registers;            // at least 2
+};
+void formula(const Formula& op);
+
 // out = softmax(q k^T scale + mask) v + sum over segments of weight softmax(q k_s^T scale) v_s
 constexpr int kMaxSegments = 8;
 

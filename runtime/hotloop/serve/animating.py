@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from ..live.bus import Bus
 from ..live.motions import CLIPS
 from ..live.session import Frame
 from ..request import Request
+from .beat import Beat
 from .fields import Moved, Scenes
 from .mirror import replay
 from .shows import Incoming, Made, Opening, Report, Tell
@@ -54,6 +54,11 @@ class Desk:
         with self._lock:
             return self._bus.sample(t)
 
+    @property
+    def called(self) -> bool:
+        """Whether a signal waits for a frame."""
+        return self._signal is not None
+
     def signal(self) -> tuple[float, bool] | None:
         """What has come since this was last asked: its time, and whether that is its sender's."""
         with self._lock:
@@ -62,7 +67,7 @@ class Desk:
 
 
 class Animate:
-    """Frames on the beat of the session's rate; nothing is sent where nothing has changed.
+    """Frames on the session's beat; nothing is sent where nothing has changed.
 
     avatar   as for `open_avatar`. The opening's keyframe, which the session had when its worker fell, is not drawn anew
     given    further arguments of `open_avatar`
@@ -96,7 +101,7 @@ class Animate:
         self._keyframe = self.session.keyframe
         self._scenes = Scenes()
         self._base, self._frame = opening.version, opening.frame
-        self._due = -math.inf
+        self._beat = Beat(self.session.interval)
         self._report = Report(opening.name, tell)
 
     def set(self, blend: int, values: Mapping[str, Any]) -> int:
@@ -128,11 +133,10 @@ class Animate:
 
     def take(self) -> Made | None:
         now = self._clock()
-        if not self.kinds or now < self._due:
+        if not self.kinds or now < self._beat.next(self.desk.called):
             return None
-        interval = self.session.interval
-        self._due = max(self._due + interval, now + interval / 2)
         number, signal = self.desk.signals, self.desk.signal()
+        self._beat.began(now, signal is not None)
         frame: Frame | None = self.session.tick(now, captured=signal[0] if signal and signal[1] else None)
         session = self.session
         self._report.look(session.settings, session.governor, session.watchdog, self._base, self.values)
@@ -152,7 +156,7 @@ class Animate:
         return Made(frame, self._frame, self._base + frame.stamp.version, number, signal is not None, moved)
 
     def look(self, now: float) -> float | None:
-        return self._due if self.kinds else None
+        return self._beat.next(self.desk.called) if self.kinds else None
 
     def stats(self) -> dict[str, Any]:
         told = self.session.stats()

@@ -73,7 +73,9 @@ class Connection:
         except InputError as error:
             await _end(self._socket, _TOO_MANY, str(error))
             return
-        viewer = Viewer(told.role, FORMATS[told.format], told.fps, self._name)
+        # Who asks for all that there are is held to no pace: signals may hurry a frame a little.
+        fps = told.fps if told.fps < session.config.fps else math.inf
+        viewer = Viewer(told.role, FORMATS[told.format], fps, self._name)
         session.join(viewer)
         try:
             viewer.say(self._welcome(session))

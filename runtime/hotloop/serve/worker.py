@@ -1,7 +1,8 @@
 """The worker process: engines, sessions, encoding. `python -m hotloop.serve.worker CHANNEL RING SLOTS BYTES`.
 
-One thread receives what the listening process says, two decode source pictures, one makes frames, one prepares settings
-at a low priority. Frames are left in the ring. When the listening process goes away, so does this one.
+One thread receives what the listening process says, two decode source pictures, one makes frames, one encodes them
+where several sessions are watched, one prepares settings at a low priority. Frames are left in the ring. When the
+listening process goes away, so does this one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -51,6 +53,8 @@ class Worker:
         self.clock = time.monotonic
         self.background = ThreadPoolExecutor(1, "hotloop-live", initializer=step_back)
         self.decoding = ThreadPoolExecutor(2, "hotloop-decode")
+        self.encoding = ThreadPoolExecutor(1, "hotloop-encode")
+        self._encoded: deque[Future[None]] = deque()  # frames that are being encoded, or wait for it
         self._taking: dict[str, Future[None]] = {}  # of each session the picture that is being decoded
         self.opens: dict[str, Callable[[Opening], Show]] = {"restyle": self._restyle, "animate": self._animate}
         self.limits: Told = {}
@@ -153,11 +157,14 @@ class Worker:
             self._painter = PipelinePainter(self._pipeline)
         values = {"prompt": "", **opening.values}
         side = values.pop("size", SIDE)
-        return Animate(
+        show = Animate(
             opening._replace(values=values), self.channel.send, self._avatar["picture"], background=self.background,
             painter=self._painter, clock=self.clock, side=side, pipeline=self._pipeline,
             points=self._avatar["points"], parts=self._avatar["parts"], recording=self._recording(),
         )  # fmt: skip
+        if not self._painter.warmed:
+            self.background.submit(self._painter.warm)
+        return show
 
     def _restyle(self, opening: Opening) -> Show:
         if self._stage is None:
@@ -269,7 +276,7 @@ class Worker:
                 if (made := show.take()) is not None:
                     worked = True
                     self._last[show.name] = made
-                    self._publish(show, made, show.kinds)
+                    self._encode(show, made, show.kinds)
                 if (at := show.look(self.clock())) is not None:
                     due.append(at)
             if self._again:
@@ -294,7 +301,18 @@ class Worker:
         self._last = {name: last for name, last in self._last.items() if name in self.shows}
         for name, kinds in again.items():
             if (show := self.shows.get(name)) is not None and (last := self._last.get(name)) is not None:
-                self._publish(show, last, kinds)
+                self._encode(show, last, kinds)
+
+    def _encode(self, show: Show, made: Made, kinds: tuple[int, ...]) -> None:
+        """Where others are watched too, on a thread of its own while their frames are made; in order, and no more wait
+        than there are sessions."""
+        watched = sum(1 for one in self.shows.values() if one.kinds)
+        while self._encoded and (watched < 2 or len(self._encoded) >= watched or self._encoded[0].done()):
+            self._encoded.popleft().result()  # raises what went wrong in it
+        if watched < 2:
+            self._publish(show, made, kinds)
+        else:
+            self._encoded.append(self.encoding.submit(self._publish, show, made, kinds))
 
     def _publish(self, show: Show, made: Made, kinds: tuple[int, ...]) -> None:
         frame, number, version, source, signal, moved = made
@@ -318,7 +336,7 @@ class Worker:
             show.close()
         if self._stage is not None:
             self._stage.close()
-        for pool in (self.decoding, self.background):
+        for pool in (self.decoding, self.encoding, self.background):
             pool.shutdown(wait=False, cancel_futures=True)
 
 

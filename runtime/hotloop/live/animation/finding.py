@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -68,36 +69,45 @@ def points_of_parts(parts: Mapping[str, np.ndarray]) -> dict[str, tuple[float, f
 _SEEN = 128  # pixels a side on which a face is searched for
 
 
-def nearby(rgba: np.ndarray, current: Keyframe) -> dict[str, tuple[float, float]]:
+def nearby(
+    rgba: np.ndarray, current: Keyframe, pause: Callable[[], object] = lambda: None
+) -> dict[str, tuple[float, float]]:
     """The ten points of a face that lies nearly where a keyframe's does: moved and scaled to where eyes, nose and mouth
     show most alike. What is compared is how much brightness varies about each place, whatever the colours.
 
-    rgba: premultiplied uint8 [S, S, 4]. POINTS in shares of the picture.
+    rgba: premultiplied uint8 [S, S, 4]; pause: called every few milliseconds of work. POINTS in shares of the picture.
     """
     guess = current.geometry
     assert guess is not None
-    there, here = _activity(current.rgba), _activity(rgba)
+    there = _standing(current)
+    pause()
+    here = _activity(rgba)
     x, y = np.meshgrid(np.linspace(-0.22, 0.22, 25), np.linspace(0.0, 0.28, 15))
     at = guess.to_picture(np.stack([x, y], axis=-1)).reshape(-1, 2)
     middle = guess.to_picture(np.array([0.0, EYES_Y]))
-    wanted = _standard(_looked_up(there, at))
+    wanted = _standard(there[_places(at[:, 1], len(there)), _places(at[:, 0], len(there))])
     best, found = -np.inf, np.array((0.0, 0.0, 1.0))  # shift x, y and scale
     for fine in (1.0, 0.25):  # over all, then about the best
         shifts, centre = fine * np.linspace(-0.06, 0.06, 17), found
+        xs = centre[0] + shifts
         for scale in centre[2] + fine * np.linspace(-0.12, 0.12, 9):
+            pause()
+            moved = middle + scale * (at - middle)
+            columns = _places(moved[:, 0] + xs[:, None], len(here))  # [shifts, places]
             for dy in centre[1] + shifts:
-                moved = middle + scale * (at - middle)
-                xs = centre[0] + shifts
-                rows = np.stack([_looked_up(here, moved + np.array([dx, dy])) for dx in xs])
+                rows = here.take(_places(moved[:, 1] + dy, len(here)) * len(here) + columns)
                 off = (dy**2 + xs**2) / 0.06**2 + ((scale - 1) / 0.16) ** 2
                 score = _standard(rows) @ wanted / len(at) - 0.05 * off
                 k = int(score.argmax())
                 if score[k] > best:
                     best, found = float(score[k]), np.array((xs[k], dy, scale))
 
+    def places(points: np.ndarray) -> np.ndarray:
+        return np.clip(middle + found[2] * (guess.to_picture(points) - middle) + found[:2], 0, 1)
+
     def placed(x: float, y: float) -> tuple[float, float]:
-        at = middle + found[2] * (guess.to_picture(np.array([x, y])) - middle) + found[:2]
-        return float(np.clip(at[0], 0, 1)), float(np.clip(at[1], 0, 1))
+        u, v = places(np.array([x, y])).tolist()
+        return u, v
 
     told = {}
     for eye, name in zip(guess.eyes, ("Right", "Left"), strict=True):
@@ -106,9 +116,16 @@ def nearby(rgba: np.ndarray, current: Keyframe) -> dict[str, tuple[float, float]
         # Lids that cover a little more than an eye are better than ones that leave some of it.
         told[f"lidUpper{name}"] = placed(eye.x, top - 0.05 * (low - top))
         told[f"lidLower{name}"] = placed(eye.x, low + 0.1 * (low - top))
-    told |= _mouth(rgba, guess, placed)
+    pause()
+    told |= _mouth(rgba, guess, places)
     told["chin"], told["headCentre"] = placed(guess.mouth.x, guess.chin), placed(*guess.centre)
     return {name: told[name] for name in POINTS}
+
+
+@lru_cache(maxsize=2)
+def _standing(keyframe: Keyframe) -> np.ndarray:
+    """The one that new keyframes are drawn over stays the same for long."""
+    return _activity(keyframe.rgba)
 
 
 def _activity(rgba: np.ndarray) -> np.ndarray:
@@ -116,39 +133,49 @@ def _activity(rgba: np.ndarray) -> np.ndarray:
     step = max(1, len(rgba) // _SEEN)
     grey = rgba[..., :3].astype(np.float64).mean(-1) + (255 - rgba[..., 3]) * 0.9
     n = len(grey) // step * step
-    grey = np.pad(grey[:n, :n].reshape(n // step, step, n // step, step).mean((1, 3)), 2, mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(grey, (5, 5))
-    return np.asarray(np.sqrt(windows.std((2, 3)) + 1))
+    grey = grey[:n, :n].reshape(n // step, step, n // step, step).mean((1, 3))
+    mean, square = _blurred(grey), _blurred(grey * grey)
+    return np.asarray(np.sqrt(np.sqrt(np.maximum(square - mean * mean, 0)) + 1))
 
 
-def _looked_up(field: np.ndarray, at: np.ndarray) -> np.ndarray:
-    i, j = np.clip((at * len(field)).astype(int), 0, len(field) - 1).T
-    return np.asarray(field[j, i])
+def _blurred(values: np.ndarray) -> np.ndarray:
+    """The means of 5 x 5, edges repeated."""
+    for axis in (0, 1):
+        padded = np.pad(values, [(2, 2) if i == axis else (0, 0) for i in (0, 1)], mode="edge")
+        values = np.lib.stride_tricks.sliding_window_view(padded, 5, axis).mean(-1)
+    return values
+
+
+def _places(at: np.ndarray, side: int) -> np.ndarray:
+    """Shares of the picture -> pixels."""
+    return np.clip((at * side).astype(np.int32), 0, side - 1)
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
     """Each row's mean 0 and deviation 1."""
     values = values - values.mean(-1, keepdims=True)
-    return np.asarray(values / np.maximum(values.std(-1, keepdims=True), 1e-6))
+    deviation = np.sqrt(np.square(values).mean(-1, keepdims=True))
+    return np.asarray(values / np.maximum(deviation, 1e-6))
 
 
 def _mouth(
-    rgba: np.ndarray, guess: Geometry, placed: Callable[[float, float], tuple[float, float]]
+    rgba: np.ndarray, guess: Geometry, places: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, tuple[float, float]]:
     """The corners of the mouth: what, below the nose, is least like the cheeks; the guess's where nothing is."""
     side, (x, y) = len(rgba), (guess.mouth.x, float(guess.mouth.line.mean()))
     columns, rows = np.linspace(-0.115, 0.115, 93), np.linspace(y - 0.055, min(y + 0.06, guess.chin - 0.012), 47)
-    at = np.array([[placed(x + dx, v) for dx in columns] for v in rows])  # [rows, columns, 2]
+    at = places(np.stack(np.meshgrid(x + columns, rows), axis=-1))  # [rows, columns, 2]
     i, j = np.moveaxis(np.clip(at * side, 0, side - 1).astype(int), -1, 0)
-    cheeks = [placed(x + way * 0.11, y - 0.035) for way in (-1, 1)]
+    cheeks = places(np.array([[x - 0.11, y - 0.035], [x + 0.11, y - 0.035]]))
     skin = np.mean([rgba[int(v * (side - 1)), int(u * (side - 1)), :3] for u, v in cheeks], axis=0)
     colours = rgba[j, i, :3].astype(np.float64)
     # Redder or darker than skin, not the outline of the jaw, which reaches the sides.
     off = (colours[..., 1] - skin[1] < -34) & (np.abs(columns) < 0.1)
     width, middle = guess.mouth.width, x
     if off.sum() >= 12:
-        heights, places = np.nonzero(off)
+        heights, across = np.nonzero(off)
         y = float(np.quantile(rows[heights], 0.4))
-        low, high = (float(np.quantile(columns[places], q)) for q in (0.04, 0.96))
+        low, high = (float(np.quantile(columns[across], q)) for q in (0.04, 0.96))
         width, middle = float(np.clip((high - low) / 2, 0.03, 0.09)), x + (low + high) / 2
-    return {"mouthRight": placed(middle - width, y), "mouthLeft": placed(middle + width, y)}
+    right, left = places(np.array([[middle - width, y], [middle + width, y]])).tolist()
+    return {"mouthRight": (right[0], right[1]), "mouthLeft": (left[0], left[1])}

@@ -39,11 +39,22 @@ class PipelinePainter:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.given, self.gate = pipeline, Gate()
+        self.warmed = False  # whether anything was drawn
         self._own: Pipeline | None = None
 
     def check(self, request: Request) -> None:
         """Raises InputError for what cannot be drawn."""
         check(self.given, request, 0, None, source=False)
+
+    def warm(self) -> None:
+        """Open what it draws with, and draw once: the first prompt then waits for neither."""
+        step_back()
+        pipeline, self.warmed = self._pipeline(), True
+        self.gate.wait()
+        width, height = pipeline.family.default_size
+        grey = Image.new("RGB", (width, height), (_GROUND, _GROUND, _GROUND))
+        few: dict[str, Any] = {"strength": 0.5, "num_inference_steps": 2, "guidance_scale": 1.0, "sampler": "lcm"}
+        pipeline.img2img("", image=grey, width=width, height=height, callback=lambda _: self.gate.wait(), **few)
 
     def paint(self, request: Request, current: Keyframe) -> Keyframe:
         """Raises InputError where the drawn face's parts are not sure, NonFiniteError for a broken drawing."""
@@ -84,11 +95,11 @@ class PipelinePainter:
         if isinstance(found, str):
             if current.geometry is None:
                 raise InputError(PLACE, f"the drawn face's parts are not sure: {found}", name)
-            found = nearby(rgba, current)
+            found = nearby(rgba, current, self.gate.wait)
         self.gate.wait()
         geometry = from_points(found)
         geometry = from_points(found, eye_widths(rgba, geometry))
-        return Keyframe(rgba, reveal_of(rgba, geometry), None, geometry, name)
+        return Keyframe(rgba, reveal_of(rgba, geometry, pause=self.gate.wait), None, geometry, name)
 
     def _pipeline(self) -> Pipeline:
         given = self.given

@@ -3,6 +3,8 @@ own lips with teeth and tongue drawn between them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .geometry import APART, SAMPLES, Eye, Geometry, Mouth
@@ -13,24 +15,72 @@ _T = np.linspace(-1, 1, SAMPLES)
 _THROAT, _TONGUE, _TEETH = (0.33, 0.06, 0.11), (0.80, 0.40, 0.43), (0.97, 0.95, 0.94)
 
 
-def reveal_of(rgba: np.ndarray, geometry: Geometry, front: np.ndarray | None = None) -> np.ndarray:
+def reveal_of(
+    rgba: np.ndarray, geometry: Geometry, front: np.ndarray | None = None, pause: Callable[[], object] = lambda: None
+) -> np.ndarray:
     """Premultiplied uint8 [S, S, 4] like rgba: eyes closed, mouth open, all else as it is.
 
-    front: uint8 [S, S], what lies before the eyes and stays.
+    front: uint8 [S, S], what lies before the eyes and stays; pause: called every few milliseconds of work.
     """
-    side = len(rgba)
+    side, made = len(rgba), rgba.copy()
     picture = rgba.astype(np.float32) / 255
-    at = (np.arange(side) + 0.5) / side
-    u, v = np.meshgrid(at, at)
-    face = geometry.to_face(np.stack([u, v], axis=-1)).astype(np.float32)
     pixel = 1 / (side * geometry.unit)
-    for eye in geometry.eyes:
-        picture = _closed(picture, face, eye, pixel)
+    around = [_box(geometry, side, _reach_of_eye(eye, pixel)) for eye in geometry.eyes]
+    for eye, box in zip(geometry.eyes, around, strict=True):
+        pause()
+        picture[box] = _closed(picture[box], _face(geometry, side, box), eye, pixel)
+    pause()
+    (a, b), (c, d) = around
+    eyes = slice(min(a.start, c.start), max(a.stop, c.stop)), slice(min(b.start, d.start), max(b.stop, d.stop))
     if front is not None:
-        stays = front[..., None].astype(np.float32) / 255
-        picture = picture + stays * (rgba.astype(np.float32) / 255 - picture)
-    picture = _opened(picture, face, geometry, geometry.mouth, pixel)
-    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+        stays = front[eyes][..., None].astype(np.float32) / 255
+        picture[eyes] += stays * (rgba[eyes].astype(np.float32) / 255 - picture[eyes])
+    mouth = _box(geometry, side, _reach_of_mouth(geometry, pixel))
+    picture[mouth] = _opened(picture, _face(geometry, side, mouth), geometry, geometry.mouth, pixel, mouth)
+    for box in (eyes, mouth):  # elsewhere it is as it was
+        made[box] = np.rint(np.clip(picture[box], 0, 1) * 255).astype(np.uint8)
+    return made
+
+
+Box = tuple[slice, slice]  # rows and columns
+
+
+def _box(g: Geometry, side: int, reach: tuple[float, float, float, float]) -> Box:
+    """The pixels that a rectangle of the face (x0, y0, x1, y1) lies in."""
+    x0, y0, x1, y1 = reach
+    at = g.to_picture(np.array([[x0, y0], [x1, y0], [x0, y1], [x1, y1]])) * side
+    (left, top), (right, low) = np.floor(at.min(0)).astype(int) - 1, np.ceil(at.max(0)).astype(int) + 1
+
+    def held(first: int, end: int) -> slice:
+        return slice(min(max(int(first), 0), side - 1), max(min(int(end), side), 1))
+
+    return held(top, low), held(left, right)
+
+
+def _face(g: Geometry, side: int, box: Box) -> np.ndarray:
+    """Where a box's pixels lie in the face, float32 [h, w, 2]."""
+    v, u = ((np.arange(some.start, some.stop) + 0.5) / side for some in box)
+    return g.to_face(np.stack(np.meshgrid(u, v), axis=-1)).astype(np.float32)
+
+
+def _reach_of_eye(eye: Eye, pixel: float) -> tuple[float, float, float, float]:
+    """All that `_closed` looks at or draws on."""
+    top, low = float(eye.top.min()), float(eye.low.max())
+    middle, half = (top + low) / 2, (low - top) / 2
+    across = max(1.8 * 1.38 * eye.width, 1.1 * eye.width + 0.03)
+    lines = [float(f(curve)) for curve in (eye.top, eye.rest) for f in (np.min, np.max)]
+    room = 1.8 * (1.32 * half + 0.008)
+    up = min(middle - room, min(lines) - 2 * eye.lash - 2 * pixel)
+    down = max(middle + room, middle + 1.25 * half + 0.05, max(lines) + 2 * eye.lash + 2 * pixel)
+    return eye.x - across, up, eye.x + across, down
+
+
+def _reach_of_mouth(g: Geometry, pixel: float) -> tuple[float, float, float, float]:
+    """All that `_opened` looks at or draws on."""
+    mouth, reach = g.mouth, max(g.chin - float(g.mouth.line.mean()), 0.03)
+    up = min(float(mouth.top.min()) - 0.5 * reach, float(mouth.line.min()) - 0.06)
+    down = max(float(mouth.low.max()) + reach, float(mouth.line.max()) + 0.06)
+    return mouth.x - 1.35 * mouth.reveal, up - 2 * pixel, mouth.x + 1.35 * mouth.reveal, down + 2 * pixel
 
 
 def _closed(picture: np.ndarray, face: np.ndarray, eye: Eye, pixel: float) -> np.ndarray:
@@ -153,8 +203,10 @@ def _doubled(values: np.ndarray, h: int, w: int) -> np.ndarray:
     return values
 
 
-def _opened(picture: np.ndarray, face: np.ndarray, g: Geometry, mouth: Mouth, pixel: float) -> np.ndarray:
-    """The lips apart, each as it is, the mouth's inside between them."""
+def _opened(whole: np.ndarray, face: np.ndarray, g: Geometry, mouth: Mouth, pixel: float, box: Box) -> np.ndarray:
+    """Of the whole picture a box, whose pixels lie at `face`: the lips apart, each as it is, the mouth's inside between
+    them."""
+    picture = whole[box]
     x, y = face[..., 0] - mouth.x, face[..., 1]
     t = x / mouth.reveal
     line, top, low = (np.interp(t, _T, curve) for curve in (mouth.line, mouth.top, mouth.low))
@@ -163,7 +215,7 @@ def _opened(picture: np.ndarray, face: np.ndarray, g: Geometry, mouth: Mouth, pi
     below = np.clip(1 - (y - low) / reach, 0, 1)
     from_y = np.where(y < (top + low) / 2, y + (line - top) * above, y - (low - line) * below)
     fade = np.clip((1.35 - np.abs(t)) * 5, 0, 1)
-    made = _bilinear(picture, g, face[..., 0], y + fade * (from_y - y))
+    made = _bilinear(whole, g, face[..., 0], y + fade * (from_y - y))
     gap = np.maximum(low - top, 1e-6)
     into = np.clip((y - top) / gap, 0, 1)[..., None]
     tone = float(np.clip(np.median(picture[(np.abs(t) < 1.2) & (np.abs(y - line) < 0.06)][:, :3]) * 1.15, 0.35, 1))

@@ -42,6 +42,7 @@ __all__ = ["STEPS", "AnimationSession", "Painter", "drawn"]
 # Of keyframes: four steps of img2img, which keep the face where it is.
 _DEFAULTS: dict[str, Any] = {"prompt": "", "num_inference_steps": 4, "strength": 0.65}
 _READY = 2  # drawn keyframes that wait for their turn
+_HELD = 1.0  # seconds that settings wait on a rung that pauses keyframes, at most
 _MARGIN = 0.003  # seconds before a frame in which no background work begins
 STEPS = 1024  # a scaled control is told in so many steps
 
@@ -111,6 +112,7 @@ class AnimationSession:
         self._still = Still()
         self.last: tuple[Performance, np.ndarray, float] | None = None  # what the last frame was made of; None: of two
         self._last_begun: float | None = None
+        self._asked_since: float | None = None  # when settings began to wait
         self._version = 1
         self._prepared: dict[str, Performance] = {}  # keyframes that were drawn, ready
         self.settings: Settings[Keyframe] | None = None
@@ -304,9 +306,8 @@ class AnimationSession:
 
     def _settle(self, now: float) -> None:
         settings = self.settings
-        paused = self.governor is not None and bool(self.governor.rung.changes.get("paused"))
         if settings is not None:
-            if settings.pending and not paused:
+            if self._may_draw(settings, now):
                 if self._background is None:
                     settings.prepare()
                 elif self._preparing is not None and self._preparing.done():
@@ -321,6 +322,16 @@ class AnimationSession:
             self._before, self._performance, self._ready = (self._performance, now), self._ready, None
             if self.settings is None:
                 self._version += 1
+
+    def _may_draw(self, settings: Settings[Keyframe], now: float) -> bool:
+        """Whether there are settings to be prepared now."""
+        if not settings.pending:
+            self._asked_since = None
+            return False
+        if self._asked_since is None:
+            self._asked_since = now
+        paused = self.governor is not None and bool(self.governor.rung.changes.get("paused"))
+        return not paused or now - self._asked_since > _HELD
 
     def _check(self, request: Request, blend: int) -> None:
         if blend:

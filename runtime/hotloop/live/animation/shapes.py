@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-__all__ = ["TABLE", "Field", "bump", "entry", "ramp", "rise", "spread"]
+from hotloop_kernels.formula import ramp
+
+__all__ = ["TABLE", "Field", "entry", "spread"]
 
 TABLE = 256  # entries of a curve that is looked up
-
-
-def ramp(x: np.ndarray) -> np.ndarray:
-    """x held in 0..1."""
-    held: np.ndarray = np.minimum(np.maximum(x, np.float32(0)), np.float32(1))
-    return held
-
-
-def rise(x: np.ndarray) -> np.ndarray:
-    """0 below 0, 1 above 1, smooth between them: x^2 (3 - 2 x)."""
-    x = ramp(x)
-    return x * x * (np.float32(3) - np.float32(2) * x)
-
-
-def bump(x: np.ndarray) -> np.ndarray:
-    """1 at 0, falling to 0 at 1 and -1, smooth: (1 - x^2)^2."""
-    inside = np.maximum(np.float32(1) - x * x, np.float32(0))
-    return inside * inside
 
 
 def spread(curve: np.ndarray) -> np.ndarray:
@@ -32,9 +19,9 @@ def spread(curve: np.ndarray) -> np.ndarray:
     return np.interp(np.linspace(0, 1, TABLE), np.linspace(0, 1, len(curve)), curve).astype(np.float32)
 
 
-def entry(share: np.ndarray) -> np.ndarray:
-    """The entry of a curve, int32, at shares 0..1 of its way."""
-    return (ramp(share) * np.float32(TABLE - 1) + np.float32(0.5)).astype(np.int32)
+def entry(share: Any) -> Any:
+    """The entry of a curve, a whole number, at shares 0..1 of its way."""
+    return np.floor(ramp(share) * np.float32(TABLE - 1) + np.float32(0.5))
 
 
 class Field:
@@ -45,15 +32,15 @@ class Field:
     keyframe again.
     """
 
-    def __init__(self, sources: int, shape: tuple[int, ...], *, colour: bool) -> None:
+    def __init__(self, sources: int, *, colour: bool) -> None:
         self.sources = sources
-        self.array = np.zeros((3 * sources - 1 + 4 * colour, *shape), np.float32)
+        self.channels: list[Any] = [np.float32(0)] * (3 * sources - 1 + 4 * colour)
 
-    def flow(self, source: int, flow: tuple[np.ndarray, np.ndarray]) -> None:
-        self.array[2 * source], self.array[2 * source + 1] = flow
+    def flow(self, source: int, flow: tuple[Any, Any]) -> None:
+        self.channels[2 * source : 2 * source + 2] = flow
 
-    def mask(self, source: int, mask: np.ndarray) -> None:
-        self.array[2 * self.sources + source - 1] = mask
+    def mask(self, source: int, mask: Any) -> None:
+        self.channels[2 * self.sources + source - 1] = mask
 
-    def tint(self, colour: np.ndarray) -> None:
-        self.array[-4:] = colour
+    def tint(self, colour: Sequence[Any]) -> None:
+        self.channels[-4:] = colour
