@@ -105,6 +105,15 @@ def test_edits_are_the_pipelines_own_and_each_routes_mask_has_its_polarity(real:
         assert answer.status == 200 and np.array_equal(pixels(answer.json["images"][0]), own)
 
 
+def test_a1111s_words_that_change_from_row_to_row_are_drawn_as_the_pipeline_does(real: Server, pipe: Any) -> None:
+    """With the prompt of A1111's own tests; such runs have rows of their own beside the batch."""
+    words = "((emphasis)), (emphasis1:1.1), [to:1], [from::2], [from:to:0.3], [alt|alt1]"
+    for prompt in (words, "a girl AND a hat:0.5"):
+        answer = real.post("/sdapi/v1/txt2img", {"prompt": prompt, "steps": 4, "seed": 1})
+        own = pipe.txt2img(prompt, seed=1, num_inference_steps=4)
+        assert np.array_equal(pixels(answer.json["images"][0]), np.asarray(own.images[0]))
+
+
 def multipart(fields: dict[str, str], files: dict[str, np.ndarray]) -> tuple[bytes, str]:
     parts = [f'--b\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode() for k, v in fields.items()]
     for name, array in files.items():
