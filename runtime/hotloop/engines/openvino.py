@@ -530,8 +530,6 @@ def _sealed(folder: Path) -> bool:
         return False
 
 
-
-
 def _reason(error: Exception) -> str:
     """The last line of OpenVINO's message: before it stand places in its own source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
