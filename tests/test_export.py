@@ -575,7 +575,9 @@ def test_a_plan_is_built_without_a_gpu_and_says_it_never_ran(made: Path, store: 
         assert hotloop.load(out).engine == "openvino-fp32"
 
 
-@pytest.mark.parametrize(("bound", "precision"), [(-math.inf, "int8"), (math.inf, "floating point")])
+@pytest.mark.parametrize(("bound", "precision"), [
+    (-math.inf, "int8"), pytest.param(math.inf, "floating point", marks=pytest.mark.long),
+])  # fmt: skip
 def test_a_decoder_is_quantised_where_its_pictures_stay_near(
     with_tiny: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: float, precision: str
 ) -> None:

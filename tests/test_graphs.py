@@ -84,11 +84,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(tmp_path_factory.mktemp("graphs"), dtype=torch.float16)
 
 
-# name, rewrites, groups: together every rewrite and every group, plain and split; the plain UNet is an inpainting one
-# (its graph takes half a minute to trace; plain graphs are drawn from every day in test_export, test_schedulers).
+# name, rewrites, groups: together every rewrite and every group, plain and split; the plain UNet is an inpainting one.
+# A UNet's graph takes half a minute to trace: every day that of test_export is drawn from and certified, rewritten.
 CASES = [
     pytest.param("unet", (), GROUPS, marks=pytest.mark.long),
-    ("unet", REWRITES, ("controlnet", "identity")),
+    pytest.param("unet", REWRITES, ("controlnet", "identity"), marks=pytest.mark.long),
     ("prompt", REWRITES, ()),
     ("time", REWRITES, ("timestep_cond",)),
     ("vae_decoder", ("phase",), ()),
@@ -117,6 +117,7 @@ def test_graph_in_onnxruntime_equals_the_torch_modules(
         assert difference(file, inputs, expected) <= TOLERANCE
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_split_graphs_draw_every_image_of_a_batch_as_if_alone(made: Made, kind: str) -> None:
     """Through the denoiser, guidance on, each image at a row of its own; in ONNX Runtime bit for bit."""
@@ -157,6 +158,7 @@ def test_split_graphs_draw_every_image_of_a_batch_as_if_alone(made: Made, kind: 
             assert np.abs(both[i][image] - alone).max() <= (0 if kind == "onnx" else TOLERANCE)
 
 
+@pytest.mark.long
 def test_graphs_point_into_the_checkpoints_weights_and_the_derived_ones(made: Made) -> None:
     file = made.graph("unet", REWRITES, ("controlnet", "identity"))
     graph = onnx.load(file, load_external_data=False).graph
