@@ -247,6 +247,7 @@ def test_a_few_steps_teach_the_probe(tiny, tmp_path):
     assert guesses.shape == (8, len(render.ATTRIBUTES)) and features.shape == (8, 128)
 
 
+@pytest.mark.long
 def test_a_few_steps_teach_text_encoder_and_unet_and_stock_diffusers_loads_them(tiny, tmp_path):
     from diffusers import StableDiffusionPipeline
 

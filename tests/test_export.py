@@ -558,6 +558,7 @@ def test_build_adds_an_engine_and_keeps_the_rest(made: Path, store: Store, tmp_p
         add_engines(tmp_path, [Target("openvino", "bf16")], store=store)
 
 
+@pytest.mark.long  # every day test_tensorrt builds the built-in model's
 def test_a_plan_is_built_without_a_gpu_and_says_it_never_ran(made: Path, store: Store, tmp_path: Path) -> None:
     out = shutil.copytree(made, tmp_path / "bundle")
     add_engines(out, [Target("tensorrt_rtx", "fp32")], shapes=[(64, 64)], batches=(1, 2), store=store)
