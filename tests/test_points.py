@@ -175,6 +175,7 @@ def test_what_is_no_avatar_is_answered_in_one_line_and_nothing_changes(server: S
         assert np.array_equal(scene(server.address, client), before)
 
 
+@pytest.mark.long
 def test_a_killed_worker_does_not_lose_what_was_brought(server: Server) -> None:
     with Client(server.address, session="new", format="warp") as client:
         bring(client, {"points": portraits.PAINTED}, file_of(portraits.painted(128)))
@@ -311,7 +312,7 @@ def test_a_picture_too_large_for_the_server_is_made_smaller_and_fits_a_phone(bro
     page.page.tap("#own")
     page.page.wait_for_selector("#points-drop")
     rng = np.random.default_rng(1)
-    noisy = Image.fromarray(rng.integers(0, 255, (1500, 1500, 3), np.uint8).repeat(2, 0))
+    noisy = Image.fromarray(rng.integers(0, 255, (2200, 1100, 3), np.uint8))
     choose(page, "large.jpg", file_of(noisy, "JPEG", quality=95))
     page.until("hotloop.points.board.points", 60)
     assert page.check("hotloop.points.sent.size") <= 2_000_000
