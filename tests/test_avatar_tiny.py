@@ -205,6 +205,7 @@ def _falls(losses: list[float], share: float) -> bool:
     return float(np.mean(losses[-5:])) < share * float(np.mean(losses[:3]))
 
 
+@pytest.mark.long  # the first model is trained
 def test_a_few_steps_teach_the_autoencoder_and_folding_centres_it_exactly(tiny, tmp_path):
     torch.manual_seed(0)
     vae = train_vae.make_vae(block_out_channels=(16, 16, 16))

@@ -287,6 +287,7 @@ def test_nothing_is_kept_where_the_bound_holds(seen: Seen, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder.bin", "decoder.xml"]
 
 
+@pytest.mark.long
 def test_a_bound_beyond_reach_names_the_worst_layer(spoilt: Path, seen: Seen) -> None:
     with pytest.raises(BundleError, match=f"must reach cosine 2 to float32; worst layer {WORST}"):
         lift("onnx", spoilt, seen["vae_decoder"][:1], precision="int8", bound=2.0, network="vae_decoder")
