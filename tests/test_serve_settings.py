@@ -18,6 +18,7 @@ from hotloop.errors import InputError
 
 pytest.importorskip("fastapi", reason="the extra [serve]")
 
+from hotloop.serve.images import native
 from hotloop.serve.images.a1111_fields import translated
 from hotloop.serve.images.arena import Arena
 from hotloop.serve.images.asking import Names, refused
@@ -202,3 +203,26 @@ def test_what_is_masked_is_filled_from_around_it() -> None:
     assert np.abs(made.astype(int) - pixels[0, 0]).max() <= 1
     whole = Image.fromarray(pixels)
     assert filled(whole, Image.new("L", (60, 40), 255)) is whole
+
+
+# The log.
+
+
+def test_a_job_that_fails_by_our_fault_is_told_in_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a request's answer promises: the kind of error under the request's id, never its words."""
+    ends: list[tuple[str, int]] = []
+
+    async def fails(error: Exception) -> SimpleNamespace:
+        drawn = asyncio.get_running_loop().create_future()
+        drawn.set_exception(error)
+        ticket = SimpleNamespace(id="the-id", drawn=drawn, end=lambda outcome, status: ends.append((outcome, status)))
+        job = SimpleNamespace(ticket=ticket, kind="png", quality=None, status="running", error=None)
+        await native._work(job)  # type: ignore[arg-type]
+        return job
+
+    job = asyncio.run(fails(RuntimeError("a secret")))
+    log = capsys.readouterr().err
+    assert job.error["code"] == "internal" and job.status == "failed" and ends == [("failed", 500)]
+    assert "RuntimeError" in log and "the-id" in log and "secret" not in log
+    asyncio.run(fails(Refusal("expired")))
+    assert capsys.readouterr().err == "" and ends[1] == ("expired", 504)

@@ -74,14 +74,14 @@ class TextEncoder:
     def refuse_mixed_chunks(self, networks: Networks, request: Request, images: Sequence[Sequence[str]]) -> None:
         """Of each image all of its texts. A batch shares one number of windows; a shorter prompt padded to it would not
         be its single run."""
+        different = dict.fromkeys(map(tuple, images))
+        if len(different) < 2:
+            return
         syntax, long = request["prompt_syntax"], request["long_prompt"]
         encode = self.reads(networks).encode
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # it is said when they are encoded
-            counts = {
-                encode(list(texts), syntax=syntax, long_prompt=long).ids.shape[1]
-                for texts in dict.fromkeys(map(tuple, images))
-            }
+            counts = {encode(list(texts), syntax=syntax, long_prompt=long).ids.shape[1] for texts in different}
         if len(counts) > 1:
             rule = "long_prompt='chunk' and BREAK need prompts of one number of 75-token windows per call"
             raise InputError(request.place, rule, sorted(counts))
@@ -110,7 +110,7 @@ class Conditioning:
         """What is beside the words, and the words of every row of every pass. Raises InputError for prompts that come
         to more than MAX_TEXTS texts."""
         cond: Cond = {}
-        for part in self.parts[1:]:
+        for part in self.parts[1:]:  # the first is the words
             cond |= part(networks, request)
         told = _Told(request)
         rows = [told.rows(table, tables[:i]) for i, table in enumerate(tables)]

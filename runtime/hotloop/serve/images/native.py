@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from ... import __version__
 from ...request import PIPELINES, aliases, fields
 from ...samplers.face import NAMES
-from . import documents
+from . import documents, log
 from .asking import ALIASES, Asked, body_schema, carried, without_unknown
 from .bodies import read_json
 from .events import Stream, event, progress_of
@@ -246,6 +246,8 @@ async def _work(job: Job) -> None:
         }  # fmt: skip
         job.status, outcome, status = "completed", "completed", 200
     except Exception as error:
+        if not isinstance(error, Refusal):
+            log.fault(ticket.id, error)
         refusal = error if isinstance(error, Refusal) else Refusal("internal")
         job.error = {"code": refusal.code, "message": refusal.message}
         job.status = "cancelled" if refusal.code == "cancelled" else "failed"
